@@ -1,0 +1,52 @@
+"""What a language model believes at every layer, over a whole corpus, and what a control vector changes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llm_entropy.settings import (
+    METRICS,
+    AnalysisSettings,
+    ControlSettings,
+    DataSettings,
+    ModelSettings,
+    OutputSettings,
+    Settings,
+    TrainerSettings,
+)
+
+if TYPE_CHECKING:
+    from llm_entropy.analysis import run_analysis
+    from llm_entropy.results import RunResult
+    from llm_entropy.run import merge_run
+
+__all__ = [
+    "METRICS",
+    "AnalysisSettings",
+    "ControlSettings",
+    "DataSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "RunResult",
+    "Settings",
+    "TrainerSettings",
+    "merge_run",
+    "run_analysis",
+]
+
+_LATE = {
+    "run_analysis": "llm_entropy.analysis",
+    "RunResult": "llm_entropy.results",
+    "merge_run": "llm_entropy.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for, so that the command line's help does not."""
+    from importlib import import_module, metadata
+
+    if name == "__version__":
+        return metadata.version("llm_entropy")
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)

@@ -1,0 +1,293 @@
+"""The contracts between the parts: batch, statistics, records, column names and units.
+
+Nothing here imports torch or pyarrow when it is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, AnalysisSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+    from torch import Tensor
+
+PREDICTED = -1
+"""As a target id: the truth is unknown, the target is the token that the final layer predicts."""
+
+
+# --- what flows through a run ------------------------------------------------------------------------------------
+
+
+class Example(NamedTuple):
+    """One sentence as a model reads it: its tokens, and where it is read. A masked model may make several of one."""
+
+    sentence_id: int
+    """Number of the sentence's row in the corpus."""
+    sentence: str
+    """The text as it was given."""
+    input_ids: list[int]
+    """Tokens, special tokens included, mask put in, no padding."""
+    positions: list[int]
+    """Where the metrics are read, as indices into `input_ids`."""
+    targets: list[int]
+    """For each position, the true token, or `PREDICTED`."""
+    starts: list[int]
+    """For each position, where its token begins in `sentence`, in characters; -1 if unknown."""
+    ends: list[int]
+    """For each position, where its token ends in `sentence`, in characters; -1 if unknown."""
+
+
+@dataclass
+class Batch:
+    """Sentences padded on the right, and the records to take from them."""
+
+    input_ids: Tensor
+    """[batch, seq]."""
+    attention_mask: Tensor
+    """[batch, seq], 1 at real tokens, 0 at padding."""
+    rows: Tensor
+    """[record], the row of the batch that holds the record."""
+    positions: Tensor
+    """[record], the position in that row."""
+    targets: Tensor
+    """[record], the true token, or `PREDICTED`."""
+    uniforms: Tensor
+    """[record], float64 in [0, 1): the random number with which a token is sampled, the same in every condition."""
+    sentence_ids: Tensor
+    """[record], the number of the sentence in the corpus."""
+    starts: Tensor
+    """[record], first character of the position's token in the sentence, or -1."""
+    ends: Tensor
+    """[record], one past the last character, or -1."""
+    sentences: list[str]
+    """[batch], the texts."""
+
+
+class Unembedding(NamedTuple):
+    """The last step of a lens: z = softcap(scale * (x W^T + b)) / temperature."""
+
+    weight: Tensor
+    """W, [vocab, width]."""
+    bias: Optional[Tensor] = None
+    """b, [vocab]."""
+    scale: float = 1.0
+    """What the model multiplies its logits with."""
+    softcap: Optional[float] = None
+    """c in c * tanh(z / c), or None."""
+    temperature: float = 1.0
+    """What the user divides the logits by."""
+
+
+class RowStatistics(NamedTuple):
+    """Sufficient statistics of rows of logits z, each [condition, layer, row], float32, shifted by the row maximum m.
+
+    z are the logits after bias, softcap, logit scale and temperature; p = softmax(z). Fields that were not asked for
+    are None.
+    """
+
+    maximum: Tensor
+    """m = max z."""
+    log_sum: Tensor
+    """ln sum exp(z - m), so that the log-normaliser is m + log_sum."""
+    mean: Tensor
+    """sum p (z - m)."""
+    runner_up: Tensor
+    """Second largest z - m; 0 where the maximum occurs twice."""
+    top_ids: Tensor
+    """[condition, row, k], int64: the tokens with the largest logits at the last layer, the largest first."""
+    top: Tensor
+    """[condition, row, k]: z - m of these tokens."""
+    square: Optional[Tensor] = None
+    """sum p (z - m)^2."""
+    target: Optional[Tensor] = None
+    """z_y - m of the target token y."""
+    target_rank: Optional[Tensor] = None
+    """Number of tokens whose logit is larger than the target's, int64."""
+    final_cross: Optional[Tensor] = None
+    """sum p_final (z - m): the logit expected under the final layer's distribution of the same condition."""
+    standard_cross: Optional[Tensor] = None
+    """sum p_standard (z - m): the logit expected under the first condition's distribution at the same layer."""
+
+
+@dataclass
+class ConditionRecords:
+    """What one condition gives for the records of a batch."""
+
+    target_ids: Tensor
+    """[record], the target token."""
+    metrics: dict[str, Tensor]
+    """Per metric [record, layer]; `attention_entropy` is [record, block, head]."""
+    top_ids: Tensor
+    """[record, top_k], the final layer's most likely tokens; with sampling [record, 1], the sampled one."""
+    top_probabilities: Tensor
+    """As `top_ids`."""
+    tracked_ids: Tensor
+    """[record, tracked], the tokens that the final layer ranks highest."""
+    tracked_probabilities: Tensor
+    """[record, tracked, layer], their probability at every layer."""
+
+
+@dataclass
+class Records:
+    """What `predict_step` returns: the records of one batch, on the CPU."""
+
+    sentence_ids: Tensor
+    """[record]."""
+    sentences: list[str]
+    """[record], the text of each record's sentence."""
+    positions: Tensor
+    """[record]."""
+    token_ids: Tensor
+    """[record], the token at the position, as the model read it."""
+    starts: Tensor
+    """[record], in characters, or -1."""
+    ends: Tensor
+    """[record], in characters, or -1."""
+    conditions: dict[str, ConditionRecords]
+    """By condition, the standard one first."""
+    num_tokens: int = 0
+    """Real tokens of the batch."""
+    num_sentences: int = 0
+    """Rows of the batch."""
+
+
+# --- records on disk ---------------------------------------------------------------------------------------------
+
+SENTENCE_ID, SENTENCE, POSITION = "sentence_id", "sentence", "position"
+TOKEN_ID, TOKEN, TOKEN_START, TOKEN_END = "token_id", "token", "token_start", "token_end"
+TARGET_ID, TARGET = "target_id", "target"
+TOP_TOKENS, TOP_PROBABILITIES = "top_tokens", "top_probabilities"
+TRACKED_TOKENS, TRACKED_PROBABILITIES = "tracked_tokens", "tracked_probabilities"
+
+
+class ModelShape(NamedTuple):
+    """The sizes that fix a model's record columns."""
+
+    num_blocks: int
+    """L; there are L + 1 layers."""
+    num_heads: int
+    """Attention heads of a block."""
+    hidden_size: int
+    """Width of the residual stream."""
+    vocab_size: int
+    """V, the number of logits."""
+
+    @property
+    def num_layers(self) -> int:
+        """L + 1."""
+        return self.num_blocks + 1
+
+
+def column(condition: str, name: str) -> str:
+    """Return the shard column that holds `name` under `condition`."""
+    return f"{condition}/{name}"
+
+
+def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[str, str]) -> pa.Schema:
+    """Return the Arrow schema of a model's shards: one row per (sentence, position), columns for each condition.
+
+    Metrics are fixed-size lists of float32, a number per layer; `attention_entropy` holds blocks x heads numbers, the
+    heads of block 0 first; `tracked_probabilities` tracked x layers, the layers of the first token first. Unit, axis
+    and shape are in each field's metadata.
+    """
+    import pyarrow as pa
+
+    def numbers(name: str, unit: str, axes: str, *sizes: int) -> pa.Field:
+        about = {"unit": unit, "axes": axes, "shape": " ".join(map(str, sizes))}
+        return pa.field(name, pa.list_(pa.float32(), math.prod(sizes)), metadata=about)
+
+    fields = [
+        pa.field(SENTENCE_ID, pa.int64(), metadata={"meaning": "row of the corpus"}),
+        pa.field(SENTENCE, pa.string()),
+        pa.field(POSITION, pa.int32(), metadata={"unit": "tokens"}),
+        pa.field(TOKEN_ID, pa.int32()),
+        pa.field(TOKEN, pa.string()),
+        pa.field(TOKEN_START, pa.int32(), metadata={"unit": "characters"}),
+        pa.field(TOKEN_END, pa.int32(), metadata={"unit": "characters"}),
+    ]
+    num_layers, num_tracked = shape.num_layers, min(analysis.tracked_tokens, shape.vocab_size)
+    num_top = 1 if analysis.use_sampling else analysis.top_k
+    for condition in analysis.conditions:
+        fields += [
+            pa.field(column(condition, TARGET_ID), pa.int32()),
+            pa.field(column(condition, TARGET), pa.string()),
+            pa.field(column(condition, TOP_TOKENS), pa.list_(pa.string(), num_top)),
+            numbers(column(condition, TOP_PROBABILITIES), "", "token", num_top),
+            pa.field(column(condition, TRACKED_TOKENS), pa.list_(pa.string(), num_tracked)),
+            numbers(column(condition, TRACKED_PROBABILITIES), "", "token layer", num_tracked, num_layers),
+        ]
+        for name in analysis.metrics:
+            if METRICS[name].axis == "block":
+                axes, sizes = "block head", [shape.num_blocks, shape.num_heads]
+            else:
+                axes, sizes = "layer", [num_layers]
+            fields.append(numbers(column(condition, name), METRICS[name].unit, axes, *sizes))
+    if analysis.mode == COMPARATIVE:
+        unit = COMPARISON_METRICS[KL_FROM_STANDARD].unit
+        fields.append(numbers(column(CONTROL, KL_FROM_STANDARD), unit, "layer", num_layers))
+    return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
+
+
+# --- what the merge hands to the plots ---------------------------------------------------------------------------
+
+
+@dataclass
+class Curves:
+    """One metric over depth, for all sentences of a model under one condition (or for their differences)."""
+
+    count: int
+    """Number of sentences."""
+    mean: npt.NDArray[np.float64]
+    """[layer], over the sentences."""
+    deviation: npt.NDArray[np.float64]
+    """[layer], standard deviation over the sentences (ddof 0)."""
+    sample: npt.NDArray[np.float32]
+    """[sample, layer], evenly spaced sentences, at most `sample_size` of them."""
+
+
+@dataclass
+class Comparison:
+    """One metric under both conditions."""
+
+    standard: Curves
+    control: Curves
+    difference: Curves
+    """Of control - standard, sentence by sentence."""
+
+
+@dataclass
+class TokenTracks:
+    """How the probability of the final layer's most likely tokens grows over the layers."""
+
+    count: int
+    """Number of sentences."""
+    mean: npt.NDArray[np.float64]
+    """[tracked, layer], over the sentences, by rank of the token at the final layer."""
+    examples: list[tuple[str, list[str], npt.NDArray[np.float32]]]
+    """A few sentences: text, tracked tokens, probabilities [tracked, layer]."""
+
+
+@dataclass
+class ModelTables:
+    """What the merge made of one model's shards, for plots and for the table on the terminal."""
+
+    model: str
+    """The model's key."""
+    name: str
+    """Its hub name, folder or built-in name."""
+    shape: ModelShape
+    num_sentences: int
+    num_records: int
+    curves: dict[str, dict[str, Curves]]
+    """By condition, then by metric; attention entropy is the mean over heads."""
+    tracks: dict[str, TokenTracks]
+    """By condition."""
+    comparisons: dict[str, Comparison] = field(default_factory=dict)
+    """By metric; empty unless the run compares."""
+    kl_from_standard: Optional[Curves] = None

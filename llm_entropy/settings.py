@@ -1,0 +1,286 @@
+"""The settings of a run: the typed, documented shape of its configuration, and what a metric is called.
+
+Plain data: nothing here imports anything heavy, not even for type checkers, so that help and errors are quick.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Optional, Union
+
+STANDARD = "standard"
+"""Name of the condition without steering."""
+CONTROL = "control"
+"""Name of the steered condition."""
+COMPARATIVE = "comparative"
+"""Name of the folder, and of the mode, in which both conditions are compared."""
+
+Kind = Literal["causal", "masked"]
+Mode = Literal["standard", "control", "comparative"]
+
+
+# --- metrics -----------------------------------------------------------------------------------------------------
+
+
+class Metric(NamedTuple):
+    """What a metric is called and measured in."""
+
+    label: str
+    """The words on a plot's axis."""
+    unit: str
+    """`nats`, `logits`, `tokens`, `nats squared`, or empty for a pure number."""
+    axis: Literal["layer", "block"]
+    """What the values run over: layers 0..L, or blocks 0..L-1."""
+
+
+METRICS: dict[str, Metric] = {
+    "entropy": Metric("entropy", "nats", "layer"),
+    "perplexity": Metric("perplexity", "", "layer"),
+    "margin": Metric("margin", "logits", "layer"),
+    "kl_divergence": Metric("KL from uniform", "nats", "layer"),
+    "surprisal": Metric("surprisal", "nats", "layer"),
+    "attention_entropy": Metric("attention entropy", "nats", "block"),
+    "kl_to_final": Metric("KL to the final layer", "nats", "layer"),
+    "target_rank": Metric("rank of the target", "tokens", "layer"),
+    "varentropy": Metric("varentropy", "nats squared", "layer"),
+}
+"""Every metric that `analysis.metrics` may name, in the order of the outputs."""
+
+DEFAULT_METRICS = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entropy", "surprisal")
+
+ATTENTION_ENTROPY = "attention_entropy"
+"""The one metric that is read from the attention instead of from a lens."""
+KL_FROM_STANDARD = "kl_from_standard"
+COMPARISON_METRICS: dict[str, Metric] = {KL_FROM_STANDARD: Metric("KL from standard to control", "nats", "layer")}
+"""Metrics that need two conditions; they are always measured in a comparison."""
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+VectorLike = Union[str, list[float], list[list[float]]]
+
+
+@dataclass
+class ControlVectors:
+    """A pair of control vectors, of which `direction` chooses one."""
+
+    positive: Optional[VectorLike] = None
+    """A file, or numbers: [hidden], [blocks, hidden] or [blocks + 1, hidden]; a shorter list is repeated."""
+    negative: Optional[VectorLike] = None
+    """As `positive`."""
+
+
+@dataclass
+class ControlSettings:
+    """How the control condition steers the model."""
+
+    enabled: Optional[bool] = None
+    """Whether the control condition is run; null: if a vector is given."""
+    control_vector: Optional[VectorLike] = None
+    """A file (.pt, .safetensors, .npy, .gguf; `{model}` in it stands for the model's key), or numbers."""
+    control_vectors: Optional[ControlVectors] = None
+    """A pair to choose from by `direction`; `control_vector` goes before it."""
+    direction: Literal["positive", "negative"] = "positive"
+    """Which of `control_vectors` acts; for a single `control_vector`, negative turns its sign."""
+    strength: float = 1.0
+    """Factor on every vector."""
+    layer_weights: Optional[list[float]] = None
+    """A factor for each block (or one more, the first for the embeddings); other lengths are interpolated."""
+    token_weights: Optional[list[float]] = None
+    """Factors interpolated over the real tokens of each sentence."""
+
+    def __post_init__(self) -> None:
+        _check_finite("analysis.control.strength", [self.strength])
+        _check_finite("analysis.control.layer_weights", self.layer_weights)
+        _check_finite("analysis.control.token_weights", self.token_weights)
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether any vector is given, whatever `enabled` says."""
+        pair = self.control_vectors or ControlVectors()
+        return any(vector is not None for vector in (self.control_vector, pair.positive, pair.negative))
+
+
+@dataclass
+class AnalysisSettings:
+    """What is measured, where, and under which conditions."""
+
+    num_sentences: Optional[int] = 10
+    """How many sentences, picked by `seed` and kept in corpus order; null: the whole corpus."""
+    temperature: float = 1.0
+    """Every logit is divided by it."""
+    use_sampling: bool = False
+    """Take a sampled token, instead of the most likely one, where the target is the predicted token."""
+    compare_control: bool = False
+    """Run standard and control and compare them; false: run what is enabled alone."""
+    positions: Literal["last", "all"] = "last"
+    """Causal models: the last token, or every token, of a sentence."""
+    mask_strategy: Literal["last", "random", "each"] = "last"
+    """Masked models: which token of a sentence without a mask token is masked."""
+    lens: Literal["logit", "raw", "tuned"] = "logit"
+    """How a layer becomes logits: the model's own norm and head, the head alone, or a trained affine map first."""
+    lens_path: Optional[str] = None
+    """Folder of a tuned lens (`params.pt` or `params.safetensors`); `{model}` stands for the model's key."""
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
+    """Names of the metrics."""
+    top_k: int = 5
+    """How many tokens of the final layer the predictions list."""
+    tracked_tokens: int = 3
+    """For how many of them the probability is followed over the layers."""
+    control: ControlSettings = field(default_factory=ControlSettings)
+    """The control condition."""
+
+    def __post_init__(self) -> None:
+        if self.num_sentences is not None:
+            _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
+        _check_at_least("analysis.top_k", self.top_k, 1)
+        _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 0)
+        if not self.metrics:
+            raise ValueError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ValueError(f"analysis.metrics: got {name!r}; expected some of {', '.join(METRICS)}")
+        self.metrics = [name for name in METRICS if name in self.metrics]
+        if self.lens == "tuned" and self.lens_path is None:
+            raise ValueError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
+        wants_control = self.compare_control or self.control.enabled
+        if wants_control and not self.control.has_vector:
+            key = "compare_control" if self.compare_control else "control.enabled"
+            raise ValueError(
+                f"analysis.{key} is true, but there is no control vector; "
+                "give analysis.control.control_vector (--control-vector FILE) or analysis.control.control_vectors"
+            )
+        if self.compare_control and self.control.enabled is False:
+            raise ValueError("analysis.compare_control is true, but analysis.control.enabled is false; change one")
+
+    @property
+    def mode(self) -> Mode:
+        """What the run writes: `comparative`, `control` or `standard`."""
+        if self.compare_control:
+            return "comparative"
+        enabled = self.control.has_vector if self.control.enabled is None else self.control.enabled
+        return "control" if enabled else "standard"
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Names of the conditions of the run, the standard one first."""
+        return {"comparative": (STANDARD, CONTROL), "control": (CONTROL,), "standard": (STANDARD,)}[self.mode]
+
+
+@dataclass
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    name: str
+    """A hub name, a local folder, or `builtin:tiny-gpt2`, `builtin:tiny-bert`."""
+    revision: Optional[str] = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Optional[Literal["float32", "bfloat16", "float16"]] = None
+    """Type of the weights; null: what `trainer.precision` says."""
+    trust_remote_code: bool = False
+    """Allow the model's own code to run."""
+    output_hidden_states: bool = True
+    """Accepted, without effect: layers are always read."""
+
+
+@dataclass
+class DataSettings:
+    """Which sentences."""
+
+    path: Optional[str] = None
+    """A file or glob (csv, tsv, json, jsonl, parquet, arrow, txt), a saved data set, or a hub name; null: built in."""
+    name: Optional[str] = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of the data set."""
+    text_column: Optional[str] = None
+    """Column that holds the sentences; null: the only text column."""
+    streaming: bool = False
+    """Read rows as they come, until `analysis.num_sentences`, instead of fetching the whole data set first."""
+    max_length: Optional[int] = None
+    """Most tokens of a sentence; null: what the model allows. Longer sentences are cut and counted."""
+    tokens_per_batch: int = 8192
+    """How many tokens, padding included, fill a batch."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None:
+            _check_at_least("data.max_length", self.max_length, 3)
+        _check_at_least("data.tokens_per_batch", self.tokens_per_batch, 1)
+
+
+@dataclass
+class TrainerSettings:
+    """Where it runs: arguments of Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, ... or auto."""
+    devices: Union[int, list[int], str] = "auto"
+    """How many, or which, devices of each node."""
+    num_nodes: int = 1
+    """How many nodes."""
+    strategy: str = "auto"
+    """Lightning's strategy."""
+    precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
+    """Type of the weights and of the forward pass; the statistics are float32 always."""
+
+
+@dataclass
+class OutputSettings:
+    """What is written, and where."""
+
+    dir: str = "analysis_outputs"
+    """Folder of the runs."""
+    run_name: Optional[str] = None
+    """Name of this run's folder; null: run_{timestamp}_{id}."""
+    plots: bool = True
+    """Whether plots are drawn."""
+    parquet: bool = True
+    """Whether every record is written as Parquet beside the CSV files."""
+
+
+def default_models() -> dict[str, Union[str, ModelSettings]]:
+    """Return the models of the default analysis: one causal, one masked."""
+    return {"gpt2": ModelSettings("gpt2"), "bert": ModelSettings("google-bert/bert-base-uncased")}
+
+
+@dataclass
+class Settings:
+    """One run, whole: what `config.yaml` holds."""
+
+    seed: int = 0
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    models: dict[str, Union[str, ModelSettings]] = field(default_factory=default_models)
+    data: DataSettings = field(default_factory=DataSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+    def __post_init__(self) -> None:
+        _check_at_least("seed", self.seed, 0)
+        if not self.models:
+            raise ValueError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
+        for key in self.models:
+            if not key or not all(character.isalnum() or character in "-_." for character in key):
+                raise ValueError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+
+
+def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
+    if numbers is not None and (not numbers or not all(math.isfinite(number) for number in numbers)):
+        raise ValueError(f"{key}: got {numbers}; expected finite numbers")
+
+
+def _check_at_least(key: str, number: int, least: int, otherwise: str = "") -> None:
+    if number < least:
+        raise ValueError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
+
+
+def to_plain(settings: Any) -> Any:
+    """Return settings as plain dicts, lists and numbers, ready for YAML."""
+    if isinstance(settings, dict):
+        return {key: to_plain(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [to_plain(value) for value in settings]
+    if hasattr(settings, "__dataclass_fields__"):
+        return {name: to_plain(getattr(settings, name)) for name in settings.__dataclass_fields__}
+    return settings
