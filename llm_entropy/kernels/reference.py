@@ -1,0 +1,269 @@
+"""The kernel in plain torch: tiles of rows by chunks of the vocabulary, memory bounded whatever the sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from llm_entropy.schema import RowStatistics, Unembedding
+
+VOCAB_CHUNK = 4096
+"""Tokens of the vocabulary that are looked at together."""
+TILE_LOGITS = 2**22
+"""Logits of a tile of rows that are held together: 16 MiB, of which a handful of copies live at a time."""
+GATHER_NUMBERS = 2**22
+"""Numbers of decoder rows that `token_logits` gathers together."""
+
+
+def logits_of(states: Tensor, unembedding: Unembedding, tokens: slice = slice(None)) -> Tensor:
+    """Return softcap(scale * (states @ weight[tokens].T + bias[tokens])) / temperature, float32.
+
+    Args:
+        states: [..., width].
+        unembedding: The decoder and what follows it.
+        tokens: Which rows of the decoder.
+
+    Returns:
+        [..., tokens].
+    """
+    weight = unembedding.weight[tokens].float()
+    bias = None if unembedding.bias is None else unembedding.bias[tokens].float()
+    return _finish(torch.nn.functional.linear(states.float(), weight, bias), unembedding)
+
+
+def _finish(logits: Tensor, unembedding: Unembedding) -> Tensor:
+    """Apply what a model does to its logits, in its order, and the temperature."""
+    if unembedding.scale != 1.0:
+        logits = logits * unembedding.scale
+    if unembedding.softcap is not None:
+        logits = torch.tanh(logits / unembedding.softcap) * unembedding.softcap
+    return logits if unembedding.temperature == 1.0 else logits / unembedding.temperature
+
+
+def _vocabulary_chunks(unembedding: Unembedding) -> Iterator[slice]:
+    vocab_size = unembedding.weight.shape[0]
+    for start in range(0, vocab_size, VOCAB_CHUNK):
+        yield slice(start, min(start + VOCAB_CHUNK, vocab_size))
+
+
+def _tiles(num_rows: int, copies: int, unembedding: Unembedding) -> Iterator[slice]:
+    """Yield parts of the rows, such that one chunk of `copies` times their logits stays within `TILE_LOGITS`."""
+    tile = max(1, TILE_LOGITS // (copies * min(VOCAB_CHUNK, unembedding.weight.shape[0])))
+    for start in range(0, num_rows, tile):
+        yield slice(start, start + tile)
+
+
+def lens_statistics(
+    states: Tensor, unembedding: Unembedding, *, top_k: int, square: bool, final_cross: bool, standard_cross: bool
+) -> RowStatistics:
+    """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
+    num_conditions, num_layers, num_rows, _ = states.shape
+    tiles = [
+        _tile_statistics(states[:, :, rows], unembedding, top_k, square, final_cross, standard_cross)
+        for rows in _tiles(num_rows, num_conditions * num_layers, unembedding)
+    ]
+    row_axis = {"top_ids": 1, "top": 1}
+    joined = {
+        name: torch.cat([getattr(part, name) for part in tiles], dim=row_axis.get(name, 2))
+        for name in RowStatistics._fields
+        if getattr(tiles[0], name) is not None
+    }
+    return RowStatistics(**joined)
+
+
+class _Sums(NamedTuple):
+    """Running sums over the vocabulary of a tile, shifted by the running maximum m; float64 across chunks."""
+
+    maximum: Tensor
+    """m, [condition, layer, row], float32."""
+    second: Tensor
+    """The second largest logit."""
+    exp: Tensor
+    """sum exp(z - m)."""
+    first_moment: Tensor
+    """sum exp(z - m) (z - m)."""
+    second_moment: Optional[Tensor]
+    """sum exp(z - m) (z - m)^2."""
+    final: Optional[Tensor]
+    """sum exp(z_final - m_final) (z - m)."""
+    standard: Optional[Tensor]
+    """sum exp(z_standard - m_standard) (z - m)."""
+    top: Tensor
+    """[condition, row, k], the largest logits of the last layer."""
+    top_ids: Tensor
+    """[condition, row, k], their tokens."""
+    top_k: int
+    """How many are wanted; a small chunk may have fewer."""
+
+
+def _tile_statistics(
+    states: Tensor, unembedding: Unembedding, top_k: int, square: bool, final_cross: bool, standard_cross: bool
+) -> RowStatistics:
+    chunks = (
+        _chunk_sums(logits_of(states, unembedding, tokens), tokens.start, top_k, square, final_cross, standard_cross)
+        for tokens in _vocabulary_chunks(unembedding)
+    )
+    sums = reduce(_add, chunks)
+    final_exp, standard_exp = sums.exp[:, -1:], sums.exp[:1]
+    return RowStatistics(
+        maximum=sums.maximum,
+        log_sum=sums.exp.log().float(),
+        mean=(sums.first_moment / sums.exp).float(),
+        runner_up=sums.second - sums.maximum,
+        top_ids=sums.top_ids,
+        top=sums.top - sums.maximum[:, -1].unsqueeze(-1),
+        square=None if sums.second_moment is None else (sums.second_moment / sums.exp).float(),
+        final_cross=None if sums.final is None else (sums.final / final_exp).float(),
+        standard_cross=None if sums.standard is None else (sums.standard / standard_exp).float(),
+    )
+
+
+def _chunk_sums(
+    logits: Tensor, first_token: int, top_k: int, square: bool, final_cross: bool, standard_cross: bool
+) -> _Sums:
+    """Return the sums over one chunk of logits [condition, layer, row, token]."""
+    largest = logits.topk(min(2, logits.shape[-1]), dim=-1).values
+    maximum = largest[..., 0]
+    second = largest[..., 1] if largest.shape[-1] == 2 else torch.full_like(maximum, -torch.inf)
+    top, top_ids = logits[:, -1].topk(min(top_k, logits.shape[-1]), dim=-1)
+    shifted = logits - maximum.unsqueeze(-1)
+    exp = shifted.exp()
+    weighted = exp * shifted
+    return _Sums(
+        maximum=maximum,
+        second=second,
+        exp=exp.sum(-1).double(),
+        first_moment=weighted.sum(-1).double(),
+        second_moment=(weighted * shifted).sum(-1).double() if square else None,
+        final=(exp[:, -1:] * shifted).sum(-1).double() if final_cross else None,
+        standard=(exp[:1] * shifted).sum(-1).double() if standard_cross else None,
+        top=top,
+        top_ids=top_ids + first_token,
+        top_k=top_k,
+    )
+
+
+def _add(a: _Sums, b: _Sums) -> _Sums:
+    """Return the sums over two parts of the vocabulary, of which `a` comes first."""
+    maximum = torch.maximum(a.maximum, b.maximum)
+    second = torch.maximum(torch.maximum(a.second, b.second), torch.minimum(a.maximum, b.maximum))
+    a, b = _shift(a, maximum), _shift(b, maximum)
+
+    def plus(x: Optional[Tensor], y: Optional[Tensor]) -> Optional[Tensor]:
+        return None if x is None or y is None else x + y
+
+    top, order = torch.cat([a.top, b.top], -1).sort(dim=-1, descending=True)
+    top_ids = torch.cat([a.top_ids, b.top_ids], -1).gather(-1, order)
+    return _Sums(
+        maximum=maximum,
+        second=second,
+        exp=a.exp + b.exp,
+        first_moment=a.first_moment + b.first_moment,
+        second_moment=plus(a.second_moment, b.second_moment),
+        final=plus(a.final, b.final),
+        standard=plus(a.standard, b.standard),
+        top=top[..., : a.top_k],
+        top_ids=top_ids[..., : a.top_k],
+        top_k=a.top_k,
+    )
+
+
+def _shift(sums: _Sums, maximum: Tensor) -> _Sums:
+    """Return the sums relative to another maximum."""
+    step = (sums.maximum - maximum).double()
+    factor = step.exp()
+
+    def cross(total: Optional[Tensor], weights: Tensor, weight_factor: Tensor) -> Optional[Tensor]:
+        # sum e_w (z - m) with e_w = exp(z_w - m_w): the weights' maximum moves as well as that of z
+        return None if total is None else weight_factor * (total + step * weights)
+
+    first, second = sums.first_moment, sums.second_moment
+    return sums._replace(
+        exp=factor * sums.exp,
+        first_moment=factor * (first + step * sums.exp),
+        second_moment=None if second is None else factor * (second + 2 * step * first + step.square() * sums.exp),
+        final=cross(sums.final, sums.exp[:, -1:], factor[:, -1:]),
+        standard=cross(sums.standard, sums.exp[:1], factor[:1]),
+    )
+
+
+def token_logits(states: Tensor, unembedding: Unembedding, tokens: Tensor) -> Tensor:
+    """Return the logits of a few tokens of each row.
+
+    Args:
+        states: [condition, layer, row, width].
+        unembedding: The decoder and what follows it.
+        tokens: [condition, row, token].
+
+    Returns:
+        [condition, layer, row, token], float32.
+    """
+    per_row = tokens.shape[0] * tokens.shape[2] * states.shape[-1]
+    tile = max(1, GATHER_NUMBERS // max(1, per_row))
+    parts = []
+    for start in range(0, tokens.shape[1], tile):
+        chosen = tokens[:, start : start + tile]
+        weight = unembedding.weight[chosen].float()
+        logits = torch.einsum("clrw,crtw->clrt", states[:, :, start : start + tile].float(), weight)
+        if unembedding.bias is not None:
+            logits = logits + unembedding.bias[chosen].float().unsqueeze(1)
+        parts.append(_finish(logits, unembedding))
+    return torch.cat(parts, dim=2)
+
+
+def count_larger(states: Tensor, unembedding: Unembedding, targets: Tensor, target_logits: Tensor) -> Tensor:
+    """Return how many tokens have a larger logit than the target's.
+
+    Args:
+        states: [condition, layer, row, width].
+        unembedding: The decoder and what follows it.
+        targets: [condition, row].
+        target_logits: [condition, layer, row].
+
+    Returns:
+        [condition, layer, row], int64; 0 where the target is the most likely token.
+    """
+    num_conditions, num_layers, num_rows, _ = states.shape
+    counts = torch.zeros_like(target_logits, dtype=torch.int64)
+    for rows in _tiles(num_rows, num_conditions * num_layers, unembedding):
+        for tokens in _vocabulary_chunks(unembedding):
+            larger = logits_of(states[:, :, rows], unembedding, tokens) > target_logits[:, :, rows].unsqueeze(-1)
+            ids = torch.arange(tokens.start, tokens.stop, device=states.device)
+            # the target's own logit, which another product rounds otherwise, is not larger than itself
+            larger &= (ids != targets[:, rows].unsqueeze(-1)).unsqueeze(1)
+            counts[:, :, rows] += larger.sum(-1)
+    return counts
+
+
+def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tensor, uniforms: Tensor) -> Tensor:
+    """Draw a token from each row's softmax: the first one at which the cumulative probability exceeds the draw.
+
+    The same draw at two conditions gives the same token wherever their distributions agree.
+
+    Args:
+        states: [condition, row, width], at the last layer.
+        unembedding: The decoder and what follows it.
+        log_normalizer: [condition, row], ln sum exp(z).
+        uniforms: [row], float64 in [0, 1).
+
+    Returns:
+        [condition, row], int64.
+    """
+    num_conditions, num_rows, _ = states.shape
+    sampled = torch.empty((num_conditions, num_rows), dtype=torch.int64, device=states.device)
+    for rows in _tiles(num_rows, num_conditions, unembedding):
+        below = torch.zeros_like(sampled[:, rows])
+        reached = torch.zeros_like(log_normalizer[:, rows], dtype=torch.float64)
+        for tokens in _vocabulary_chunks(unembedding):
+            logits = logits_of(states[:, rows], unembedding, tokens)
+            probabilities = (logits - log_normalizer[:, rows].unsqueeze(-1)).double().exp()
+            cumulative = reached.unsqueeze(-1) + probabilities.cumsum(-1)
+            below += (cumulative <= uniforms[rows].unsqueeze(-1)).sum(-1)
+            reached = cumulative[..., -1]
+        # rounding can leave the last cumulative probability a little below a draw close to 1
+        sampled[:, rows] = below.clamp(max=unembedding.weight.shape[0] - 1)
+    return sampled
