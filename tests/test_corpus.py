@@ -1,0 +1,514 @@
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+from tiny_models import make_tokenizer
+
+import llm_entropy.builtin
+from llm_entropy.corpus import Corpus, encode_corpus, load_corpus, plan_batches
+from llm_entropy.positions import Encoder
+from llm_entropy.schema import Example
+from llm_entropy.settings import DataSettings
+
+HARD = [
+    'a quote " and, a comma',
+    "a line\nand another\r\nand a third",
+    "\u4e2d\u6587\u53e5\u5b50\uff0c\u5e26\u6807\u70b9\u3002",
+    "emoji \U0001f408\u200d\u2b1b and \U0001f469\U0001f3fd\u200d\U0001f680",
+    "NA",
+    "null",
+    "None",
+    "nan",
+    " leading and trailing ",
+    "a tab\there",
+]
+
+# Where a stream is left before its end, `datasets` does not close its files.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    cache = tmp_path / "hf_cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    return cache
+
+
+def load(path: Any, num_sentences: int | None = None, seed: int = 0, **settings: Any) -> Corpus:
+    data = DataSettings(path=None if path is None else str(path), **settings)
+    return load_corpus(data, num_sentences, seed, quiet=True)
+
+
+def texts(corpus: Corpus) -> list[str]:
+    return list(corpus.sentences["sentence"])
+
+
+def ids(corpus: Corpus) -> list[int]:
+    return list(corpus.sentences["sentence_id"])
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[Any]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+# --- the built-in corpus -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ten_facts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"Fact {i} is", "masked": f"Fact {i} is [MASK].", "topic": "facts"} for i in range(10)]
+    monkeypatch.setattr(llm_entropy.builtin, "read_sentences", lambda: rows)
+
+
+@pytest.mark.usefixtures("ten_facts")
+def test_the_builtin_corpus_gives_prompts_to_causal_and_masks_to_masked_models():
+    corpus = load(None, 3)
+    causal, masked = corpus.for_kind("causal"), corpus.for_kind("masked")
+    assert sorted(causal.column_names) == sorted(masked.column_names) == ["sentence", "sentence_id"]
+    assert list(causal["sentence"]) == [f"Fact {i} is" for i in ids(corpus)]
+    assert list(masked["sentence"]) == [f"Fact {i} is [MASK]." for i in ids(corpus)]
+    assert list(causal["sentence_id"]) == list(masked["sentence_id"]) == ids(corpus)
+
+
+@pytest.mark.usefixtures("ten_facts")
+def test_more_sentences_than_there_are_is_an_error_that_says_how_many():
+    with pytest.raises(ValueError, match=r"analysis\.num_sentences: got 11, but .* has only 10 sentences"):
+        load(None, 11)
+    assert len(load(None, 10).sentences) == 10
+
+
+def test_other_corpora_give_every_kind_the_same_text(tmp_path: Path):
+    corpus = load(write_lines(tmp_path / "a.txt", ["one", "two"]))
+    assert corpus.for_kind("causal").to_dict() == corpus.for_kind("masked").to_dict()
+
+
+# --- formats -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz", ".json", ".jsonl", ".jsonl.gz", ".parquet", ".arrow"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_format_gives_the_text_unchanged(tmp_path: Path, suffix: str, streaming: bool):
+    # `datasets` cannot read compressed files with brackets in their names.
+    path = tmp_path / (f"corpus{suffix}" if suffix.endswith(".gz") else f"corpus [1]{suffix}")
+    rows = [{"id": i, "text": text} for i, text in enumerate(HARD)]
+    if suffix in (".csv", ".tsv", ".csv.gz"):
+        plain = write_csv(
+            tmp_path / "plain",
+            ["id", "text"],
+            [list(row.values()) for row in rows],
+            delimiter="\t" if suffix == ".tsv" else ",",
+        )
+        path.write_bytes(gzip.compress(plain.read_bytes()) if suffix.endswith(".gz") else plain.read_bytes())
+    elif suffix in (".jsonl", ".jsonl.gz"):
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    elif suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    elif suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(str(path))
+    else:
+        with datasets.arrow_writer.ArrowWriter(path=str(path)) as writer:
+            writer.write_table(Dataset.from_list(rows).data.table)
+    corpus = load(path, len(HARD), streaming=streaming)
+    assert texts(corpus) == HARD
+    assert ids(corpus) == list(range(len(HARD)))
+    assert corpus.skipped == []
+    assert corpus.num_rows == len(HARD)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".txt.gz"])
+def test_a_text_file_holds_a_sentence_on_each_line(tmp_path: Path, suffix: str):
+    path = tmp_path / f"a{suffix}"
+    # `datasets` leaves the byte order mark at the beginning of a compressed file.
+    mark = "" if suffix.endswith(".gz") else "\ufeff"
+    content = (mark + 'first\n\n\u4e8c\r\n   \nthird, "quoted"').encode()
+    path.write_bytes(gzip.compress(content) if suffix.endswith(".gz") else content)
+    corpus = load(path)
+    assert texts(corpus) == ["first", "\u4e8c", 'third, "quoted"']
+    assert ids(corpus) == [0, 2, 4]
+    assert corpus.skipped == [(1, "blank"), (3, "blank")]
+    assert corpus.num_rows == 5
+
+
+def test_a_glob_reads_all_its_files_in_order(tmp_path: Path):
+    for name in "bca":
+        write_lines(tmp_path / f"{name}.txt", [f"{name} 0", f"{name} 1"])
+    corpus = load(tmp_path / "*.txt")
+    assert texts(corpus) == ["a 0", "a 1", "b 0", "b 1", "c 0", "c 1"]
+    assert ids(corpus) == list(range(6))
+
+
+def test_a_folder_gives_the_files_of_the_split(tmp_path: Path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    write_csv(folder / "train.csv", ["text"], [["to learn"]])
+    write_csv(folder / "test.csv", ["text"], [["to examine"]])
+    (folder / "README.md").write_text("no data")
+    assert texts(load(folder)) == ["to learn"]
+    assert texts(load(folder, split="test")) == ["to examine"]
+    with pytest.raises(ValueError, match=r"data\.split is 'dev'.*train.*test"):
+        load(folder, split="dev")
+
+
+def test_a_folder_without_splits_is_read_whole(tmp_path: Path):
+    folder = tmp_path / "folder"
+    (folder / "deep").mkdir(parents=True)
+    write_lines(folder / "1.jsonl", ['{"text": "one"}'])
+    write_lines(folder / "deep" / "2.jsonl", ['{"text": "two"}'])
+    assert sorted(texts(load(folder))) == ["one", "two"]
+
+
+def test_a_saved_data_set_is_read_with_and_without_splits(tmp_path: Path):
+    rows = Dataset.from_dict({"text": ["one", None, "three"], "n": [1, 2, 3]})
+    rows.save_to_disk(str(tmp_path / "plain"))
+    DatasetDict({"train": rows, "test": rows.select([2])}).save_to_disk(str(tmp_path / "splits"))
+    plain = load(tmp_path / "plain")
+    assert (texts(plain), ids(plain), plain.skipped) == (["one", "three"], [0, 2], [(1, "null")])
+    assert texts(load(tmp_path / "splits", split="test")) == ["three"]
+    assert texts(load(tmp_path / "splits", 1, streaming=True)) == ["one"]
+    with pytest.raises(ValueError, match=r"no split 'dev'; it has train, test"):
+        load(tmp_path / "splits", split="dev")
+
+
+def test_a_slice_of_the_split_is_taken(tmp_path: Path):
+    assert texts(load(write_lines(tmp_path / "a.txt", list("abcd")), split="train[1:3]")) == ["b", "c"]
+
+
+def test_a_csv_column_whose_type_changes_late_is_still_read(tmp_path: Path):
+    # The builder guesses types in pieces of 10,000 rows.
+    rows = [[i, f"sentence {i}"] for i in range(10_000)] + [["", "without a number"], ["x7", "the last"]]
+    corpus = load(write_csv(tmp_path / "a.csv", ["n", "text"], rows), text_column="text")
+    assert texts(corpus)[-2:] == ["without a number", "the last"]
+
+
+def test_a_csv_file_that_has_changed_is_read_anew(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", ["text"], [["before"]])
+    assert texts(load(path)) == ["before"]
+    write_csv(path, ["text"], [["after"]])
+    os.utime(path, (time.time() + 5, time.time() + 5))
+    assert texts(load(path)) == ["after"]
+
+
+# --- the text column ---------------------------------------------------------------------------------------------
+
+
+def test_the_only_column_with_words_is_found_among_numbers_and_blanks(tmp_path: Path):
+    header = ["id", "price", "note", "sentence", "share"]
+    rows = [["007", "1,200.50", "", "1984 was a year", "50%"], ["8", "-3e5", " ", "42", ".5"]]
+    assert texts(load(write_csv(tmp_path / "a.csv", header, rows))) == ["1984 was a year", "42"]
+    lines = [json.dumps({"id": "1", "text": "one"}), json.dumps({"id": "2", "text": "two"})]
+    assert texts(load(write_lines(tmp_path / "a.jsonl", lines))) == ["one", "two"]
+
+
+def test_of_several_text_columns_the_user_chooses(tmp_path: Path):
+    path = write_csv(tmp_path / "a.csv", ["title", "body"], [["A", "a text"], ["B", "another"]])
+    with pytest.raises(ValueError, match=r"data\.text_column: .* several text columns, title, body"):
+        load(path)
+    assert texts(load(path, text_column="body")) == ["a text", "another"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_missing_column_is_an_error_with_the_columns_and_the_nearest_one(tmp_path: Path, streaming: bool):
+    path = write_csv(tmp_path / "a.csv", ["title", "sentence"], [["A", "a text"]])
+    with pytest.raises(ValueError, match=r"no column 'sentense' \(did you mean 'sentence'\?\); it has title, sentence"):
+        load(path, 1, text_column="sentense", streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_without_text_is_refused(tmp_path: Path, streaming: bool, suffix: str):
+    path = tmp_path / f"a{suffix}"
+    rows = Dataset.from_dict({"n": [1, 2], "text": ["one", "two"]})
+    rows.to_csv(str(path)) if suffix == ".csv" else rows.to_parquet(str(path))
+    with pytest.raises(ValueError, match=r"data\.text_column: 'n' of .* holds no text"):
+        load(path, 1, text_column="n", streaming=streaming)
+    assert texts(load(path, 1, streaming=True)) == ["one"]
+
+
+def test_columns_of_numbers_alone_are_no_corpus(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"no text column.*\(columns: n, m\)"):
+        load(write_csv(tmp_path / "a.csv", ["n", "m"], [["1", "2.5"], ["3", ""]]))
+
+
+# --- picking -----------------------------------------------------------------------------------------------------
+
+
+def test_the_pick_keeps_corpus_order_and_depends_on_seed_and_rows_alone(tmp_path: Path):
+    lines = [f"sentence {i}" for i in range(100)]
+    text = write_lines(tmp_path / "a.txt", lines)
+    table = write_csv(tmp_path / "a.csv", ["n", "s"], [[i, line] for i, line in enumerate(lines)])
+    first, second, other = load(text, 20), load(table, 20), load(text, 20, seed=1)
+    assert ids(first) == sorted(ids(first)) == ids(second)
+    assert texts(first) == [lines[i] for i in ids(first)]
+    assert first.fingerprint == second.fingerprint, "the content is the same, wherever it came from"
+    assert ids(other) != ids(first)
+    assert other.fingerprint != first.fingerprint
+    assert set(ids(load(text, 5))) < set(ids(first)), "a larger pick holds the smaller one"
+
+
+def test_a_pick_never_takes_a_blank_row(tmp_path: Path):
+    lines = ["" if i % 3 else f"sentence {i}" for i in range(60)]
+    path = write_lines(tmp_path / "a.txt", lines)
+    corpus = load(path, 20)
+    assert ids(corpus) == list(range(0, 60, 3))
+    assert len(corpus.skipped) == 40
+    with pytest.raises(ValueError, match=r"got 21, but .* has only 20 sentences; 40 rows hold no text"):
+        load(path, 21)
+
+
+def test_blank_rows_of_a_csv_keep_their_numbers(tmp_path: Path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,n\none,1\n\n"\n",2\nfour,\n', encoding="utf-8")
+    corpus = load(path)
+    assert (ids(corpus), texts(corpus)) == ([0, 3], ["one", "four"])
+    assert corpus.skipped == [(1, "blank"), (2, "blank")]
+
+
+def test_streaming_takes_the_first_sentences_and_reads_no_further(tmp_path: Path):
+    lines = [json.dumps({"text": text}) for text in ("one", " ", "three", "four")]
+    # A line that cannot be read stands far enough behind that only a reader of the whole file meets it.
+    later = [json.dumps({"text": "x" * 1000})] * 30_000
+    path = write_lines(tmp_path / "a.jsonl", [*lines, *later, "{broken"])
+    corpus = load(path, 3, streaming=True)
+    assert (ids(corpus), texts(corpus)) == ([0, 2, 3], ["one", "three", "four"])
+    assert (corpus.skipped, corpus.num_rows) == ([(1, "blank")], 4)
+
+
+def test_streaming_needs_a_number_and_enough_rows(tmp_path: Path):
+    path = write_lines(tmp_path / "a.txt", ["one", "", "three"])
+    with pytest.raises(ValueError, match=r"data\.streaming.*analysis\.num_sentences"):
+        load(path, None, streaming=True)
+    with pytest.raises(ValueError, match=r"got 3, but .* has only 2 sentences; 1 rows hold no text"):
+        load(path, 3, streaming=True)
+
+
+# --- what cannot be read -----------------------------------------------------------------------------------------
+
+BAD_FILES = {
+    "empty.txt": (b"", "is empty"),
+    "empty.csv": (b"", "is empty"),
+    "empty.json": (b"", "is empty"),
+    "header.csv": (b"text\n", "no rows below"),
+    "none.json": (b"[]", "no"),
+    "blank.txt": (b"\n \n\t\n", "no sentences; 3 rows hold no text"),
+    "blank.csv": (b'text,more\n"",""\n" ",\n', "no sentences; 2 rows hold no text"),
+    "broken.json": (b"{no json", "could not read"),
+    "broken.parquet": (b"no parquet", "could not read"),
+    "broken.arrow": (b"no arrow", "could not read"),
+    "broken.csv.gz": (b"no gzip", "could not read"),
+    "latin.txt": ("café\n".encode("latin-1"), "could not read"),
+    "latin.csv": ("text\ncafé\n".encode("latin-1"), "could not read"),
+    "comma.csv": (b"text\nHello, world\n", "more fields than the header"),
+    "later.csv": (b"text\nHello\nHello, world\n", "Expected 1 fields in line 3, saw 2"),
+    "text.pdf": (b"%PDF", r"expected a file named \.csv"),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_file_that_cannot_be_read_is_one_line_of_error(
+    tmp_path: Path, name: str, streaming: bool, capfd: pytest.CaptureFixture[str]
+):
+    content, message = BAD_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message) as caught:
+        load(tmp_path / name, 2, streaming=streaming)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(("data.", "analysis."))
+    assert name in str(caught.value)
+    assert capfd.readouterr().err == "", "the library prints the same error again"
+
+
+@pytest.mark.parametrize(
+    "path", ["missing.csv", "missing.txt.gz", "./missing", "data/missing", "/no/such/place", "*.csv", "a/b/c"]
+)
+def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"data\.path: (there is no file or folder|no file matches)") as caught:
+        load(path)
+    assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_data_set_that_cannot_be_reached_is_one_line_with_the_ways_out(
+    monkeypatch: pytest.MonkeyPatch, streaming: bool
+):
+    # What the environment variables of the two libraries set when they are imported.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"data\.path: 'nobody/nothing' .* local file") as caught:
+        load("nobody/nothing", 3, streaming=streaming)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_several_formats_are_not_read_as_one(tmp_path: Path):
+    write_lines(tmp_path / "a.txt", ["one"])
+    write_csv(tmp_path / "b.csv", ["text"], [["two"]])
+    with pytest.raises(ValueError, match=r"several formats, 'a\.txt' and 'b\.csv'"):
+        load(tmp_path / "[ab].*")
+
+
+def test_csv_files_with_other_columns_are_not_read_as_one(tmp_path: Path):
+    write_csv(tmp_path / "a.csv", ["text"], [["one"]])
+    write_csv(tmp_path / "b.csv", ["sentence"], [["two"]])
+    with pytest.raises(ValueError, match=r"b\.csv has the columns sentence, others text"):
+        load(tmp_path / "*.csv")
+
+
+# --- tokenising --------------------------------------------------------------------------------------------------
+
+
+class CountingEncoder:
+    """An encoder that says how often it was asked, and makes one token of each word."""
+
+    def __init__(self, fingerprint: str = "words") -> None:
+        self.fingerprint = fingerprint
+        self.num_calls = 0
+
+    def __call__(self, sentence_ids: Any, sentences: Any) -> list[tuple[Example, bool]]:
+        self.num_calls += 1
+        examples = []
+        for sentence_id, sentence in zip(sentence_ids, sentences, strict=True):
+            words = sentence.split()[:3]
+            for position in range(sentence.count("twice") + 1):
+                example = Example(sentence_id, sentence, list(range(len(words))), [position], [-1], [0], [1])
+                if sentence != "unreadable":
+                    examples.append((example, len(sentence.split()) > 3))
+        return examples
+
+
+def test_the_examples_are_rows_in_corpus_order(tmp_path: Path):
+    lines = ["one", "unreadable", "", "this one twice", "this one is too long", "too long and also twice"]
+    encoded = encode_corpus(load(write_lines(tmp_path / "a.txt", lines)).for_kind("causal"), CountingEncoder())
+    rows = encoded.examples.to_list()
+    assert [row["sentence_id"] for row in rows] == [0, 3, 3, 4, 5, 5]
+    assert [row["positions"] for row in rows] == [[0], [0], [1], [0], [0], [1]]
+    assert [row["num_tokens"] for row in rows] == [1, 3, 3, 3, 3, 3]
+    assert [row["was_cut"] for row in rows] == [False, False, False, True, True, True]
+    assert encoded.unread == [1]
+    assert encoded.num_cut == 2
+
+
+def test_sentences_are_tokenised_once_and_again_only_if_something_changed(tmp_path: Path):
+    first = load(write_lines(tmp_path / "a.txt", ["one", "two"])).for_kind("causal")
+    same = load(write_csv(tmp_path / "b.csv", ["s"], [["one"], ["two"]])).for_kind("causal")
+    changed = load(write_lines(tmp_path / "c.txt", ["one", "three"])).for_kind("causal")
+    encoder, other = CountingEncoder(), CountingEncoder("other words")
+    made = encode_corpus(first, encoder, quiet=True)
+    assert encoder.num_calls == 1
+    again = encode_corpus(same, encoder, quiet=True)
+    assert encoder.num_calls == 1, "the same sentences from another file were tokenised again"
+    assert again.examples.to_list() == made.examples.to_list()
+    encode_corpus(changed, encoder, quiet=True)
+    assert encoder.num_calls == 2
+    encode_corpus(first, other, quiet=True)
+    assert other.num_calls == 1
+
+
+@pytest.mark.slow
+def test_processes_that_tokenise_at_once_do_not_disturb_each_other_and_share_the_cache(tmp_path: Path, own_cache: Path):
+    path = write_lines(tmp_path / "a.txt", [f"the ship number {i}" for i in range(3000)])
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.starmap(_encode_elsewhere, [(str(path), str(own_cache))] * 2, chunksize=1)
+    assert results == [(3000, sum(range(3000)))] * 2
+    made = list((own_cache / "llm_entropy").iterdir())
+    assert [file.suffix for file in made] == [".arrow"], "half a file was left behind"
+    before = made[0].stat().st_mtime_ns
+    assert _encode_elsewhere(str(path), str(own_cache)) == results[0]
+    assert list((own_cache / "llm_entropy").iterdir()) == made, "this process did not find what the others made"
+    assert made[0].stat().st_mtime_ns == before
+
+
+def _encode_elsewhere(path: str, cache: str) -> tuple[int, int]:
+    datasets.config.HF_DATASETS_CACHE = Path(cache)
+    sentences = load(path).for_kind("masked")
+    encoder = Encoder(make_tokenizer("masked"), "masked", mask_strategy="random", max_length=9)
+    examples = encode_corpus(sentences, encoder, quiet=True).examples
+    return len(examples), sum(examples["sentence_id"])
+
+
+def test_other_settings_of_the_encoder_are_tokenised_anew(tmp_path: Path, own_cache: Path):
+    sentences = load(write_lines(tmp_path / "a.txt", ["the cat", "the ship left [MASK]", "rain"])).for_kind("masked")
+
+    def num_cached(**settings: Any) -> int:
+        encode_corpus(sentences, Encoder(make_tokenizer("masked"), "masked", **settings), quiet=True)
+        return len(list((own_cache / "llm_entropy").iterdir()))
+
+    assert num_cached(max_length=5) == 1
+    assert num_cached(max_length=5) == 1
+    assert num_cached(max_length=6) == 2
+    assert num_cached(max_length=6, mask_strategy="each") == 3
+    assert num_cached(max_length=6, seed=1) == 4
+
+
+def test_a_corpus_of_which_nothing_can_be_read_is_an_error(tmp_path: Path):
+    sentences = load(write_lines(tmp_path / "a.txt", ["unreadable"] * 2)).for_kind("causal")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="none of the 2 sentences holds a token to read"):
+            encode_corpus(sentences, CountingEncoder(), quiet=True)
+
+
+def test_quiet_hides_the_progress_bars_and_shows_them_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    sentences = load(write_lines(tmp_path / "a.txt", ["one"])).for_kind("causal")
+    encode_corpus(sentences, CountingEncoder("1"), quiet=True)
+    assert capfd.readouterr().err == ""
+    assert not datasets.are_progress_bars_disabled()
+    encode_corpus(sentences, CountingEncoder("2"), quiet=False)
+    assert "Tokenising" in capfd.readouterr().err
+
+
+# --- planning batches --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 7, 64, 1000])
+@pytest.mark.parametrize("window", [1, 10, 8192])
+def test_every_example_is_in_one_batch_that_keeps_the_budget(budget: int, window: int):
+    lengths = np.random.default_rng(0).integers(1, 90, 500).tolist()
+    plan = plan_batches(lengths, budget, window)
+    assert sorted(index for batch in plan for index in batch) == list(range(500))
+    assert plan == plan_batches(np.array(lengths), budget, window)
+    for batch in plan:
+        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
+        assert max(batch) // window == min(batch) // window
+
+
+def test_batches_are_full_and_waste_little_on_padding():
+    lengths = np.random.default_rng(0).geometric(0.05, 20_000)
+    plan = plan_batches(lengths, 2048)
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in plan)
+    assert padded < 1.05 * lengths.sum(), "fixed batches in corpus order take 3 times the tokens"
+    assert len(plan) < 1.1 * lengths.sum() / 2048
+
+
+def test_equal_lengths_stay_in_corpus_order():
+    assert plan_batches([5, 3, 5, 3, 5], 10) == [[1, 3], [0, 2], [4]]
+
+
+def test_a_million_lengths_take_seconds():
+    lengths = np.random.default_rng(0).integers(1, 500, 1_000_000)
+    start = time.perf_counter()
+    plan = plan_batches(lengths, 8192)
+    assert time.perf_counter() - start < 5
+    assert sum(map(len, plan)) == 1_000_000
