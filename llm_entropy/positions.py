@@ -1,0 +1,292 @@
+"""Where a sentence is read and what is expected there: the one place where causal and masked models differ.
+
+`Encoder` makes an `Example` of each sentence, `collate` a `Batch` of examples; after that nothing asks what kind of
+model it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from llm_entropy.schema import PREDICTED, Batch, Example
+from llm_entropy.settings import Kind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MASK_MARK = "[MASK]"
+"""How a corpus writes the mask, whatever the tokenizer's own mask token is."""
+UNKNOWN = -1
+"""As an offset: the token has no known place in the sentence."""
+
+_CLOSING_CATEGORIES = {"Pd", "Pe", "Pf", "Pi", "Po"}
+# Unicode counts these as punctuation, but in a sentence they are words: 50 %, R & D, C#.
+_WORD_LIKE = set("#%&*@/\\‰")
+# No token stands here, so that the draw that picks a mask shares no random number with the draws that pick tokens.
+_MASK_DRAW = -1
+
+
+class _Tokens(NamedTuple):
+    """A sentence as the tokenizer gives it."""
+
+    ids: list[int]
+    """[token], with the special tokens that the tokenizer adds."""
+    added: list[bool]
+    """[token], whether the tokenizer added it."""
+    starts: list[int]
+    """[token], in characters of the text, or `UNKNOWN`."""
+    ends: list[int]
+    """[token], in characters of the text, or `UNKNOWN`."""
+    was_cut: bool
+    """Whether tokens were left out at `max_length`."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns sentences into examples: tokens, the positions to read, and the targets there.
+
+    Causal models: special tokens that the tokenizer appends (an EOS) are left out, since the sentence does not hold
+    them: the last token is the sentence's own. Those that it prepends (a BOS) stay, and are positions like others.
+    Masked models: `[MASK]` in a sentence stands for the tokenizer's mask token, and such a sentence is taken as it is;
+    if the cut at `max_length` removes its masks there is nothing to read. Unknown tokens are tokens of the sentence.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    """Fast or slow; a slow one gives no offsets."""
+    kind: Kind
+    """Whether the model is causal or masked."""
+    positions: Literal["last", "all"] = "last"
+    """Causal models: which positions are read."""
+    mask_strategy: Literal["last", "random", "each"] = "last"
+    """Masked models: which token of a sentence without a mask is masked."""
+    seed: int = 0
+    """With the sentence id, fixes what `random` masks."""
+    max_length: int | None = None
+    """Most tokens of an example, special tokens included; null: no limit."""
+
+    def __post_init__(self) -> None:
+        """Refuse a tokenizer or a length with which no sentence could be read."""
+        if self.kind == "masked" and self.tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"models: the tokenizer of {self.tokenizer.name_or_path!r} has no mask token, "
+                "which a masked model needs; give the model's own tokenizer"
+            )
+        added = self.tokenizer.num_special_tokens_to_add()
+        if self.max_length is not None and self.max_length <= added:
+            raise ValueError(
+                f"data.max_length: got {self.max_length}; expected more than the {added} special tokens that "
+                f"the tokenizer of {self.tokenizer.name_or_path!r} adds"
+            )
+
+    def __call__(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> list[tuple[Example, bool]]:
+        """Return the examples of some sentences, in order, each with whether it was cut at `max_length`.
+
+        A sentence without a readable token gives none; `mask_strategy: each` gives one for each token.
+
+        Args:
+            sentence_ids: [sentence], row numbers in the corpus.
+            sentences: [sentence], the texts.
+        """
+        draws = sampling_uniforms(self.seed, sentence_ids, [_MASK_DRAW] * len(sentence_ids))
+        examples: list[tuple[Example, bool]] = []
+        for sentence_id, sentence, tokens, draw in zip(
+            sentence_ids, sentences, self._tokenise(sentences), draws, strict=True
+        ):
+            read = self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens)
+            for ids, positions, targets in read:
+                starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
+                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends)
+                examples.append((example, tokens.was_cut))
+        return examples
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Name of everything that decides what an example is: the tokenizer, the settings, and this code itself."""
+        settings = [self.kind, self.positions, self.mask_strategy, self.seed, self.max_length]
+        parts = [_describe(self.tokenizer), json.dumps(settings), Path(__file__).read_text(encoding="utf-8")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+
+    def _with_own_mask(self, sentence: str) -> str:
+        return sentence.replace(MASK_MARK, str(self.tokenizer.mask_token)) if self.kind == "masked" else sentence
+
+    def _tokenise(self, sentences: Sequence[str]) -> list[_Tokens]:
+        encoded = self._tokenise_up_to(None, sentences)
+        if self.max_length is None:
+            return encoded
+        long = [i for i, tokens in enumerate(encoded) if len(tokens.ids) > self.max_length]
+        for i, tokens in zip(long, self._tokenise_up_to(self.max_length, [sentences[i] for i in long]), strict=True):
+            encoded[i] = tokens._replace(was_cut=True)
+        return encoded
+
+    def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[_Tokens]:
+        if not sentences:
+            return []
+        # The tokenizer's own warning about long sentences would repeat what `was_cut` counts.
+        encoded = self.tokenizer(
+            [self._with_own_mask(sentence) for sentence in sentences],
+            truncation=max_length is not None,
+            max_length=max_length,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=self.tokenizer.is_fast,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        result = []
+        for i, sentence in enumerate(sentences):
+            ids, added = list(encoded["input_ids"][i]), [bool(flag) for flag in encoded["special_tokens_mask"][i]]
+            offsets = encoded["offset_mapping"][i] if self.tokenizer.is_fast else [(UNKNOWN, UNKNOWN)] * len(ids)
+            places = [(UNKNOWN, UNKNOWN) if flag else place for flag, place in zip(added, offsets, strict=True)]
+            places = self._in_given_text(places, sentence)
+            result.append(_Tokens(ids, added, [start for start, _ in places], [end for _, end in places], False))
+        return result
+
+    def _in_given_text(self, places: list[tuple[int, int]], sentence: str) -> list[tuple[int, int]]:
+        """Move offsets back to the sentence as it was given, where the mask token is not as long as `[MASK]`."""
+        surplus = len(str(self.tokenizer.mask_token)) - len(MASK_MARK)
+        if self.kind != "masked" or surplus == 0 or MASK_MARK not in sentence:
+            return places
+        marks = re.finditer(re.escape(MASK_MARK), sentence)
+        mask_ends = [mark.end() + count * surplus for count, mark in enumerate(marks, start=1)]
+        moved = np.array(places) - surplus * np.searchsorted(mask_ends, np.array(places), side="right")
+        return [(int(start), int(end)) for start, end in moved]
+
+    def _read_causal(self, tokens: _Tokens) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        end = len(tokens.ids)
+        while end and tokens.added[end - 1]:
+            end -= 1
+        if not end:
+            return
+        ids = tokens.ids[:end]
+        if self.positions == "last":
+            yield ids, [len(ids) - 1], [PREDICTED]
+        else:
+            yield ids, list(range(len(ids))), [*ids[1:], PREDICTED]
+
+    def _read_masked(
+        self, sentence: str, tokens: _Tokens, draw: float
+    ) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        mask_id = self.tokenizer.mask_token_id
+        masks = [i for i, token in enumerate(tokens.ids) if token == mask_id]
+        if masks:
+            yield tokens.ids, masks, [PREDICTED] * len(masks)
+            return
+        own = [i for i in range(len(tokens.ids)) if not tokens.added[i] and tokens.ids[i] not in self._special_ids]
+        if not own or str(self.tokenizer.mask_token) in self._with_own_mask(sentence):
+            return
+        if self.mask_strategy == "last":
+            chosen = [next((i for i in reversed(own) if not self._is_closing(sentence, tokens, i)), own[-1])]
+        elif self.mask_strategy == "random":
+            chosen = [own[int(draw * len(own))]]
+        else:
+            chosen = own
+        for i in chosen:
+            yield [*tokens.ids[:i], mask_id, *tokens.ids[i + 1 :]], [i], [tokens.ids[i]]
+
+    def _is_closing(self, sentence: str, tokens: _Tokens, i: int) -> bool:
+        """Whether a token is closing punctuation or blank, so that nobody would ask a model for it."""
+        if tokens.starts[i] == UNKNOWN:
+            token = self.tokenizer.convert_ids_to_tokens(tokens.ids[i])
+            text = self.tokenizer.convert_tokens_to_string([str(token)])
+        else:
+            text = sentence[tokens.starts[i] : tokens.ends[i]]
+        return all(
+            unicodedata.category(character) in _CLOSING_CATEGORIES and character not in _WORD_LIKE
+            for character in text.strip()
+        )
+
+
+def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a text that is the same for tokenizers that tokenise alike, wherever they were loaded from."""
+    import transformers
+
+    common = [type(tokenizer).__name__, sorted(tokenizer.all_special_ids), tokenizer.unk_token_id]
+    common += [tokenizer.mask_token, tokenizer.truncation_side, transformers.__version__]
+    if not tokenizer.is_fast:
+        from datasets.fingerprint import Hasher
+
+        return json.dumps([*common, Hasher.hash(tokenizer)])
+    backend: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    # These two hold what the last call asked for, not what the tokenizer is.
+    backend.update(truncation=None, padding=None)
+    return json.dumps([*common, backend])
+
+
+def collate(examples: Sequence[Example], pad_token_id: int, seed: int) -> Batch:
+    """Pad examples on the right and list their records, in the order of the examples and then of their positions.
+
+    Args:
+        examples: One row of the batch each.
+        pad_token_id: Any token of the vocabulary: nothing is read there, and the attention mask hides it.
+        seed: Of the random numbers with which tokens are sampled.
+    """
+    lengths = np.array([len(example.input_ids) for example in examples])
+    counts = [len(example.positions) for example in examples]
+    attention_mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    input_ids = np.full(attention_mask.shape, pad_token_id, dtype=np.int64)
+    input_ids[attention_mask.astype(bool)] = [token for example in examples for token in example.input_ids]
+
+    def of_records(values: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+        return np.array([value for row in values for value in row], dtype=np.int64)
+
+    positions = of_records([example.positions for example in examples])
+    sentence_ids = np.repeat(np.array([example.sentence_id for example in examples], dtype=np.int64), counts)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        attention_mask=torch.from_numpy(attention_mask),
+        rows=torch.from_numpy(np.repeat(np.arange(len(examples), dtype=np.int64), counts)),
+        positions=torch.from_numpy(positions),
+        targets=torch.from_numpy(of_records([example.targets for example in examples])),
+        uniforms=torch.from_numpy(sampling_uniforms(seed, sentence_ids, positions)),
+        sentence_ids=torch.from_numpy(sentence_ids),
+        starts=torch.from_numpy(of_records([example.starts for example in examples])),
+        ends=torch.from_numpy(of_records([example.ends for example in examples])),
+        sentences=[example.sentence for example in examples],
+    )
+
+
+def sampling_uniforms(
+    seed: int, sentence_ids: Sequence[int] | npt.NDArray[np.int64], positions: Sequence[int] | npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return a random number in [0, 1) for each record, from (seed, sentence id, position) alone.
+
+    Counter-based: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) absorbs one number after the other, so that
+    no record's number depends on which others are drawn, or where.
+
+    Args:
+        seed: Any integer; its lowest 64 bits count.
+        sentence_ids: [record].
+        positions: [record].
+
+    Returns:
+        [record], multiples of 2^-53.
+    """
+    with np.errstate(over="ignore"):
+        state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
+        for numbers in (sentence_ids, positions):
+            state = _mix(state ^ np.asarray(numbers, dtype=np.int64).astype(np.uint64))
+    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64: every bit of the state changes each bit of the result with probability one half."""
+    state = state + np.uint64(0x9E37_79B9_7F4A_7C15)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+    return state ^ (state >> np.uint64(31))
