@@ -1,0 +1,159 @@
+"""Lenses: how the residual stream at a layer becomes the statistics of a distribution over the vocabulary."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+from torch import Tensor, nn
+
+from llm_entropy import kernels
+from llm_entropy.architectures import ModelView, run_base
+from llm_entropy.layers import read_layers
+
+log = logging.getLogger("llm_entropy")
+
+PROBE_SHAPE = (2, 7)
+"""[batch, seq] of the random tokens with which a lens proves itself."""
+PROBE_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+"""Largest error of a logit, as a share of the largest logit, by the type of the weights."""
+
+
+class Lens(nn.Module):
+    """What turns the states of the residual stream into the decoder's inputs, and these into statistics.
+
+    `logit`: the model's own final norm and head, at every layer (nostalgebraist 2020, "interpreting GPT: the logit
+    lens"). `raw`: the head alone. `tuned`: a trained affine map h + W h + b first (Belrose et al. 2023, "Eliciting
+    Latent Predictions from Transformers with the Tuned Lens", eq. 8), the identity at the last layer.
+
+    Args:
+        view: The model.
+        kind: Which lens.
+        path: Folder of a tuned lens, with `params.pt` or `params.safetensors` as the `tuned-lens` package writes it.
+
+    Raises:
+        ValueError: A tuned lens that is missing, or that does not fit the model.
+    """
+
+    def __init__(
+        self, view: ModelView, kind: Literal["logit", "raw", "tuned"] = "logit", path: Optional[Path] = None
+    ) -> None:
+        super().__init__()
+        self.view = view
+        self.kind = kind
+        self.translators: Optional[nn.ModuleList] = None
+        if kind == "tuned":
+            assert path is not None, "a tuned lens without a path"
+            self.translators = read_translators(path, view.shape.num_blocks, view.shape.hidden_size)
+            self.translators.to(device=view.decoder.weight.device, dtype=view.decoder.weight.dtype)
+
+    @torch.inference_mode()
+    def project(self, states: Tensor) -> Tensor:
+        """Return what goes into the decoder.
+
+        Args:
+            states: [condition, layer, record, hidden], all layers 0..L.
+
+        Returns:
+            [condition, layer, record, width], float32.
+        """
+        view = self.view
+        if self.translators is not None:
+            moved = [states[:, layer] + move(states[:, layer]) for layer, move in enumerate(self.translators)]
+            states = torch.stack([*moved, states[:, -1]], dim=1)
+        if view.final_norm is not None and self.kind != "raw":
+            states = view.final_norm(states)
+        for step in view.head:
+            states = step(states)
+        return states.float()
+
+
+def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.ModuleList:
+    """Read the affine maps of a tuned lens.
+
+    Args:
+        folder: Holds `params.safetensors` or `params.pt`, a state dict with `{layer}.weight` [hidden, hidden] and
+            `{layer}.bias` [hidden] for layers 0..L-1; a `config.json` beside it, if there, is checked.
+        num_blocks: L.
+        hidden_size: Width of the residual stream.
+
+    Returns:
+        L linear maps.
+
+    Raises:
+        ValueError: The files are missing or do not fit.
+    """
+    safe, pickled = folder / "params.safetensors", folder / "params.pt"
+    if safe.is_file():
+        from safetensors.torch import load_file
+
+        parameters = load_file(safe)
+    elif pickled.is_file():
+        parameters = torch.load(pickled, map_location="cpu", weights_only=True)
+    else:
+        raise ValueError(f"analysis.lens_path: {folder} holds neither params.safetensors nor params.pt")
+    config = folder / "config.json"
+    if config.is_file():
+        about = json.loads(config.read_text(encoding="utf-8"))
+        for key, expected in (("num_hidden_layers", num_blocks), ("d_model", hidden_size)):
+            if key in about and about[key] != expected:
+                raise ValueError(f"analysis.lens_path: {config} has {key} {about[key]}; the model has {expected}")
+    translators = nn.ModuleList([nn.Linear(hidden_size, hidden_size) for _ in range(num_blocks)])
+    wanted = {name: tuple(value.shape) for name, value in translators.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in parameters.items() if name[0].isdigit()}
+    if wanted != found:
+        wrong = sorted(set(wanted.items()) ^ set(found.items()))[:4]
+        raise ValueError(
+            f"analysis.lens_path: {folder} does not fit the model: expected {num_blocks} maps of width {hidden_size} "
+            f"as 0.weight, 0.bias, ...; these differ: {', '.join(f'{name} {list(shape)}' for name, shape in wrong)}"
+        )
+    translators.load_state_dict({name: parameters[name] for name in wanted})
+    return translators.requires_grad_(False).eval()
+
+
+@torch.inference_mode()
+def check_lens(view: ModelView, name: str) -> float:
+    """Prove that the logit lens at the last layer gives the model's own logits, on a few random tokens.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Returns:
+        The largest error, in logits.
+
+    Raises:
+        ValueError: It does not: the family's row, or the checkpoint, is not what it seems.
+    """
+    model, decoder = view.model, view.decoder
+    generator = torch.Generator().manual_seed(0)
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    input_ids = torch.randint(min(embeddings.num_embeddings, view.shape.vocab_size), PROBE_SHAPE, generator=generator)
+    input_ids = input_ids.to(decoder.weight.device)
+    mask = torch.ones_like(input_ids)
+    rows, positions = mask.nonzero(as_tuple=True)
+    with read_layers(view, rows, positions) as states:
+        run_base(view, input_ids, mask)
+    inputs = Lens(view).project(states.stack().unsqueeze(0))
+    seen = kernels.logits_of(inputs[0, -1], view.unembedding(temperature=1.0))
+    truth = model(input_ids=input_ids, attention_mask=mask).logits.flatten(0, 1).float()
+    if seen.shape != truth.shape:
+        raise ValueError(
+            f"{name}: the lens gives {seen.shape[-1]} logits, the model {truth.shape[-1]}; correct the row of "
+            f"{model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py)"
+        )
+    error = float((seen - truth).abs().max())
+    allowed = PROBE_TOLERANCE[decoder.weight.dtype] * max(1.0, float(truth.abs().max()))
+    if not error <= allowed:
+        raise ValueError(
+            f"{name}: the logit lens at the last layer misses the model's own logits by {error:.3g} (at most "
+            f"{allowed:.3g} expected), so that no layer would be measured rightly; correct the row of "
+            f"{model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py): its final norm, head, "
+            "scale or softcap"
+        )
+    log.debug("%s: the lens reproduces the model's logits within %.3g", name, error)
+    return error

@@ -1,0 +1,184 @@
+"""Finding and loading models and their tokenizers: hub names, local folders, built-in models."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
+
+from llm_entropy.architectures import Architecture, find_architecture, most_tokens, shape_of
+from llm_entropy.builtin import BUILTIN_MODELS, model_folder
+from llm_entropy.schema import ModelShape
+from llm_entropy.settings import ModelSettings
+
+BUILTIN_PREFIX = "builtin:"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PRECISION_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+"""Type of the weights by `trainer.precision`."""
+UNLIMITED = 10**9
+"""Tokenizers say "no limit" by an enormous number."""
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found, before its weights are read."""
+
+    key: str
+    """Its name in the settings, and in the file names."""
+    name: str
+    """Hub name, local folder, or `builtin:...`, as it was given."""
+    location: str
+    """What transformers loads from."""
+    settings: ModelSettings
+    """As given."""
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    architecture: Architecture
+    shape: ModelShape
+    most_tokens: Optional[int]
+    """How many tokens of a sentence the model takes; None: no limit."""
+    revision: Optional[str]
+    """Commit of a hub model."""
+
+    @property
+    def pad_token_id(self) -> int:
+        """A token to pad with; the attention mask hides it, whatever it is."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if pad is not None else 0
+
+
+def find_model(key: str, settings: ModelSettings) -> ModelSource:
+    """Read a model's configuration and tokenizer.
+
+    Args:
+        key: Its name in the settings.
+        settings: Which model.
+
+    Raises:
+        ValueError: There is no such model, it cannot be reached, or its family is not known.
+    """
+    location = _location(settings.name)
+    options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    with _one_error(settings), _quiet_transformers():
+        config = AutoConfig.from_pretrained(location, **options)
+        architecture = find_architecture(config, f"models.{key}: {settings.name}")
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
+    limits = [limit for limit in (most_tokens(config), tokenizer.model_max_length) if limit and limit < UNLIMITED]
+    return ModelSource(
+        key=key,
+        name=settings.name,
+        location=location,
+        settings=settings,
+        config=config,
+        tokenizer=cast(PreTrainedTokenizerBase, tokenizer),
+        architecture=architecture,
+        shape=shape_of(config),
+        most_tokens=min(limits, default=None),
+        revision=commit,
+    )
+
+
+def load_model(source: ModelSource, *, precision: str, needs_attention: bool) -> PreTrainedModel:
+    """Read a model's weights.
+
+    Args:
+        source: What `find_model` found.
+        precision: `trainer.precision`; the model's own `dtype`, if given, goes before it.
+        needs_attention: Whether attention weights will be read; they need the slower eager attention.
+
+    Returns:
+        The model with its head, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: The weights cannot be read, or are not those of a language model.
+    """
+    settings = source.settings
+    auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
+    dtype = DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
+    attention = "eager" if needs_attention or source.architecture.eager_only else None
+    with _one_error(settings), _quiet_transformers():
+        loaded: Any = auto.from_pretrained(
+            source.location,
+            revision=settings.revision,
+            trust_remote_code=settings.trust_remote_code,
+            dtype=dtype,
+            attn_implementation=attention,
+            output_loading_info=True,
+        )
+    model, loading = loaded
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"models.{source.key}: {source.name} lacks {len(missing)} weights of a {source.architecture.kind} "
+            f"language model ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); it may be a checkpoint "
+            "for another task, give one with a language-model head"
+        )
+    model.config.use_cache = False
+    return cast(PreTrainedModel, model.eval().requires_grad_(False))
+
+
+def _location(name: str) -> str:
+    """Return what transformers loads a model from."""
+    if name.startswith(BUILTIN_PREFIX):
+        return str(model_folder(name.removeprefix(BUILTIN_PREFIX)))
+    folder = Path(name).expanduser()
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise ValueError(f"models: there is no folder {name}; give a local folder, a hub name, or {_builtin_names()}")
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"models: the folder {name} holds no config.json; a folder of this name in the working directory hides "
+                "a hub model of the same name, so rename it, or give a model's folder"
+            )
+        return str(folder)
+    return name
+
+
+def _builtin_names() -> str:
+    return ", ".join(BUILTIN_PREFIX + name for name in BUILTIN_MODELS)
+
+
+@contextlib.contextmanager
+def _one_error(settings: ModelSettings) -> Iterator[None]:
+    """Turn what transformers raises when a model cannot be had into one line."""
+    try:
+        yield
+    except (OSError, ImportError, KeyError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        revision = f" at revision {settings.revision!r}" if settings.revision else ""
+        raise ValueError(
+            f"cannot load the model {settings.name!r}{revision}: {reason.rstrip('.')}. Without network or cache, give "
+            f"a local folder, or a built-in model: {_builtin_names()}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and loading reports off the terminal; what matters is checked and raised."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,420 @@
+"""The reference that the program is held against: float64, one sentence at a time, full logits, eager attention.
+
+Written from the design alone; it shares nothing with the program. Everything is spelled out: which module is a block,
+what the lens of each family is, each metric by its textbook formula with scipy. Some models of transformers compute
+their norms, rotations and attention weights in float32 whatever the weights are; that error, about 1e-7, is the
+reference's too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import entr, log_softmax, rel_entr, softmax
+from torch import Tensor, nn
+from torch.nn.functional import gelu, interpolate, layer_norm, linear
+
+# --- the blocks of each family, in the order of depth --------------------------------------------------------------
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the blocks 0..L-1; ALBERT's are the same module several times."""
+    config: Any = model.config
+    match config.model_type:
+        case "gpt2" | "gpt_neo" | "bloom":
+            return list(model.transformer.h)
+        case "gpt_neox":
+            return list(model.gpt_neox.layers)
+        case "opt":
+            return list(model.model.decoder.layers)
+        case "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "phi" | "cohere" | "granite" | "modernbert":
+            return list(model.model.layers)
+        case "bert":
+            return list(model.bert.encoder.layer)
+        case "roberta" | "xlm-roberta" | "camembert":
+            return list(model.roberta.encoder.layer)
+        case "distilbert":
+            return list(model.distilbert.transformer.layer)
+        case "electra":
+            return list(model.electra.encoder.layer)
+        case "albert":
+            groups = list(model.albert.encoder.albert_layer_groups)
+            blocks_per_group = config.num_hidden_layers // len(groups)
+            return [groups[k // blocks_per_group] for k in range(config.num_hidden_layers)]
+    raise KeyError(config.model_type)
+
+
+# --- the lens of each family ---------------------------------------------------------------------------------------
+
+
+def _norm(h: Tensor, module: nn.LayerNorm) -> Tensor:
+    return layer_norm(h, module.weight.shape, module.weight, module.bias, module.eps)
+
+
+def _rms(h: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return h / torch.sqrt(torch.mean(h * h, dim=-1, keepdim=True) + eps) * weight
+
+
+def _gpt(model: Any, h: Tensor, raw: bool) -> Tensor:
+    return (h if raw else _norm(h, model.transformer.ln_f)) @ model.lm_head.weight.T
+
+
+def _gpt_neox(model: Any, h: Tensor, raw: bool) -> Tensor:
+    return (h if raw else _norm(h, model.gpt_neox.final_layer_norm)) @ model.lm_head.weight.T
+
+
+def _opt(model: Any, h: Tensor, raw: bool) -> Tensor:
+    decoder = model.model.decoder
+    if decoder.final_layer_norm is not None and not raw:
+        h = _norm(h, decoder.final_layer_norm)
+    if decoder.project_out is not None:
+        h = h @ decoder.project_out.weight.T
+    return h @ model.lm_head.weight.T
+
+
+def _llama(model: Any, h: Tensor, raw: bool) -> Tensor:
+    norm = model.model.norm
+    return (h if raw else _rms(h, norm.weight, norm.variance_epsilon)) @ model.lm_head.weight.T
+
+
+def _gemma2(model: Any, h: Tensor, raw: bool) -> Tensor:
+    norm = model.model.norm
+    z = (h if raw else _rms(h, 1.0 + norm.weight, norm.eps)) @ model.lm_head.weight.T
+    cap = model.config.final_logit_softcapping
+    return cap * torch.tanh(z / cap)
+
+
+def _cohere(model: Any, h: Tensor, raw: bool) -> Tensor:
+    norm = model.model.norm
+    if not raw:
+        h = layer_norm(h, norm.weight.shape, norm.weight, None, norm.variance_epsilon)
+    return model.config.logit_scale * (h @ model.lm_head.weight.T)
+
+
+def _granite(model: Any, h: Tensor, raw: bool) -> Tensor:
+    return _llama(model, h, raw) / model.config.logits_scaling
+
+
+def _phi(model: Any, h: Tensor, raw: bool) -> Tensor:
+    h = h if raw else _norm(h, model.model.final_layernorm)
+    return linear(h, model.lm_head.weight, model.lm_head.bias)
+
+
+# The families with norms after each block have no norm before the head, so that raw is the same lens: BERT's "head" is
+# all that stands between the last block and the logits.
+
+
+def _bert(model: Any, h: Tensor, raw: bool) -> Tensor:
+    head = model.cls.predictions
+    h = gelu(linear(h, head.transform.dense.weight, head.transform.dense.bias))
+    return linear(_norm(h, head.transform.LayerNorm), head.decoder.weight, head.decoder.bias)
+
+
+def _roberta(model: Any, h: Tensor, raw: bool) -> Tensor:
+    head = model.lm_head
+    h = gelu(linear(h, head.dense.weight, head.dense.bias))
+    return linear(_norm(h, head.layer_norm), head.decoder.weight, head.decoder.bias)
+
+
+def _distilbert(model: Any, h: Tensor, raw: bool) -> Tensor:
+    h = gelu(linear(h, model.vocab_transform.weight, model.vocab_transform.bias))
+    return linear(_norm(h, model.vocab_layer_norm), model.vocab_projector.weight, model.vocab_projector.bias)
+
+
+def _electra(model: Any, h: Tensor, raw: bool) -> Tensor:
+    head = model.generator_predictions
+    h = gelu(linear(h, head.dense.weight, head.dense.bias))
+    return linear(_norm(h, head.LayerNorm), model.generator_lm_head.weight, model.generator_lm_head.bias)
+
+
+def _albert(model: Any, h: Tensor, raw: bool) -> Tensor:
+    head = model.predictions
+    h = gelu(linear(h, head.dense.weight, head.dense.bias), approximate="tanh")
+    return linear(_norm(h, head.LayerNorm), head.decoder.weight, head.decoder.bias)
+
+
+def _modernbert(model: Any, h: Tensor, raw: bool) -> Tensor:
+    h = h if raw else _norm(h, model.model.final_norm)
+    h = gelu(linear(h, model.head.dense.weight, model.head.dense.bias))
+    return linear(_norm(h, model.head.norm), model.decoder.weight, model.decoder.bias)
+
+
+LENSES: dict[str, Callable[[Any, Tensor, bool], Tensor]] = {
+    "gpt2": _gpt,
+    "gpt_neo": _gpt,
+    "gpt_neox": _gpt_neox,
+    "opt": _opt,
+    "llama": _llama,
+    "mistral": _llama,
+    "qwen2": _llama,
+    "qwen3": _llama,
+    "gemma2": _gemma2,
+    "phi": _phi,
+    "cohere": _cohere,
+    "granite": _granite,
+    "bloom": _gpt,
+    "bert": _bert,
+    "roberta": _roberta,
+    "xlm-roberta": _roberta,
+    "camembert": _roberta,
+    "distilbert": _distilbert,
+    "electra": _electra,
+    "albert": _albert,
+    "modernbert": _modernbert,
+}
+
+
+def lens_logits(
+    model: nn.Module, layers: Tensor, kind: str = "logit", translators: dict[str, Tensor] | None = None
+) -> Tensor:
+    """Return the logits of every layer, before temperature.
+
+    Args:
+        model: the model, float64.
+        layers: [layer, seq, hidden].
+        kind: `logit`, `raw` (without the final norm) or `tuned`.
+        translators: `{layer}.weight` [hidden, hidden] and `{layer}.bias` [hidden] of every layer but the last.
+
+    Returns:
+        [layer, seq, vocab].
+    """
+    config: Any = model.config
+    logits = []
+    for number, h in enumerate(layers):
+        if kind == "tuned" and number < len(layers) - 1:
+            assert translators is not None
+            weight, bias = translators[f"{number}.weight"].double(), translators[f"{number}.bias"].double()
+            h = h + h @ weight.T + bias
+        logits.append(LENSES[config.model_type](model, h, kind == "raw"))
+    return torch.stack(logits)
+
+
+# --- reading and steering the residual stream ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What is added to the residual stream: strength * layer_weight[k] * token_weight[t] * v[k]."""
+
+    vector: Tensor
+    """[hidden], [L, hidden] or [L + 1, hidden], whose row 0 acts on the embeddings."""
+    layer_weights: tuple[float, ...] | None = None
+    """L numbers, or another number of them, interpolated over the blocks; L + 1: the first for the embeddings."""
+    token_weights: tuple[float, ...] | None = None
+    """Numbers interpolated over the tokens."""
+    strength: float = 1.0
+
+    def deltas(self, num_blocks: int, num_tokens: int) -> Tensor:
+        """Return what is added at the embeddings and at each block's output, [L + 1, seq, hidden]."""
+        vector = self.vector.double()
+        weighs_embeddings = self.layer_weights is not None and len(self.layer_weights) == num_blocks + 1
+        if vector.ndim == 1:
+            # "The same at each block"; at the embeddings, too, where they are given a weight of their own.
+            vector = vector.expand(num_blocks + weighs_embeddings, -1)
+        if len(vector) == num_blocks:
+            vector = torch.cat([torch.zeros_like(vector[:1]), vector])
+        layer_weights = torch.ones(num_blocks + 1, dtype=torch.float64)
+        if weighs_embeddings:
+            layer_weights = torch.tensor(self.layer_weights, dtype=torch.float64)
+        elif self.layer_weights is not None:
+            layer_weights[1:] = _stretched(self.layer_weights, num_blocks)
+        token_weights = _stretched(self.token_weights or (1.0,), num_tokens)
+        return self.strength * layer_weights[:, None, None] * token_weights[None, :, None] * vector[:, None, :]
+
+
+def _stretched(numbers: tuple[float, ...], size: int) -> Tensor:
+    given = torch.tensor(numbers, dtype=torch.float64)[None, None]
+    return interpolate(given, size=size, mode="linear", align_corners=False)[0, 0]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass shows."""
+
+    layers: Tensor
+    """[L + 1, seq, hidden]: the embeddings' output, then what each block hands on, steering included."""
+    attentions: Tensor
+    """[L, head, seq, seq]."""
+    logits: Tensor
+    """[seq, vocab], the model's own."""
+
+
+def _hidden(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def _hooks(model: nn.Module, layers: list[Tensor], deltas: Tensor | None) -> Iterator[None]:
+    """Append to `layers` what flows between the blocks, and add the deltas to it, by plain forward hooks."""
+
+    def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if layers:
+            return None
+        h = arguments[0] if deltas is None else arguments[0] + deltas[0].to(arguments[0])
+        layers.append(h)
+        return (h, *arguments[1:])
+
+    def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
+        h = _hidden(output)
+        if deltas is not None:
+            h = h + deltas[len(layers)].to(h)
+        layers.append(h)
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    blocks = blocks_of(model)
+    handles = [blocks[0].register_forward_pre_hook(before, prepend=True)]
+    # A block that is used several times is one module: the order of the calls tells the depth.
+    handles += [block.register_forward_hook(after, prepend=True) for block in dict.fromkeys(blocks)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def in_float64(model: nn.Module) -> nn.Module:
+    """Return a copy of a model in float64."""
+    return copy.deepcopy(model).double().eval()
+
+
+def observe(model: nn.Module, input_ids: list[int], steering: Steering | None = None) -> Observation:
+    """Run one sentence, without padding, and return all that it shows."""
+    layers: list[Tensor] = []
+    num_blocks = len(blocks_of(model))
+    deltas = None if steering is None else steering.deltas(num_blocks, len(input_ids))
+    with torch.no_grad(), _hooks(model, layers, deltas):
+        output = model(input_ids=torch.tensor([input_ids]), output_attentions=True)
+    assert len(layers) == num_blocks + 1
+    attentions = torch.stack([attention[0] for attention in output.attentions])
+    assert len(attentions) == num_blocks
+    return Observation(torch.stack([h[0] for h in layers]), attentions, output.logits[0])
+
+
+# --- positions and targets -----------------------------------------------------------------------------------------
+
+PREDICTED = -1
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A tokenised sentence, and where it is read."""
+
+    input_ids: list[int]
+    positions: list[int]
+    targets: list[int]
+    """The true token, or `PREDICTED`."""
+
+
+def causal_reading(input_ids: list[int], positions: str) -> Reading:
+    """Read a sentence at its last token, or at every one, for the token that follows."""
+    everywhere = Reading(input_ids, list(range(len(input_ids))), [*input_ids[1:], PREDICTED])
+    if positions == "all":
+        return everywhere
+    return replace(everywhere, positions=everywhere.positions[-1:], targets=everywhere.targets[-1:])
+
+
+def masked_readings(input_ids: list[int], mask: int, special: set[int]) -> list[Reading]:
+    """Read a sentence at its mask tokens; without any, at a copy for each token that is no special one."""
+    masks = [position for position, token in enumerate(input_ids) if token == mask]
+    if masks:
+        return [Reading(input_ids, masks, [PREDICTED] * len(masks))]
+    return [
+        Reading([*input_ids[:position], mask, *input_ids[position + 1 :]], [position], [token])
+        for position, token in enumerate(input_ids)
+        if token not in special
+    ]
+
+
+# --- the metrics ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the program should report at one position under one condition."""
+
+    target: int
+    metrics: dict[str, Any]
+    """[layer], or for `attention_entropy` [block, head]."""
+    ranks: tuple[Any, Any]
+    """[layer] least and greatest rank of the target, which differ where logits are as good as equal."""
+    logits: Any
+    """[layer, vocab], after temperature."""
+
+    @property
+    def probabilities(self) -> Any:
+        """[layer, vocab]."""
+        return softmax(self.logits, axis=-1)
+
+
+TIE = 1e-5
+"""Logits that are nearer than this may change places in float32."""
+
+
+def metrics_at(logits: Any, attention: Any, target: int) -> Expected:
+    """Return every metric at a position.
+
+    Args:
+        logits: [layer, vocab], after temperature.
+        attention: [block, head, seq], the position's rows.
+        target: the true token, or `PREDICTED`.
+    """
+    if target == PREDICTED:
+        target = int(np.argmax(logits[-1]))
+    vocab = logits.shape[-1]
+    log_p = log_softmax(logits, axis=-1)
+    p = np.exp(log_p)
+    entropy = entr(p).sum(axis=-1)
+    ordered = np.sort(logits, axis=-1)
+    other = np.delete(logits, target, axis=-1)
+    wanted = logits[:, target, None]
+    metrics = {
+        "entropy": entropy,
+        "perplexity": np.exp(entropy),
+        "margin": ordered[:, -1] - ordered[:, -2],
+        "kl_divergence": rel_entr(p, np.full(vocab, 1 / vocab)).sum(axis=-1),
+        "surprisal": -log_p[:, target],
+        "attention_entropy": entr(attention).sum(axis=-1),
+        "kl_to_final": rel_entr(p[-1], p).sum(axis=-1),
+        "target_rank": (other > wanted).sum(axis=-1),
+        "varentropy": (p * (-log_p - entropy[:, None]) ** 2).sum(axis=-1),
+    }
+    ranks = (other > wanted + TIE).sum(axis=-1), (other > wanted - TIE).sum(axis=-1)
+    return Expected(target, metrics, ranks, logits)
+
+
+def expected(
+    model: nn.Module,
+    shown: Observation,
+    reading: Reading,
+    temperature: float = 1.0,
+    lens: str = "logit",
+    translators: dict[str, Tensor] | None = None,
+) -> list[Expected]:
+    """Return what the program should report for one sentence under one condition, position by position.
+
+    Args:
+        model: the model, float64 (`in_float64`).
+        shown: what it shows of the sentence (`observe`).
+        reading: the sentence.
+        temperature: every logit is divided by it.
+        lens: as `lens_logits`.
+        translators: as `lens_logits`.
+    """
+    with torch.no_grad():
+        logits = (lens_logits(model, shown.layers, lens, translators) / temperature).numpy()
+    attention = shown.attentions.double().numpy()
+    return [
+        metrics_at(logits[:, position], attention[:, :, position], target)
+        for position, target in zip(reading.positions, reading.targets, strict=True)
+    ]
+
+
+def kl_from_standard(standard: Expected, control: Expected) -> Any:
+    """Return KL(p_standard, p_control) of every layer, in nats."""
+    return rel_entr(standard.probabilities, control.probabilities).sum(axis=-1)

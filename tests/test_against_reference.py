@@ -1,0 +1,308 @@
+"""The program against the independent reference: every family, standard and steered, all metrics."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference
+import torch
+from reference import Expected, Observation, Reading, Steering
+from tiny_models import CAUSAL, FAMILIES, HIDDEN, MASKED, OPEN_SENTENCES, SENTENCES, make_model, make_tokenizer
+from transformers import PreTrainedModel
+
+from llm_entropy.architectures import ARCHITECTURES, ModelView, view_model
+from llm_entropy.lens import Lens, check_lens
+from llm_entropy.module import EntropyModule
+from llm_entropy.positions import Encoder
+from llm_entropy.schema import Batch, ConditionRecords
+from llm_entropy.settings import (
+    ATTENTION_ENTROPY,
+    CONTROL,
+    KL_FROM_STANDARD,
+    METRICS,
+    STANDARD,
+    AnalysisSettings,
+    ControlSettings,
+)
+from llm_entropy.steering import SteeringPlan, plan_steering, steer
+
+RELATIVE, ABSOLUTE = 1e-4, 2e-5
+"""The budget of float32 against float64; the absolute part is for what is near zero."""
+TOP_K = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A family's tiny model, the same in float64, and how it is steered."""
+
+    family: str
+    model: PreTrainedModel
+    exact: torch.nn.Module
+    view: ModelView
+    steering: Steering
+
+    def observe(self, reading: Reading, condition: str) -> Observation:
+        """Return what the reference sees of a sentence under a condition."""
+        return _observe(self.family, tuple(reading.input_ids), condition)
+
+    def plan(self) -> SteeringPlan:
+        """Return the program's plan of the same steering."""
+        return plan_steering(self.control(), self.steering.vector, num_blocks=self.view.shape.num_blocks, sign=1)
+
+    def control(self) -> ControlSettings:
+        """Return the settings of the same steering; the vector is a stand-in."""
+        layers, tokens = self.steering.layer_weights, self.steering.token_weights
+        assert layers is not None
+        assert tokens is not None
+        return ControlSettings(
+            control_vector=[1.0],
+            strength=self.steering.strength,
+            layer_weights=list(layers),
+            token_weights=list(tokens),
+        )
+
+
+@cache
+def subject(family: str) -> Subject:
+    """Return a family's subject; shapes of vectors and numbers of layer weights are spread over the families."""
+    model = make_model(family)
+    number, num_blocks = list(FAMILIES).index(family), FAMILIES[family].num_blocks
+    generator = torch.Generator().manual_seed(100 + number)
+    shape = ((HIDDEN,), (num_blocks, HIDDEN), (num_blocks + 1, HIDDEN))[number % 3]
+    layer_weights = {
+        0: (1.0, -0.6),
+        1: (0.4, 1.5, 0.2, -1.0, 0.9, 0.1),
+        2: tuple(0.5 + 0.2 * layer for layer in range(num_blocks + (number % 3 != 1))),
+    }[number // 3 % 3]
+    steering = Steering(torch.randn(shape, generator=generator), layer_weights, (1.2, 0.3, -0.8), strength=0.7)
+    return Subject(family, model, reference.in_float64(model), view_model(model), steering)
+
+
+@cache
+def _observe(family: str, input_ids: tuple[int, ...], condition: str) -> Observation:
+    who = subject(family)
+    return reference.observe(who.exact, list(input_ids), who.steering if condition == CONTROL else None)
+
+
+@cache
+def readings(family: str, positions: str) -> tuple[Reading, ...]:
+    """Return all sentences as the design reads them; for masked models `each` token of those without a mask."""
+    kind = FAMILIES[family].kind
+    tokenizer = make_tokenizer(kind)
+    if kind == "causal":
+        return tuple(reference.causal_reading(tokenizer(sentence).input_ids, positions) for sentence in SENTENCES)
+    mask, special = tokenizer.mask_token_id, set(tokenizer.all_special_ids)
+    tokens = [tokenizer(sentence).input_ids for sentence in (*OPEN_SENTENCES, *SENTENCES)]
+    return tuple(reading for ids in tokens for reading in reference.masked_readings(ids, mask, special))
+
+
+def expected(
+    who: Subject, sentences: tuple[Reading, ...], condition: str, temperature: float = 1.0, *lens: Any
+) -> list[Expected]:
+    """Return the reference's records of all sentences, one by one."""
+    return [
+        record
+        for reading in sentences
+        for record in reference.expected(who.exact, who.observe(reading, condition), reading, temperature, *lens)
+    ]
+
+
+def batch_of(sentences: tuple[Reading, ...]) -> Batch:
+    """Return all sentences as one batch, padded on the right with a token that means something."""
+    length = max(len(reading.input_ids) for reading in sentences)
+    records = [
+        (row, *read)
+        for row, reading in enumerate(sentences)
+        for read in zip(reading.positions, reading.targets, strict=True)
+    ]
+    rows, positions, targets = (torch.tensor(numbers) for numbers in zip(*records, strict=True))
+    return Batch(
+        input_ids=torch.tensor([[*r.input_ids, *[9] * (length - len(r.input_ids))] for r in sentences]),
+        attention_mask=torch.tensor([[int(t < len(r.input_ids)) for t in range(length)] for r in sentences]),
+        rows=rows,
+        positions=positions,
+        targets=targets,
+        uniforms=torch.full((len(records),), 0.5, dtype=torch.float64),
+        sentence_ids=rows,
+        starts=torch.full_like(rows, -1),
+        ends=torch.full_like(rows, -1),
+        sentences=[str(number) for number in range(len(sentences))],
+    )
+
+
+def assert_close(got: Any, want: Any, what: str) -> None:
+    """Fail unless `got` is float32 and within the budget of `want`."""
+    assert got.dtype == torch.float32, f"{what}: {got.dtype}"
+    np.testing.assert_allclose(got.double().numpy(), want, rtol=RELATIVE, atol=ABSOLUTE, err_msg=what)
+
+
+def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[str], what: str) -> None:
+    """Fail unless everything that is reported under one condition is what the reference expects."""
+    assert got.target_ids.tolist() == [record.target for record in want], what
+    for name in metrics:
+        if name == "target_rank":
+            least, greatest = (np.stack([record.ranks[end] for record in want]) for end in (0, 1))
+            ranks = got.metrics[name].numpy()
+            assert ((least <= ranks) & (ranks <= greatest)).all(), f"{what} {name}"
+        else:
+            assert_close(got.metrics[name], np.stack([record.metrics[name] for record in want]), f"{what} {name}")
+    probabilities = np.stack([record.probabilities for record in want])
+    for ids, reported in ((got.top_ids, got.top_probabilities), (got.tracked_ids, got.tracked_probabilities[..., -1])):
+        # By probability rather than by id: tokens as good as equal may stand in either order.
+        ranked = -np.sort(-probabilities[:, -1], axis=-1)[:, : ids.shape[1]]
+        assert_close(reported, ranked, f"{what} ranked probabilities")
+        assert_close(
+            reported, np.take_along_axis(probabilities[:, -1], ids.numpy(), -1), f"{what} probabilities of ids"
+        )
+        assert all(len(set(row)) == len(row) for row in ids.tolist()), f"{what}: a token is listed twice"
+    tracked = np.take_along_axis(probabilities, got.tracked_ids.numpy()[:, None], axis=-1)
+    assert_close(got.tracked_probabilities, tracked.swapaxes(1, 2), f"{what} tracked probabilities")
+
+
+def cases() -> list[tuple[str, str]]:
+    """Return every family with the ways of reading it."""
+    return [(family, way) for family in CAUSAL for way in ("last", "all")] + [(family, "each") for family in MASKED]
+
+
+@pytest.mark.parametrize(("family", "positions"), [("gpt2", "last"), ("gpt2", "all"), ("bert", "each")])
+def test_sentences_are_read_where_the_reference_reads_them(family: str, positions: Any) -> None:
+    kind = FAMILIES[family].kind
+    ways = {"positions": positions} if kind == "causal" else {"mask_strategy": positions}
+    sentences = SENTENCES if kind == "causal" else (*OPEN_SENTENCES, *SENTENCES)
+    encoded = Encoder(make_tokenizer(kind), kind, **ways)(range(len(sentences)), sentences)
+    found = tuple(Reading(example.input_ids, example.positions, example.targets) for example, _ in encoded)
+    assert found == readings(family, positions)
+
+
+def test_every_row_of_architectures_has_a_tiny_model() -> None:
+    assert {family.model_type for family in FAMILIES.values()} == set(ARCHITECTURES)
+    assert all(ARCHITECTURES[family.model_type].kind == family.kind for family in FAMILIES.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reference_reproduces_the_models_own_logits(family: str) -> None:
+    """An oracle whose lens is wrong would prove nothing."""
+    who = subject(family)
+    longest = max(readings(family, "last"), key=lambda reading: len(reading.input_ids))
+    for condition in (STANDARD, CONTROL):
+        shown = who.observe(longest, condition)
+        with torch.no_grad():
+            logits = reference.lens_logits(who.exact, shown.layers)
+        torch.testing.assert_close(logits[-1], shown.logits, rtol=1e-6, atol=5e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize(("family", "positions"), cases())
+def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
+    family: str, positions: str, temperature: float
+) -> None:
+    who = subject(family)
+    sentences = readings(family, positions)
+    settings = AnalysisSettings(
+        temperature=temperature,
+        compare_control=True,
+        metrics=list(METRICS),
+        top_k=TOP_K,
+        control=who.control(),
+    )
+    module = EntropyModule(who.view, Lens(who.view), settings, who.plan())
+    records = module.predict_step(batch_of(sentences), 0)
+    want = {condition: expected(who, sentences, condition, temperature) for condition in (STANDARD, CONTROL)}
+    assert list(records.conditions) == [STANDARD, CONTROL]
+    for condition, found in records.conditions.items():
+        assert_records(found, want[condition], settings.metrics, f"{family} {condition}")
+    kl = [reference.kl_from_standard(*both) for both in zip(want[STANDARD], want[CONTROL], strict=True)]
+    assert_close(records.conditions[CONTROL].metrics[KL_FROM_STANDARD], np.stack(kl), f"{family} {KL_FROM_STANDARD}")
+    assert records.positions.tolist() == [position for reading in sentences for position in reading.positions]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: str) -> None:
+    who = subject(family)
+    if ARCHITECTURES[who.model.config.model_type].eager_only:
+        pytest.skip("the family is always loaded with eager attention")
+    view = view_model(make_model(family, attention=None))
+    sentences = readings(family, "all")
+    names = [name for name in METRICS if name != ATTENTION_ENTROPY]
+    settings = AnalysisSettings(compare_control=True, metrics=names, top_k=TOP_K, control=who.control())
+    records = EntropyModule(view, Lens(view), settings, who.plan()).predict_step(batch_of(sentences), 0)
+    for condition, found in records.conditions.items():
+        assert_records(found, expected(who, sentences, condition), names, f"{family} {condition}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steered_logits_are_those_of_plain_forward_hooks(family: str) -> None:
+    who = subject(family)
+    sentences = readings(family, "last")
+    batch = batch_of(sentences)
+    with torch.no_grad(), steer(who.view.blocks, who.plan(), batch.attention_mask):
+        steered = who.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    for logits, reading in zip(steered, sentences, strict=True):
+        plain = who.observe(reading, CONTROL).logits
+        torch.testing.assert_close(logits[: len(plain)].double(), plain, rtol=1e-4, atol=1e-4)
+
+
+def write_translators(folder: Path, num_blocks: int) -> dict[str, torch.Tensor]:
+    """Write a random tuned lens as the package `tuned-lens` names its files; return its parameters."""
+    generator = torch.Generator().manual_seed(5)
+    shapes = {"weight": (HIDDEN, HIDDEN), "bias": (HIDDEN,)}
+    parameters = {
+        f"{layer}.{name}": 0.2 * torch.randn(shape, generator=generator)
+        for layer in range(num_blocks)
+        for name, shape in shapes.items()
+    }
+    torch.save(parameters, folder / "params.pt")
+    return parameters
+
+
+@pytest.mark.parametrize("lens", ["raw", "tuned"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp_path: Path) -> None:
+    who = subject(family)
+    sentences = readings(family, "last")[:12]
+    translators = write_translators(tmp_path, who.view.shape.num_blocks) if lens == "tuned" else None
+    settings = AnalysisSettings(
+        temperature=1.3, metrics=list(METRICS), top_k=TOP_K, lens=lens, lens_path=str(tmp_path) if translators else None
+    )
+    module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), settings, None)
+    records = module.predict_step(batch_of(sentences), 0)
+    want = expected(who, sentences, STANDARD, 1.3, lens, translators)
+    assert_records(records.conditions[STANDARD], want, settings.metrics, f"{family} {lens}")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_lens_of_every_family_proves_itself(family: str) -> None:
+    assert check_lens(subject(family).view, family) < 1e-4
+
+
+def damaged(view: ModelView) -> dict[str, ModelView]:
+    """Return views of which each forgets one thing that stands between the last layer and the logits."""
+    found = {}
+    states = torch.ones(1, HIDDEN)
+    for number, step in enumerate(view.head):
+        width, states = states.shape, step(states).detach()
+        if states.shape == width:  # else the next step would not run at all
+            head = view.head[:number] + view.head[number + 1 :]
+            found[f"head step {number}"] = dataclasses.replace(view, head=head)
+    if view.final_norm is not None:
+        found["final norm"] = dataclasses.replace(view, final_norm=None)
+    if view.softcap is not None:
+        found["softcap"] = dataclasses.replace(view, softcap=None)
+    if view.scale != 1.0:
+        found["scale"] = dataclasses.replace(view, scale=1.0)
+    return found
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("opt_post_norm", "electra")])
+def test_a_lens_that_forgets_something_is_refused(family: str) -> None:
+    """Of the two families left out, nothing can be forgotten without the widths falling apart."""
+    views = damaged(subject(family).view)
+    assert views, "nothing to forget"
+    for what, view in views.items():
+        with pytest.raises(ValueError, match="ARCHITECTURES"):
+            check_lens(view, f"{family} without its {what}")
