@@ -1,0 +1,71 @@
+"""What a run says: on the terminal, and, with times and more, in its `run.log`."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LOGGERS = ("llm_entropy", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
+"""Whose messages belong to a run. On the terminal are those of the first alone."""
+FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+EXPECTED_WARNINGS = (r".*does not have many workers.*", r"Couldn't infer the batch indices.*")
+"""What Lightning warns of although it is meant so: batches come from memory-mapped tokens and carry their own ids."""
+
+
+class RunLog:
+    """Keeps messages until the run has a folder, and writes them there from then on."""
+
+    def __init__(self) -> None:
+        self.handler = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+
+    def open(self, path: Path) -> None:
+        """Write what was said so far, and all that follows, to a file."""
+        target = logging.FileHandler(path, encoding="utf-8")
+        target.setFormatter(logging.Formatter(FORMAT))
+        self.handler.setTarget(target)
+        self.handler.flushLevel = logging.NOTSET  # from now on every message goes through at once
+        self.handler.flush()
+
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        target = self.handler.target
+        self.handler.close()
+        if target is not None:
+            target.close()
+
+
+@contextmanager
+def run_log(*, quiet: bool) -> Iterator[RunLog]:
+    """Show messages on the terminal and keep them for `run.log` as long as the context lasts.
+
+    Args:
+        quiet: Whether only warnings and errors are shown.
+    """
+    log = RunLog()
+    terminal = logging.StreamHandler(sys.stderr)
+    terminal.setLevel(logging.WARNING if quiet else logging.INFO)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers = [log.handler]
+        logger.propagate = False
+        logger.setLevel(logging.INFO)
+    loggers[0].addHandler(terminal)
+    loggers[0].setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield log
+    finally:
+        logging.captureWarnings(False)
+        for logger, handlers, level, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+        log.close()
