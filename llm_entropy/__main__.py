@@ -1,0 +1,6 @@
+"""`python -m llm_entropy` is `llm-entropy`."""
+
+from llm_entropy.cli import main
+
+if __name__ == "__main__":
+    main()

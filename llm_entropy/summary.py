@@ -1,0 +1,32 @@
+"""The short table at the end of a run, on the terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from llm_entropy.merge import summary_rows
+from llm_entropy.results import RunResult
+from llm_entropy.settings import COMPARATIVE
+
+
+def print_summary(result: RunResult) -> None:
+    """Print the means over the sentences, model by metric, and where everything is."""
+    compares = result.mode == COMPARATIVE
+    table = Table(box=SIMPLE, pad_edge=False)
+    for name in ("model", "metric", "unit"):
+        table.add_column(name, no_wrap=True)
+    for name in ("first layer", "last layer", *(["difference"] if compares else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for model in result.values():
+        for row in summary_rows(model.tables):
+            change = [] if row.mean_difference is None else [f"{row.mean_difference:+.4g}"]
+            table.add_row(row.model, row.metric, row.unit, f"{row.first_layer:.4g}", f"{row.last_layer:.4g}", *change)
+        table.add_section()
+    console = Console()
+    about = "Means over the sentences"
+    if compares:
+        about += "; difference: control - standard at the last layer"
+    console.print(about, table, sep="\n", markup=False, highlight=False)
+    console.print(f"Tables and plots: {result.run_dir}", soft_wrap=True, markup=False, highlight=False)
