@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple, Optional
 
@@ -18,6 +19,10 @@ from llm_entropy.metrics import FROM_STATISTICS
 from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Records, RowStatistics
 from llm_entropy.settings import ATTENTION_ENTROPY, CONTROL, KL_FROM_STANDARD, AnalysisSettings
 from llm_entropy.steering import SteeringPlan, steer
+
+
+TILE_STATES = 2**24
+"""Numbers of the residual stream, over conditions, layers and records, that go through the lens together: 64 MiB."""
 
 
 class _Forward(NamedTuple):
@@ -41,7 +46,12 @@ class _Tokens(NamedTuple):
     tracked: Tensor
     """[condition, record, tracked], the likeliest tokens of the last layer."""
     tracked_probabilities: Tensor
-    """[condition, layer, record, tracked]."""
+    """[condition, record, tracked, layer]."""
+
+    @classmethod
+    def join(cls, parts: Sequence[_Tokens]) -> _Tokens:
+        """Return the tokens of several tiles of records, in order."""
+        return cls(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
 
 class EntropyModule(L.LightningModule):
@@ -75,9 +85,7 @@ class EntropyModule(L.LightningModule):
             batch_idx: Not used.
         """
         forwards = [self._forward(batch, condition) for condition in self.analysis.conditions]
-        inputs = self.lens.project(torch.stack([forward.states for forward in forwards]))
-        statistics, tokens = self._decode(inputs, batch)
-        metrics = self._metrics(statistics)
+        metrics, tokens = self._decode(torch.stack([forward.states for forward in forwards]), batch)
         return Records(
             sentence_ids=batch.sentence_ids.cpu(),
             sentences=[batch.sentences[row] for row in batch.rows.tolist()],
@@ -106,9 +114,23 @@ class EntropyModule(L.LightningModule):
             run_base(self.view, batch.input_ids, batch.attention_mask)
         return _Forward(states.stack(), None if attention is None else attention.stack())
 
-    def _decode(self, inputs: Tensor, batch: Batch) -> tuple[RowStatistics, _Tokens]:
-        """Turn the decoder's inputs [condition, layer, record, width] into statistics and named tokens."""
+    def _decode(self, states: Tensor, batch: Batch) -> tuple[dict[str, Tensor], _Tokens]:
+        """Turn states [condition, layer, record, hidden] into metrics [condition, layer, record] and named tokens.
+
+        Some records at a time: what a lens makes of the states must not take a multiple of their memory.
+        """
+        size = max(1, TILE_STATES // states[:, :, 0].numel())
+        parts = [
+            self._decode_tile(states[:, :, tile], batch.targets[tile], batch.uniforms[tile])
+            for tile in (slice(start, start + size) for start in range(0, states.shape[2], size))
+        ]
+        metrics = {name: torch.cat([part[name] for part, _ in parts], dim=2) for name in parts[0][0]}
+        return metrics, _Tokens.join([tokens for _, tokens in parts])
+
+    def _decode_tile(self, states: Tensor, targets: Tensor, uniforms: Tensor) -> tuple[dict[str, Tensor], _Tokens]:
+        """Decode a tile of records; `targets` and `uniforms` are [record]."""
         analysis, wanted = self.analysis, self.analysis.metrics
+        inputs = self.lens.project(states)
         unembedding = self.view.unembedding(analysis.temperature)
         statistics = kernels.lens_statistics(
             inputs,
@@ -124,8 +146,8 @@ class EntropyModule(L.LightningModule):
         predicted = statistics.top_ids[..., 0]
         if analysis.use_sampling:
             log_normalizer = statistics.maximum[:, -1] + statistics.log_sum[:, -1]
-            predicted = kernels.sample_tokens(inputs[:, -1], unembedding, log_normalizer, batch.uniforms)
-        targets = torch.where(batch.targets == PREDICTED, predicted, batch.targets)
+            predicted = kernels.sample_tokens(inputs[:, -1], unembedding, log_normalizer, uniforms)
+        targets = torch.where(targets == PREDICTED, predicted, targets)
         tracked = statistics.top_ids[..., : analysis.tracked_tokens]
         named = torch.cat([targets.unsqueeze(-1), predicted.unsqueeze(-1), tracked], dim=-1)
         logits = kernels.token_logits(inputs, unembedding, named)
@@ -136,8 +158,9 @@ class EntropyModule(L.LightningModule):
         if "target_rank" in wanted:
             ranks = kernels.count_larger(inputs, unembedding, targets, logits[..., 0])
             statistics = statistics._replace(target_rank=ranks)
-        tracked_probabilities = (shifted[..., 2:] - log_sum).exp()
-        return statistics, _Tokens(targets, listed, listed_probabilities, tracked, tracked_probabilities)
+        tracked_probabilities = (shifted[..., 2:] - log_sum).exp().permute(0, 2, 3, 1)
+        tokens = _Tokens(targets, listed, listed_probabilities, tracked, tracked_probabilities)
+        return self._metrics(statistics), tokens
 
     def _metrics(self, statistics: RowStatistics) -> dict[str, Tensor]:
         """Return every metric that is made from statistics, [condition, layer, record]."""
@@ -161,5 +184,5 @@ class EntropyModule(L.LightningModule):
             top_ids=tokens.listed[index].cpu(),
             top_probabilities=tokens.listed_probabilities[index].cpu(),
             tracked_ids=tokens.tracked[index].cpu(),
-            tracked_probabilities=tokens.tracked_probabilities[index].permute(1, 2, 0).contiguous().cpu(),
+            tracked_probabilities=tokens.tracked_probabilities[index].contiguous().cpu(),
         )
