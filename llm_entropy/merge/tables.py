@@ -1,0 +1,277 @@
+"""The files of one condition, and those of the comparison, filled a chunk of sentences at a time."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_entropy.comparison import QUANTITIES, difference, percent_change
+from llm_entropy.merge import text
+from llm_entropy.merge.curves import CurveBuilder, Rows, TrackBuilder
+from llm_entropy.merge.parts import Chunk, mean_by_group
+from llm_entropy.schema import (
+    POSITION,
+    SENTENCE,
+    SENTENCE_ID,
+    TOKEN,
+    TOKEN_END,
+    TOKEN_ID,
+    TOKEN_START,
+    TOP_PROBABILITIES,
+    TOP_TOKENS,
+    TRACKED_PROBABILITIES,
+    TRACKED_TOKENS,
+    ModelShape,
+    column,
+)
+from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, STANDARD
+
+ROW_GROUP = 8_192
+"""Records of a row group: fixed, so that the file does not depend on how the shards were cut."""
+RECORD_COLUMNS = (SENTENCE_ID, SENTENCE, POSITION, TOKEN_ID, TOKEN, TOKEN_START, TOKEN_END)
+"""What a record is about, whatever the condition."""
+
+
+def metric_path(run_dir: Path, condition: str, model: str, metric: str) -> Path:
+    """Return where a metric's CSV file is.
+
+    Args:
+        run_dir: The run's folder.
+        condition: `standard`, `control` or `comparative`.
+        model: The model's key.
+        metric: The metric's name.
+
+    Returns:
+        Its path.
+    """
+    suffix = "_comparative" if condition == COMPARATIVE and metric not in COMPARISON_METRICS else ""
+    return run_dir / condition / "data" / f"{model}_{metric}{suffix}.csv"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the tables of a model go, and how large they are."""
+
+    folder: Path
+    """A folder that is laid out as the run's own."""
+    model: str
+    """The model's key, the first part of every file name."""
+    schema: pa.Schema
+    """The shards' columns."""
+    shape: ModelShape
+    """The model's sizes."""
+    num_sentences: int
+    """How many sentences will come."""
+    parquet: bool
+    """Whether every record is written as Parquet too."""
+    files: ExitStack
+    """Holds the open files; they are complete when it is closed."""
+
+    def open_csv(self, path: Path, header: bytes) -> BinaryIO:
+        """Open a CSV file and write its header."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = self.files.enter_context(path.open("wb"))
+        stream.write(header)
+        return stream
+
+    def open_records(self, condition: str, schema: pa.Schema) -> list[RecordFile]:
+        """Open the Parquet file of a condition, where there is to be one: a list of one, or of none."""
+        if not self.parquet:
+            return []
+        metadata = {"llm_entropy": "records", "model": self.model, "condition": condition}
+        path = self.folder / condition / "data" / f"{self.model}.parquet"
+        return [RecordFile(path, schema.with_metadata(metadata), self.files)]
+
+
+class RecordFile:
+    """A Parquet file of records, whose row groups do not depend on the tables it is filled from."""
+
+    def __init__(self, path: Path, schema: pa.Schema, files: ExitStack) -> None:
+        """Open `path`; it is complete when `files` is closed."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = files.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+        self._schema, self._waiting = schema, schema.empty_table()
+        files.callback(lambda: self._write(len(self._waiting)))
+
+    def add(self, columns: list[pa.Array]) -> None:
+        """Take the columns of the next records, in the order of the schema."""
+        table = pa.Table.from_arrays(columns, schema=self._schema)
+        self._waiting = pa.concat_tables([self._waiting, table])
+        self._write(len(self._waiting) // ROW_GROUP * ROW_GROUP)
+
+    def _write(self, num_rows: int) -> None:
+        for start in range(0, num_rows, ROW_GROUP):
+            group = self._waiting.slice(start, min(ROW_GROUP, num_rows - start))
+            self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+        self._waiting = self._waiting.slice(num_rows)
+
+
+class Condition:
+    """The files and curves of one condition."""
+
+    def __init__(self, name: str, target: Target) -> None:
+        """Open the condition's files."""
+        self.name, self._shape = name, target.shape
+        metrics = [metric for metric in METRICS if column(name, metric) in target.schema.names]
+        self.curves = {metric: CurveBuilder(_width(metric, target), target.num_sentences) for metric in metrics}
+        self._metric_files = {metric: _open_metric(target, name, metric) for metric in metrics}
+        folder = target.folder / name
+        path = folder / "predictions" / f"{target.model}_predictions.csv"
+        self._predictions = target.open_csv(path, text.PREDICTION_HEADER)
+        num_tracked = target.schema.field(column(name, TRACKED_TOKENS)).type.list_size
+        self.tracks = TrackBuilder(num_tracked, self._shape.num_layers, target.num_sentences)
+        path = folder / "data" / f"{target.model}_token_probabilities.csv"
+        self._token_file = target.open_csv(path, text.TOKEN_HEADER)
+        self._fields = {field.name: _own_name(field, name) for field in target.schema if _belongs(field.name, name)}
+        self._record_files = target.open_records(name, pa.schema(self._fields.values()))
+
+    def add(self, chunk: Chunk) -> tuple[dict[str, Rows], pa.StringArray]:
+        """Take the next sentences.
+
+        Args:
+            chunk: Their records.
+
+        Returns:
+            Each metric, [sentence, layer], and the lines of predictions, as many for each answer.
+        """
+        sentences = text.text_fields(chunk.sentences)
+        rows = {metric: self._rows(chunk, metric) for metric in self.curves}
+        for metric, values in rows.items():
+            self.curves[metric].add(values)
+            self._metric_files[metric].write(text.as_bytes(text.lines(sentences, text.list_fields(values))))
+        answered = _repeat(sentences, chunk.answer_counts)
+        predictions = self._prediction_lines(chunk, answered)
+        self._predictions.write(text.as_bytes(predictions))
+        self._add_tracks(chunk, answered)
+        for file in self._record_files:
+            file.add(chunk.table.select(list(self._fields)).columns)
+        return rows, predictions
+
+    def _rows(self, chunk: Chunk, metric: str) -> Rows:
+        values = chunk.numbers(column(self.name, metric))
+        if METRICS[metric].axis == "layer":
+            return mean_by_group(values, chunk.counts)
+        heads = values.reshape(len(values), self._shape.num_blocks, self._shape.num_heads)
+        return np.asarray(mean_by_group(heads, chunk.counts).mean(axis=2))
+
+    def _prediction_lines(self, chunk: Chunk, answered: pa.StringArray) -> pa.StringArray:
+        probabilities = chunk.numbers(column(self.name, TOP_PROBABILITIES))[chunk.answers]
+        num_top = probabilities.shape[1]
+        tokens = _of_answers(chunk, column(self.name, TOP_TOKENS), num_top)
+        numbers = text.number_texts(probabilities.ravel())
+        return text.lines(_repeat(answered, num_top), text.text_fields(tokens), numbers, self.name)
+
+    def _add_tracks(self, chunk: Chunk, answered: pa.StringArray) -> None:
+        num_layers = self._shape.num_layers
+        flat = chunk.numbers(column(self.name, TRACKED_PROBABILITIES))[chunk.answers]
+        probabilities = flat.reshape(len(flat), -1, num_layers)
+        num_tracked = probabilities.shape[1]
+        tokens = _of_answers(chunk, column(self.name, TRACKED_TOKENS), num_tracked)
+        values = text.list_fields(probabilities.reshape(-1, num_layers))
+        lines = text.lines(_repeat(answered, num_tracked), text.text_fields(tokens), values)
+        self._token_file.write(text.as_bytes(lines))
+        self.tracks.add(chunk, tokens.to_pylist(), probabilities)
+
+
+class Comparative:
+    """The files and curves of the comparison of both conditions."""
+
+    def __init__(self, target: Target, metrics: list[str]) -> None:
+        """Open the comparison's files."""
+        sizes = target.num_sentences
+        self.curves = {metric: CurveBuilder(_width(metric, target), sizes) for metric in metrics}
+        self.kl_from_standard = CurveBuilder(target.shape.num_layers, sizes)
+        self._metric_files = {metric: _open_metric(target, COMPARATIVE, metric) for metric in metrics}
+        self._kl_file = _open_metric(target, COMPARATIVE, KL_FROM_STANDARD)
+        path = target.folder / COMPARATIVE / "predictions" / f"{target.model}_comparative_predictions.csv"
+        self._predictions = target.open_csv(path, text.PREDICTION_HEADER)
+        self._record_files = target.open_records(COMPARATIVE, _difference_schema(target.schema, metrics))
+
+    def add(
+        self, chunk: Chunk, standard: dict[str, Rows], control: dict[str, Rows], predictions: list[pa.StringArray]
+    ) -> None:
+        """Take the next sentences.
+
+        Args:
+            chunk: Their records.
+            standard: Each metric, [sentence, layer].
+            control: Each metric, [sentence, layer].
+            predictions: The lines of predictions of the standard, then of the control condition.
+        """
+        labels = [text.text_fields(chunk.sentences, f" ({quantity})") for quantity in QUANTITIES]
+        for metric, builder in self.curves.items():
+            before, after = standard[metric], control[metric]
+            change = difference(before, after)
+            builder.add(change)
+            four = (before, after, change, percent_change(before, after))
+            rows = [text.lines(label, text.list_fields(values)) for label, values in zip(labels, four, strict=True)]
+            self._metric_files[metric].write(text.as_bytes(text.interleave(rows)))
+        kl = chunk.numbers(column(CONTROL, KL_FROM_STANDARD))
+        means = mean_by_group(kl, chunk.counts)
+        self.kl_from_standard.add(means)
+        self._kl_file.write(text.as_bytes(text.lines(text.text_fields(chunk.sentences), text.list_fields(means))))
+        self._predictions.write(text.as_bytes(_sentence_by_sentence(chunk, predictions)))
+        for file in self._record_files:
+            file.add([*chunk.table.select(RECORD_COLUMNS).columns, *self._differences(chunk), _as_lists(kl)])
+
+    def _differences(self, chunk: Chunk) -> list[pa.Array]:
+        pairs = [[chunk.numbers(column(name, metric)) for name in (STANDARD, CONTROL)] for metric in self.curves]
+        return [_as_lists(difference(before, after)) for before, after in pairs]
+
+
+def _width(metric: str, target: Target) -> int:
+    return target.shape.num_layers if METRICS[metric].axis == "layer" else target.shape.num_blocks
+
+
+def _open_metric(target: Target, condition: str, metric: str) -> BinaryIO:
+    return target.open_csv(metric_path(target.folder, condition, target.model, metric), text.METRIC_HEADER)
+
+
+def _belongs(name: str, condition: str) -> bool:
+    """Whether a shard's column is part of a condition's records; what compares is in the comparison's."""
+    return name in RECORD_COLUMNS or (
+        name.startswith(column(condition, "")) and name != column(condition, KL_FROM_STANDARD)
+    )
+
+
+def _own_name(field: pa.Field, condition: str) -> pa.Field:
+    return field.with_name(field.name.removeprefix(column(condition, "")))
+
+
+def _difference_schema(schema: pa.Schema, metrics: list[str]) -> pa.Schema:
+    fields = [schema.field(name) for name in RECORD_COLUMNS]
+    for metric in metrics:
+        field = schema.field(column(CONTROL, metric))
+        about = {**field.metadata, b"meaning": b"control - standard"}
+        fields.append(field.with_name(f"{metric}_{QUANTITIES[2]}").with_metadata(about))
+    return pa.schema([*fields, schema.field(column(CONTROL, KL_FROM_STANDARD)).with_name(KL_FROM_STANDARD)])
+
+
+def _as_lists(values: npt.NDArray[np.floating]) -> pa.Array:
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
+
+
+def _of_answers(chunk: Chunk, name: str, size: int) -> pa.StringArray:
+    """Return a column of lists of strings at the answers, flat: [answer * size]."""
+    places = chunk.answers[:, None] * size + np.arange(size)
+    return chunk.strings(name).take(pa.array(places.ravel()))
+
+
+def _repeat(texts: pa.StringArray, times: int | npt.NDArray[np.int64]) -> pa.StringArray:
+    return texts.take(pa.array(np.repeat(np.arange(len(texts)), times)))
+
+
+def _sentence_by_sentence(chunk: Chunk, predictions: list[pa.StringArray]) -> pa.StringArray:
+    """Return the lines of both conditions, so that each sentence has its standard lines, then its control lines."""
+    owners = np.repeat(np.arange(len(chunk.counts)), chunk.answer_counts)
+    places = np.concatenate([np.repeat(owners, len(part) // len(owners)) for part in predictions])
+    return pa.concat_arrays(predictions).take(pa.array(np.argsort(places, kind="stable")))

@@ -1,0 +1,131 @@
+"""Shards as the writer leaves them, made without a model: the numbers are drawn, but shaped like those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llm_entropy.schema import ModelShape, column, shard_schema
+from llm_entropy.settings import COMPARATIVE, CONTROL, METRICS, AnalysisSettings, ControlSettings
+
+SHAPE = ModelShape(num_blocks=4, num_heads=2, hidden_size=8, vocab_size=4000)
+SENTENCES = [
+    'a quote " and, a comma',
+    "a line\nand another",
+    "月亮绕着地球转。",
+    "emoji 😀🎉 too",
+    "NA",
+    "  spaces around  ",
+    "carriage\rreturn\r\n",
+    "costs $5 and $6, under_score ^ {braces}",
+    "Water boils at",
+    "The capital of France is",
+]
+
+
+def comparative(**settings: object) -> AnalysisSettings:
+    return AnalysisSettings(compare_control=True, control=ControlSettings(control_vector=[0.1]), **settings)
+
+
+def table(
+    sentences: Sequence[str],
+    analysis: AnalysisSettings,
+    shape: ModelShape = SHAPE,
+    *,
+    records: Sequence[int] = (1,),
+    ids: Sequence[int] | None = None,
+    seed: int = 0,
+) -> pa.Table:
+    """Return the records of sentences in corpus order; sentence i has `records[i % len(records)]` of them."""
+    random = np.random.default_rng(seed)
+    counts = np.array([records[index % len(records)] for index in range(len(sentences))])
+    owners = np.repeat(np.arange(len(sentences)), counts)
+    schema = shard_schema(analysis, shape, {"model": "made up"})
+    num = len(owners)
+    identity = np.arange(len(sentences)) if ids is None else np.asarray(ids)
+    values: dict[str, object] = {
+        "sentence_id": identity[owners],
+        "sentence": [sentences[owner] for owner in owners],
+        "position": np.concatenate([3 + 2 * np.arange(count) for count in counts]),
+        "token_id": random.integers(0, shape.vocab_size, num),
+        "token": random.choice([" the", "月", ",", "\n"], num).tolist(),
+        "token_start": np.zeros(num, int),
+        "token_end": np.full(num, 3),
+    }
+    entropy = _entropies(random, num, shape)
+    for condition in analysis.conditions:
+        if condition == CONTROL and analysis.mode == COMPARATIVE:
+            growth = np.maximum(np.arange(shape.num_layers) - 1, 0) / shape.num_layers
+            entropy = np.maximum(entropy + random.normal(0.35, 0.4, (num, 1)) * growth, 1e-3)
+        values |= _condition(random, condition, analysis, shape, entropy, schema)
+    if analysis.mode == COMPARATIVE:
+        growth = np.maximum(np.arange(shape.num_layers) - 1, 0)
+        values[column(CONTROL, "kl_from_standard")] = random.lognormal(-3, 1, (num, 1)) * growth
+    return pa.Table.from_arrays([_array(field, values[field.name]) for field in schema], schema=schema)
+
+
+def write(run_dir: Path, model: str, whole: pa.Table, *, num_files: int = 3, seed: int = 0) -> pa.Table:
+    """Write records as several processes would: in windows, out of order, a part of each in every file."""
+    order = np.random.default_rng(seed).permutation(len(whole))
+    ids = whole["sentence_id"].to_numpy()
+    order = order[np.argsort(np.searchsorted(np.unique(ids), ids[order]) // 40, kind="stable")]
+    folder = run_dir / "shards" / model
+    for index, part in enumerate(np.array_split(order, num_files)):
+        path = folder / f"rank{index % 2}" / f"part{index:04d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(whole.take(pa.array(part)), path)
+    return whole
+
+
+def _entropies(random: np.random.Generator, num: int, shape: ModelShape) -> np.ndarray:
+    depth = np.linspace(0, 1, shape.num_layers)
+    shares = 0.25 + 0.6 * np.sin(np.pi * (depth * 0.7 + 0.15)) - 0.35 * depth**3
+    noise = random.normal(0, 0.08, (num, 1)) + random.normal(0, 0.03, (num, shape.num_layers))
+    return np.clip(shares + noise, 0.02, 0.99) * np.log(shape.vocab_size)
+
+
+def _condition(random, condition, analysis, shape, entropy, schema) -> dict[str, object]:
+    num = len(entropy)
+    made = {
+        "entropy": entropy,
+        "perplexity": np.exp(entropy),
+        "margin": random.gamma(2, 1, entropy.shape) * np.linspace(0.3, 2, shape.num_layers),
+        "kl_divergence": np.log(shape.vocab_size) - entropy,
+        "surprisal": entropy * random.lognormal(0, 0.3, entropy.shape),
+        "attention_entropy": random.gamma(4, 0.4, (num, shape.num_blocks * shape.num_heads)),
+        "kl_to_final": random.gamma(2, 1, entropy.shape) * np.linspace(2, 0, shape.num_layers),
+        "target_rank": np.floor(random.lognormal(3, 1, entropy.shape) * np.linspace(2, 0, shape.num_layers)),
+        "varentropy": random.gamma(2, 1, entropy.shape),
+    }
+    assert set(made) == set(METRICS)
+    words = [" the", " Paris", "月", "$x_1$", " a", ",", "\n", "##ing", " water", "é"]
+    num_top = schema.field(column(condition, "top_tokens")).type.list_size
+    num_tracked = schema.field(column(condition, "tracked_tokens")).type.list_size
+    top = -np.sort(-random.dirichlet(np.ones(num_top + 3), num))[:, :num_top]
+    rise = np.linspace(0, 1, shape.num_layers) ** random.uniform(1, 8, (num, num_tracked, 1))
+    tracked = rise * -np.sort(-random.dirichlet(np.ones(num_tracked + 2), num))[:, :num_tracked, None]
+    fields: dict[str, object] = {
+        "target_id": random.integers(0, shape.vocab_size, num),
+        "target": random.choice(words, num).tolist(),
+        "top_tokens": random.choice(words, (num, num_top)),
+        "top_probabilities": top,
+        "tracked_tokens": random.choice(words, (num, num_tracked)),
+        "tracked_probabilities": tracked.reshape(num, -1),
+        **{name: made[name] for name in analysis.metrics},
+    }
+    return {column(condition, name): numbers for name, numbers in fields.items()}
+
+
+def _array(field: pa.Field, values: object) -> pa.Array:
+    if not pa.types.is_fixed_size_list(field.type):
+        return pa.array(values, field.type)
+    flat = np.asarray(values).ravel()
+    inner = field.type.value_type
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(flat.tolist(), inner) if pa.types.is_string(inner) else pa.array(flat.astype(np.float32)),
+        field.type.list_size,
+    ).cast(field.type)
