@@ -136,7 +136,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 def test_the_dependencies_are_the_packages_that_are_imported() -> None:
-    called = {"yaml": "pyyaml"}
+    called = {"yaml": "pyyaml", "PIL": "pillow"}
     imported = set()
     for path in (ROOT / "llm_entropy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

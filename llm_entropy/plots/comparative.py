@@ -43,6 +43,8 @@ from llm_entropy.plots.condition import draw_trajectories
 from llm_entropy.schema import Comparison, Curves, ModelTables
 from llm_entropy.settings import COMPARATIVE, CONTROL, KL_FROM_STANDARD, STANDARD
 
+OF_TARGETS = frozenset({"surprisal", "target_rank"})
+"""Metrics that read a target, which may differ between the conditions: a predicted one is each condition's own."""
 DIFFERENCE_COLOUR = "#6a51a3"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MOST_ANNOTATED = 34
@@ -65,12 +67,13 @@ def draw_comparison(tables: ModelTables, run_dir: Path) -> list[Path]:
     start = str(run_dir / COMPARATIVE / "plots" / f"{tables.model}_")
     for metric, comparison in tables.comparisons.items():
         label, _, axis = ALL_METRICS[metric]
+        target = ["of each condition's own target"] if metric in OF_TARGETS else []
         with figure(Path(f"{start}{metric}_comparison.png"), 6.4, 4.0, drawn) as canvas:
             _draw_both(canvas.add_subplot(), comparison, metric)
-            write_title(canvas, f"{capital(label)} by {axis}, standard and control", model_line(tables))
+            write_title(canvas, f"{capital(label)} by {axis}, standard and control", model_line(tables, *target))
         with figure(Path(f"{start}{metric}_differences.png"), 6.4, 4.0, drawn) as canvas:
             _draw_differences(canvas.add_subplot(), comparison.difference, metric)
-            about = _of_sample(comparison.difference)
+            about = [*target, *_of_sample(comparison.difference)]
             write_title(canvas, f"{capital(label)} by {axis}, control {MINUS} standard", model_line(tables, *about))
     with figure(Path(f"{start}layer_impact.png"), *_impact_size(tables), drawn) as canvas:
         _draw_impact(canvas, tables)
