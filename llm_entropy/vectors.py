@@ -26,6 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from llm_entropy import builtin
+
 if TYPE_CHECKING:
     from llm_entropy.settings import ControlSettings
 
@@ -37,6 +39,8 @@ VectorSource = str | Path | Tensor | Array | list[float] | list[list[float]]
 
 BLOCK_KEY = re.compile(r"(?:(?:layer_activations|directions?|layers?|blocks?)[._])*(-?\d+)")
 """A name that says which block its tensor belongs to: 3, layer.3, direction.3, layer_activations.3."""
+BUILTIN = "builtin:"
+"""Before a path, the folder of what comes with the package."""
 NESTS = ("layer_activations", "directions")
 """Where steering-vectors and repeng keep the mapping of blocks to vectors inside of a saved state."""
 
@@ -79,8 +83,9 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
     """Return the vector that a user gave, checked against the model's sizes.
 
     Args:
-        value: A file (`{model}` in it stands for the model's key, `~` for the home folder; relative to the working
-            directory), numbers (rows shorter than the hidden size are repeated to fill it), a tensor or an array.
+        value: A file (`{model}` in it stands for the model's key, `~` for the home folder, `builtin:` for the folder
+            of what comes with the package; relative to the working directory), numbers (rows shorter than the hidden
+            size are repeated to fill it), a tensor or an array.
         key: The config key, for messages.
         model: The model's key.
         num_blocks: L.
@@ -95,7 +100,7 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
     source = ""
     try:
         if isinstance(value, (str, Path)):
-            path = Path(str(value).replace("{model}", model)).expanduser()
+            path = _path(str(value).replace("{model}", model))
             source = f"{path}: "
             vector = read_vector(path, num_blocks=num_blocks)
         elif isinstance(value, (list, tuple)):
@@ -116,6 +121,12 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
             f"or {num_blocks + 1}, the first for the embeddings"
         )
     return vector
+
+
+def _path(given: str) -> Path:
+    if given.startswith(BUILTIN):
+        return builtin.FOLDER / given.removeprefix(BUILTIN)
+    return Path(given).expanduser()
 
 
 def read_vector(path: str | Path, *, num_blocks: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from llm_entropy import builtin
 from llm_entropy.settings import ControlSettings, ControlVectors
 from llm_entropy.vectors import choose_vector, read_vector, resolve_vector
 
@@ -310,3 +311,12 @@ def test_a_missing_direction_is_refused() -> None:
 def test_a_chosen_tensor_is_handed_on() -> None:
     chosen = choose_vector(ControlSettings(control_vector=VECTOR))
     assert chosen.value is VECTOR
+
+
+@pytest.mark.parametrize("model", builtin.BUILTIN_MODELS)
+def test_a_builtin_vector_has_a_row_for_each_block_of_its_model(model: str) -> None:
+    vector = resolve_vector(
+        "builtin:{model}/" + builtin.CONTROL_VECTOR, key="key", model=model, num_blocks=5, hidden_size=192
+    )
+    assert vector.shape == (5, 192)
+    assert vector.norm(dim=1).min() > 0

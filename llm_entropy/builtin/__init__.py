@@ -1,0 +1,37 @@
+"""What comes with the package: two small trained models and a corpus of plain facts; nothing here needs a network."""
+
+import json
+from pathlib import Path
+
+BUILTIN_MODELS: tuple[str, ...] = ("tiny-gpt2", "tiny-bert")
+"""A causal and a masked model; `train.py` makes them, their folders' model cards describe them."""
+
+FOLDER = Path(__file__).parent
+"""What `builtin:` stands for in the path of a control vector."""
+CONTROL_VECTOR = "bible.safetensors"
+"""In each model's folder: what verses of the Bible have and a dictionary's glosses have not; `contrast.py` makes it."""
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a built-in model, as `from_pretrained` takes it.
+
+    Args:
+        name: One of `BUILTIN_MODELS`.
+
+    Raises:
+        ValueError: If there is no such model.
+    """
+    if name not in BUILTIN_MODELS:
+        raise ValueError(f"no built-in model {name!r}: the built-in models are {', '.join(BUILTIN_MODELS)}")
+    return FOLDER / name
+
+
+def read_sentences() -> list[dict[str, str]]:
+    """The built-in corpus, in the order of its file.
+
+    Returns:
+        Rows of `prompt` (an open sentence, for causal models), `masked` (a sentence with one `[MASK]`, for masked
+        ones, about the same fact) and `topic`.
+    """
+    lines = (FOLDER / "sentences.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
