@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Literal, Optional
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llm_entropy import kernels
@@ -86,15 +89,7 @@ def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.Modu
     Raises:
         ValueError: The files are missing or do not fit.
     """
-    safe, pickled = folder / "params.safetensors", folder / "params.pt"
-    if safe.is_file():
-        from safetensors.torch import load_file
-
-        parameters = load_file(safe)
-    elif pickled.is_file():
-        parameters = torch.load(pickled, map_location="cpu", weights_only=True)
-    else:
-        raise ValueError(f"analysis.lens_path: {folder} holds neither params.safetensors nor params.pt")
+    parameters = _read_parameters(folder)
     config = folder / "config.json"
     if config.is_file():
         about = json.loads(config.read_text(encoding="utf-8"))
@@ -103,7 +98,7 @@ def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.Modu
                 raise ValueError(f"analysis.lens_path: {config} has {key} {about[key]}; the model has {expected}")
     translators = nn.ModuleList([nn.Linear(hidden_size, hidden_size) for _ in range(num_blocks)])
     wanted = {name: tuple(value.shape) for name, value in translators.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in parameters.items() if name[0].isdigit()}
+    found = {name: tuple(value.shape) for name, value in parameters.items() if name[:1].isdigit()}
     if wanted != found:
         wrong = sorted(set(wanted.items()) ^ set(found.items()))[:4]
         raise ValueError(
@@ -112,6 +107,24 @@ def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.Modu
         )
     translators.load_state_dict({name: parameters[name] for name in wanted})
     return translators.requires_grad_(False).eval()
+
+
+def _read_parameters(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of a saved tuned lens, by name."""
+    safe, pickled = folder / "params.safetensors", folder / "params.pt"
+    path = safe if safe.is_file() else pickled
+    if not path.is_file():
+        raise ValueError(f"analysis.lens_path: {folder} holds neither params.safetensors nor params.pt")
+    try:
+        parameters = load_file(safe) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError) as error:
+        raise ValueError(
+            f"analysis.lens_path: {path} cannot be read; expected a state dict of tensors alone, pickled code is "
+            "refused and never run"
+        ) from error
+    if not isinstance(parameters, dict):
+        raise ValueError(f"analysis.lens_path: {path} holds a {type(parameters).__name__}; expected a state dict")
+    return parameters
 
 
 @torch.inference_mode()
@@ -139,6 +152,11 @@ def check_lens(view: ModelView, name: str) -> float:
     with read_layers(view, rows, positions) as states:
         run_base(view, input_ids, mask)
     inputs = Lens(view).project(states.stack().unsqueeze(0))
+    if inputs.shape[-1] != decoder.in_features:
+        raise ValueError(
+            f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {decoder.in_features}; correct "
+            f"the row of {model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py): its head"
+        )
     seen = kernels.logits_of(inputs[0, -1], view.unembedding(temperature=1.0))
     truth = model(input_ids=input_ids, attention_mask=mask).logits.flatten(0, 1).float()
     if seen.shape != truth.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -77,9 +77,16 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     with _one_error(settings), _quiet_transformers():
         config = AutoConfig.from_pretrained(location, **options)
-        architecture = find_architecture(config, f"models.{key}: {settings.name}")
+    architecture = find_architecture(config, f"models.{key}: {settings.name}")
+    with _one_error(settings), _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        # transformers makes one up where there are no files: every word would be read as unknown
+        raise ValueError(
+            f"models.{key}: {settings.name} holds no tokenizer, or one without words; save the model's own beside it "
+            "(tokenizer.save_pretrained)"
+        )
     limits = [limit for limit in (most_tokens(config), tokenizer.model_max_length) if limit and limit < UNLIMITED]
     return ModelSource(
         key=key,
@@ -161,13 +168,24 @@ def _one_error(settings: ModelSettings) -> Iterator[None]:
     """Turn what transformers raises when a model cannot be had into one line."""
     try:
         yield
-    except (OSError, ImportError, KeyError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
+        # The first line says what happened, unless it only introduces a list; the others give advice about the hub.
+        words = str(error).strip()
+        first = words.partition("\n")[0].strip()
+        reason = (
+            textwrap.shorten(words if first.endswith(":") else first, 300, placeholder=" ...") or type(error).__name__
+        )
         revision = f" at revision {settings.revision!r}" if settings.revision else ""
         raise ValueError(
-            f"cannot load the model {settings.name!r}{revision}: {reason.rstrip('.')}. Without network or cache, give "
-            f"a local folder, or a built-in model: {_builtin_names()}"
+            f"cannot load the model {settings.name!r}{revision}: {reason.rstrip(' .')}. {_way_out(error)}"
         ) from error
+
+
+def _way_out(error: Exception) -> str:
+    """Say what to do about a model that cannot be had."""
+    if "trust_remote_code" in str(error):
+        return "Its own code is not run unless its settings say trust_remote_code: true; say so if you trust it"
+    return f"Without network or cache, give a local folder, or a built-in model: {_builtin_names()}"
 
 
 @contextlib.contextmanager

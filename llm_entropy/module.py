@@ -20,7 +20,6 @@ from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Records, RowS
 from llm_entropy.settings import ATTENTION_ENTROPY, CONTROL, KL_FROM_STANDARD, AnalysisSettings
 from llm_entropy.steering import SteeringPlan, steer
 
-
 TILE_STATES = 2**24
 """Numbers of the residual stream, over conditions, layers and records, that go through the lens together: 64 MiB."""
 

@@ -1,0 +1,176 @@
+"""Lenses: the proof at load, what a wrong row gives away, and the tuned lens on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import FAMILIES, HIDDEN, make_model
+
+from llm_entropy.architectures import ARCHITECTURES, view_model
+from llm_entropy.lens import Lens, check_lens, read_translators
+
+NUM_BLOCKS = FAMILIES["gpt2"].num_blocks
+
+
+def states_for(family: str) -> torch.Tensor:
+    """Return states of the residual stream, [condition, layer, record, hidden]."""
+    shape = (2, FAMILIES[family].num_blocks + 1, 5, HIDDEN)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(4))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_lens_of_every_family_gives_the_models_own_logits(family: str):
+    assert check_lens(view_model(make_model(family)), family) < 1e-4
+
+
+WRONG_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "no final norm": ("gpt2", {"final_norm": None}),
+    "no final norm in masked models": ("modernbert", {"final_norm": None}),
+    "another norm": ("llama", {"final_norm": "layers.0.input_layernorm"}),
+    "no softcap": ("gemma2", {"softcap": lambda config: None}),
+    "no scale": ("cohere", {"scale": lambda config: 1.0}),
+    "the inverse scale": ("granite", {"scale": lambda config: config.logits_scaling}),
+    "no head": ("bert", {"head": ()}),
+    "half a head": ("distilbert", {"head": ("vocab_transform", "vocab_layer_norm")}),
+    "a head that changes the width left out": ("electra", {"head": ()}),
+    "no projection": ("opt_projected", {"head": ()}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_ROWS)
+def test_a_wrong_row_is_refused_by_name(wrong: str, monkeypatch: pytest.MonkeyPatch):
+    family, change = WRONG_ROWS[wrong]
+    model_type = FAMILIES[family].model_type
+    monkeypatch.setitem(ARCHITECTURES, model_type, dataclasses.replace(ARCHITECTURES[model_type], **change))
+    with pytest.raises(ValueError, match=rf"models\.mine: .*'{model_type}' in ARCHITECTURES"):
+        check_lens(view_model(make_model(family)), "models.mine: folder")
+
+
+def test_weights_that_are_not_finite_are_refused():
+    model = make_model("gpt2")
+    with torch.no_grad():
+        model.transformer.ln_f.bias[3] = torch.nan
+    with pytest.raises(ValueError, match="misses the model's own logits by nan"):
+        check_lens(view_model(model), "models.mine: folder")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_passes_its_own_tolerance_and_projects_to_float32(dtype: torch.dtype):
+    view = view_model(make_model("gpt2").to(dtype))
+    assert check_lens(view, "half") < 5e-2 * 10
+    assert Lens(view).project(states_for("gpt2").to(dtype)).dtype == torch.float32
+
+
+def test_the_raw_lens_leaves_the_final_norm_out():
+    view = view_model(make_model("gpt2"))
+    states = states_for("gpt2")
+    raw, logit = Lens(view, "raw").project(states), Lens(view).project(states)
+    assert torch.equal(raw, states)
+    torch.testing.assert_close(logit, view.model.transformer.ln_f(states), rtol=0, atol=0)
+    assert (raw - logit).abs().max() > 0.1
+
+
+def test_the_raw_lens_is_the_logit_lens_where_there_is_no_final_norm():
+    view = view_model(make_model("bert"))
+    states = states_for("bert")
+    assert torch.equal(Lens(view, "raw").project(states), Lens(view).project(states))
+
+
+# --- the tuned lens ----------------------------------------------------------------------------------------------
+
+
+def parameters(num_blocks: int = NUM_BLOCKS, width: int = HIDDEN) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(9)
+    sizes = {"weight": (width, width), "bias": (width,)}
+    return {
+        f"{layer}.{name}": torch.randn(size, generator=generator)
+        for layer in range(num_blocks)
+        for name, size in sizes.items()
+    }
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_tuned_lens_moves_every_layer_but_the_last(suffix: str, tmp_path: Path):
+    maps = parameters()
+    if suffix == "pt":
+        torch.save(maps, tmp_path / "params.pt")
+    else:
+        save_file(maps, tmp_path / "params.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"d_model": HIDDEN, "num_hidden_layers": NUM_BLOCKS}))
+    view = view_model(make_model("gpt2"))
+    states = states_for("gpt2")
+    seen = Lens(view, "tuned", tmp_path).project(states)
+    for layer in range(NUM_BLOCKS):
+        moved = states[:, layer] + states[:, layer] @ maps[f"{layer}.weight"].T + maps[f"{layer}.bias"]
+        torch.testing.assert_close(seen[:, layer], view.model.transformer.ln_f(moved), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen[:, -1], Lens(view).project(states)[:, -1], rtol=0, atol=0)
+
+
+def test_other_entries_of_a_tuned_lens_are_left_alone(tmp_path: Path):
+    torch.save({**parameters(), "unembed.weight": torch.zeros(3, HIDDEN)}, tmp_path / "params.pt")
+    assert len(read_translators(tmp_path, NUM_BLOCKS, HIDDEN)) == NUM_BLOCKS
+
+
+@pytest.mark.parametrize(
+    ("maps", "words"),
+    [
+        (parameters(width=HIDDEN + 1), r"expected 3 maps of width 32 .*0\.bias \[33\]"),
+        (parameters(NUM_BLOCKS - 1), r"expected 3 maps .*2\.bias \[32\]"),
+        (parameters(NUM_BLOCKS + 1), r"expected 3 maps .*3\.bias \[32\]"),
+        ({}, r"expected 3 maps"),
+    ],
+)
+def test_a_tuned_lens_that_does_not_fit_is_refused(maps: dict[str, torch.Tensor], words: str, tmp_path: Path):
+    torch.save(maps, tmp_path / "params.pt")
+    with pytest.raises(ValueError, match=rf"analysis\.lens_path: .*{words}"):
+        read_translators(tmp_path, NUM_BLOCKS, HIDDEN)
+
+
+@pytest.mark.parametrize(("key", "value"), [("d_model", 33), ("num_hidden_layers", 12)])
+def test_a_tuned_lens_of_another_model_is_refused_by_its_configuration(key: str, value: int, tmp_path: Path):
+    torch.save(parameters(), tmp_path / "params.pt")
+    (tmp_path / "config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(ValueError, match=rf"analysis\.lens_path: .*config\.json has {key} {value}; the model has"):
+        read_translators(tmp_path, NUM_BLOCKS, HIDDEN)
+
+
+def test_a_missing_tuned_lens_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"analysis\.lens_path: .*neither params\.safetensors nor params\.pt"):
+        read_translators(tmp_path / "gone", NUM_BLOCKS, HIDDEN)
+
+
+class TouchWhenLoaded:
+    """What a pickle must never be allowed to do: loading it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("content", ["code", "rubbish", "a list"])
+def test_a_tuned_lens_that_is_no_state_dict_is_refused_and_never_run(content: str, tmp_path: Path):
+    made = tmp_path / "made"
+    if content == "a list":
+        torch.save([torch.zeros(2)], tmp_path / "params.pt")
+    else:
+        data = pickle.dumps(TouchWhenLoaded(made), protocol=2) if content == "code" else b"rubbish"
+        (tmp_path / "params.pt").write_bytes(data)
+    with pytest.raises(ValueError, match=r"analysis\.lens_path: .*params\.pt") as caught:
+        read_translators(tmp_path, NUM_BLOCKS, HIDDEN)
+    assert "\n" not in str(caught.value)
+    assert not made.exists()
+
+
+def test_a_broken_safetensors_file_is_refused(tmp_path: Path):
+    (tmp_path / "params.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(ValueError, match=r"analysis\.lens_path: .*params\.safetensors"):
+        read_translators(tmp_path, NUM_BLOCKS, HIDDEN)

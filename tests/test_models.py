@@ -1,0 +1,237 @@
+"""Finding and loading models: local folders, a hub cache, and what is refused before it can be measured wrongly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_model
+
+from llm_entropy.architectures import ARCHITECTURES
+from llm_entropy.models import find_model, load_model
+from llm_entropy.settings import ModelSettings
+
+
+def find(name: object, **settings: object):
+    return find_model("mine", ModelSettings(str(name), **settings))
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("gpt2", tmp_path_factory.mktemp("gpt2"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model("bert", tmp_path_factory.mktemp("bert"))
+
+
+def save_without_limit(family: str, folder: Path) -> Path:
+    """Save a model with a tokenizer that would take sentences of any length."""
+    save_model(family, folder)
+    tokenizer = make_tokenizer(ARCHITECTURES[make_model(family).config.model_type].kind)
+    tokenizer.model_max_length = int(1e30)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_local_folder_is_found_with_its_sizes(gpt2: Path):
+    source = find(gpt2)
+    assert source.architecture is ARCHITECTURES["gpt2"]
+    assert tuple(source.shape) == (3, 4, HIDDEN, 331)
+    assert source.revision is None
+    assert source.key == "mine"
+    assert source.name == str(gpt2)
+
+
+def test_a_folder_in_the_home_directory_is_found(gpt2: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(gpt2.parent))
+    assert find(f"~/{gpt2.name}").location == str(gpt2)
+
+
+def test_a_loaded_model_is_float32_in_evaluation_mode_and_frozen(gpt2: Path):
+    model = load_model(find(gpt2), precision="32-true", needs_attention=False)
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    for name, value in make_model("gpt2").state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_attention_is_eager_only_where_it_is_read(gpt2: Path, tmp_path: Path):
+    def attention(source, needs_attention: bool) -> str:
+        model = load_model(source, precision="32-true", needs_attention=needs_attention)
+        return model.config._attn_implementation
+
+    assert attention(find(gpt2), True) == "eager"
+    assert attention(find(gpt2), False) == "sdpa"
+    assert attention(find(save_model("gemma2", tmp_path)), False) == "eager", "sdpa would leave its softcap out"
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "expected"),
+    [
+        ("32-true", None, torch.float32),
+        ("bf16-true", None, torch.bfloat16),
+        ("16-true", None, torch.float16),
+        ("32-true", "bfloat16", torch.bfloat16),
+        ("bf16-true", "float32", torch.float32),
+    ],
+)
+def test_the_models_own_dtype_goes_before_the_trainers_precision(gpt2: Path, precision: str, dtype, expected):
+    model = load_model(find(gpt2, dtype=dtype), precision=precision, needs_attention=False)
+    assert model.lm_head.weight.dtype == expected
+
+
+def test_weights_saved_in_half_precision_are_read_as_float32(tmp_path: Path):
+    save_model("gpt2", tmp_path)
+    make_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
+    model = load_model(find(tmp_path), precision="32-true", needs_attention=False)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# --- the hub -----------------------------------------------------------------------------------------------------
+
+
+def test_the_commit_of_a_cached_hub_model_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    repository = tmp_path / "models--some--model"
+    commits = {"main": "a" * 40, "v1": "b" * 40}
+    (repository / "refs").mkdir(parents=True)
+    for seed, (name, commit) in enumerate(commits.items()):
+        (repository / "refs" / name).write_text(commit)
+        save_model("gpt2", repository / "snapshots" / commit, seed)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    heads = {}
+    for revision, commit in ((None, commits["main"]), ("v1", commits["v1"]), (commits["v1"], commits["v1"])):
+        source = find("some/model", revision=revision)
+        assert source.revision == commit
+        heads[revision] = load_model(source, precision="32-true", needs_attention=False).lm_head.weight
+    assert torch.equal(heads["v1"], heads[commits["v1"]])
+    assert not torch.equal(heads["v1"], heads[None])
+    with pytest.raises(ValueError, match=r"'some/model' at revision 'v2'.*builtin:tiny-gpt2"):
+        find("some/model", revision="v2")
+
+
+def test_no_network_and_no_cache_is_one_error_with_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ValueError, match=r"cannot load the model 'google-bert/.*local folder.*builtin:") as caught:
+        find("google-bert/bert-base-uncased")
+    assert "\n" not in str(caught.value)
+
+
+CODE = """
+from pathlib import Path
+from transformers import PretrainedConfig
+Path({made!r}).touch()
+class MineConfig(PretrainedConfig):
+    model_type = "mine"
+"""
+
+
+@pytest.fixture
+def with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder whose configuration is code, which makes the file `made` when it is run."""
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "with_code"
+    folder.mkdir()
+    about = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
+    (folder / "config.json").write_text(json.dumps(about))
+    (folder / "configuration_mine.py").write_text(CODE.format(made=str(tmp_path / "made")))
+    return folder
+
+
+def test_a_models_own_code_is_not_run_unless_asked(with_code: Path, tmp_path: Path):
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        find(with_code)
+    assert not (tmp_path / "made").exists()
+    with pytest.raises(ValueError, match=r"'mine' is none of the causal or masked families"):
+        find(with_code, trust_remote_code=True)
+    assert (tmp_path / "made").exists()
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["./gone", "/nowhere/at/all", "~/gone"])
+def test_a_missing_folder_is_not_taken_for_a_hub_name(folder: str):
+    with pytest.raises(ValueError, match=rf"models\b.*no folder {folder}"):
+        find(folder)
+
+
+def test_a_folder_that_hides_a_hub_model_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gpt2").mkdir()
+    with pytest.raises(ValueError, match=r"folder gpt2 holds no config\.json.*hides a hub model of the same name"):
+        find("gpt2")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
+def test_a_folder_without_a_tokenizer_is_refused_and_none_made_up(family: str, tmp_path: Path):
+    make_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"[Tt]okenizer") as caught:
+        find(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_folder_without_weights_is_one_error(gpt2: Path, tmp_path: Path):
+    (tmp_path / "config.json").write_bytes((gpt2 / "config.json").read_bytes())
+    make_tokenizer("causal").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"cannot load the model .*safetensors") as caught:
+        load_model(find(tmp_path), precision="32-true", needs_attention=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_family_without_a_row_is_told_what_to_add(tmp_path: Path):
+    transformers.T5Config(d_model=HIDDEN, num_layers=2, num_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"models\.mine: .*'t5'.*gpt2, .*ARCHITECTURES in llm_entropy/architectures"):
+        find(tmp_path)
+
+
+def test_a_checkpoint_without_a_language_model_head_is_refused(bert: Path, tmp_path: Path):
+    config = transformers.AutoConfig.from_pretrained(bert)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    make_tokenizer("masked").save_pretrained(tmp_path)
+    source = find(tmp_path)
+    with pytest.raises(ValueError, match=r"models\.mine: .* lacks \d+ weights of a masked .*cls\.predictions"):
+        load_model(source, precision="32-true", needs_attention=False)
+
+
+# --- lengths and padding -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "limit"), [("gpt2", MAX_POSITIONS), ("bert", MAX_POSITIONS), ("roberta", MAX_POSITIONS - 2)]
+)
+def test_the_limit_is_what_the_position_table_really_holds(family: str, limit: int, tmp_path: Path):
+    source = find(save_without_limit(family, tmp_path))
+    assert source.most_tokens == limit
+    model = load_model(source, precision="32-true", needs_attention=False)
+    longest = torch.full((1, limit), 5)
+    assert model(longest).logits.isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.cat([longest, longest[:, :1]], dim=1))
+
+
+def test_a_tokenizers_limit_counts_where_it_is_smaller(gpt2: Path):
+    assert find(gpt2).most_tokens == MAX_POSITIONS - 4
+
+
+def test_a_model_without_a_limit_has_none(tmp_path: Path):
+    assert find(save_without_limit("bloom", tmp_path)).most_tokens is None
+
+
+def test_a_tokenizer_without_a_padding_token_still_pads(gpt2: Path, bert: Path):
+    source = find(gpt2)
+    assert source.tokenizer.pad_token_id is None
+    assert source.pad_token_id == 0
+    assert find(bert).pad_token_id == 1
+
+
+def test_a_source_is_a_fact(gpt2: Path):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        find(gpt2).name = "other"
