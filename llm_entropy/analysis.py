@@ -139,7 +139,14 @@ def _vector(vector: Optional[Vector]) -> Any:
     """Return a vector as settings hold it; a tensor or array stays what it is, so that its width is taken as meant."""
     if isinstance(vector, Path):
         return str(vector)
-    return list(vector) if isinstance(vector, tuple) else vector
+    return _plain(vector)
+
+
+def _plain(vector: Any) -> Any:
+    """Return lists of numbers as YAML can write them."""
+    if isinstance(vector, (list, tuple)):
+        return [_plain(row) for row in vector]
+    return vector.item() if isinstance(vector, np.generic) else vector
 
 
 def _vector_pair(pair: Optional[Mapping[str, Vector]]) -> Optional[ControlVectors]:

@@ -11,13 +11,18 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Optional
 
+import numpy as np
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from llm_entropy.settings import OutputSettings, Settings, to_plain
+from llm_entropy.schema import SENTENCE
+from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
 
 PACKAGES = ("llm_entropy", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "pandas", "pyarrow")
 """The packages whose versions a run records."""
@@ -73,10 +78,47 @@ def remove_run(run_dir: Path) -> None:
         run_dir.parent.rmdir()
 
 
-def write_config(run_dir: Path, settings: Settings) -> None:
-    """Write `config.yaml`: the configuration with every default filled in, ready for `--config`."""
-    text = yaml.safe_dump(to_plain(settings), sort_keys=False, allow_unicode=True)
-    _write(run_dir / "config.yaml", text)
+def write_config(run_dir: Path, settings: Settings, sentences: Optional[Sequence[str]] = None) -> None:
+    """Write `config.yaml`: the configuration with every default filled in, ready for `--config`.
+
+    What was given in memory, a vector or the corpus, becomes a file beside it.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        sentences: The corpus, where it was given in memory.
+    """
+    stored = _storable(settings, sentences, run_dir)
+    _write(run_dir / "config.yaml", yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
+
+
+def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: Path) -> Settings:
+    """Return settings that can be written as YAML and run again."""
+    control = settings.analysis.control
+    pair = control.control_vectors
+    if pair is not None:
+        positive, negative = (
+            _stored_vector(run_dir, f"{name}_vector", getattr(pair, name)) for name in ("positive", "negative")
+        )
+        pair = ControlVectors(positive, negative)
+    vector = _stored_vector(run_dir, "control_vector", control.control_vector)
+    control = replace(control, control_vector=vector, control_vectors=pair)
+    data = settings.data
+    if sentences is not None:
+        path = (run_dir / "sentences.jsonl").absolute()
+        lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
+        path.write_text("".join(lines), encoding="utf-8")
+        data = replace(data, path=str(path), text_column=SENTENCE)
+    return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
+
+
+def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
+    """Return a vector that YAML can hold: numbers or a file; a tensor or an array becomes a file."""
+    if not isinstance(vector, (torch.Tensor, np.ndarray)):
+        return vector
+    path = (run_dir / f"{name}.safetensors").absolute()
+    save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, path)
+    return str(path)
 
 
 class Clock:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from safetensors.torch import save_file
 
 from llm_entropy import manifest
 from llm_entropy.architectures import view_model
@@ -31,7 +29,14 @@ from llm_entropy.progress import SentenceProgress
 from llm_entropy.results import ModelResult, RunResult
 from llm_entropy.runlog import RunLog, run_log
 from llm_entropy.schema import SENTENCE_ID, ModelShape, ModelTables, shard_schema
-from llm_entropy.settings import ATTENTION_ENTROPY, CONTROL, AnalysisSettings, ModelSettings, Settings
+from llm_entropy.settings import (
+    ATTENTION_ENTROPY,
+    CONTROL,
+    AnalysisSettings,
+    ModelSettings,
+    Settings,
+    to_plain,
+)
 from llm_entropy.steering import SteeringPlan, plan_steering
 from llm_entropy.vectors import choose_vector, resolve_vector
 from llm_entropy.writer import ShardWriter
@@ -60,6 +65,8 @@ class _Run:
     corpus: Corpus
     run_log: RunLog
     quiet: bool
+    sentences: Optional[Sequence[str]] = None
+    """The corpus, where it was given in memory."""
     clock: manifest.Clock = field(default_factory=manifest.Clock)
     run_dir: Optional[Path] = None
     """None until there is something to write."""
@@ -92,7 +99,7 @@ def run(settings: Settings, *, quiet: bool = False, sentences: Optional[Sequence
             corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
         skipped = f", {len(corpus.skipped):,} without text skipped" if corpus.skipped else ""
         log.info("%s: %d of %d rows%s", corpus.source, len(corpus.sentences), corpus.num_rows, skipped)
-        state = _Run(settings, corpus, messages, quiet)
+        state = _Run(settings, corpus, messages, quiet, sentences)
         try:
             tables = [table for table in (_run_model(plan, state) for plan in plans) if table is not None]
             return _finish(state, tables)
@@ -163,13 +170,13 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
         tokens_per_batch=settings.data.tokens_per_batch,
         seed=settings.seed,
     )
-    if state.run_dir is None and _is_first_process():
-        _open_run(state)
     schema = shard_schema(analysis, view.shape, {"model": source.name, "revision": source.revision or ""})
-    shards = None if state.run_dir is None else state.run_dir / "shards" / source.key
-    writer = ShardWriter(shards, schema, source.tokenizer)
+    writer = ShardWriter(schema, source.tokenizer)
     progress = SentenceProgress(source.key, data.totals.num_sentences, state.quiet)
     trainer = _trainer(settings, state, [writer, progress])
+    if state.run_dir is None and _is_first_process():
+        _open_run(state)
+    writer.folder = None if state.run_dir is None else state.run_dir / "shards" / source.key
     trainer.predict(module, datamodule=data, return_predictions=False)
     assert writer.folder is not None
     state.run_dir = writer.folder.parent.parent
@@ -232,8 +239,9 @@ def _trainer(settings: Settings, state: _Run, callbacks: list[L.Callback]) -> L.
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    except (MisconfigurationException, RuntimeError) as error:
-        raise ValueError(f"trainer: {error}") from error
+    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+        got = ", ".join(f"{name} {value!r}" for name, value in to_plain(wanted).items())
+        raise ValueError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
     if trainer.world_size != trainer.num_devices * trainer.num_nodes:
         raise ValueError(
             f"trainer: {trainer.num_devices} devices on {trainer.num_nodes} nodes were asked for, but "
@@ -246,19 +254,8 @@ def _open_run(state: _Run) -> None:
     """Create the run's folder: from here on there is something to write."""
     state.run_dir = manifest.create_run_dir(state.settings.output)
     state.run_log.open(state.run_dir / "run.log")
-    manifest.write_config(state.run_dir, _storable(state.settings, state.run_dir))
+    manifest.write_config(state.run_dir, state.settings, state.sentences)
     _write_manifest(state, state.run_dir, "running")
-
-
-def _storable(settings: Settings, run_dir: Path) -> Settings:
-    """Return settings that can be written as YAML; a vector given as a tensor is stored beside them."""
-    value: Any = settings.analysis.control.control_vector
-    if value is None or isinstance(value, (str, list)):
-        return settings
-    path = run_dir / "control_vector.safetensors"
-    save_file({"control_vector": torch.as_tensor(value).detach().cpu().contiguous()}, path)
-    control = replace(settings.analysis.control, control_vector=str(path))
-    return replace(settings, analysis=replace(settings.analysis, control=control))
 
 
 def _write_manifest(state: _Run, run_dir: Path, status: manifest.Status) -> None:

@@ -13,8 +13,13 @@ from pathlib import Path
 LOGGERS = ("llm_entropy", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
 """Whose messages belong to a run. On the terminal are those of the first alone."""
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-EXPECTED_WARNINGS = (r".*does not have many workers.*", r"Couldn't infer the batch indices.*")
-"""What Lightning warns of although it is meant so: batches come from memory-mapped tokens and carry their own ids."""
+EXPECTED_WARNINGS = (
+    r".*does not have many workers.*",
+    r"Couldn't infer the batch indices.*",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+)
+"""What Lightning warns of although it is meant so: batches come from memory-mapped tokens and carry their own ids; and
+what it does itself that torch deprecates."""
 
 
 class RunLog:

@@ -136,7 +136,7 @@ class AnalysisSettings:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ValueError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
         _check_at_least("analysis.top_k", self.top_k, 1)
-        _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 0)
+        _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 1)
         if not self.metrics:
             raise ValueError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
         for name in self.metrics:

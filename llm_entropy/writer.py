@@ -35,6 +35,8 @@ from llm_entropy.schema import (
 
 PART_BYTES = 32 * 2**20
 """A part is written when so many bytes of records have come together."""
+ROW_GROUP = 4096
+"""Records of a part that are read together: the merge reads ranges of sentences."""
 REPLACEMENT = "\ufffd"
 """What decoding makes of a token that is only a part of a character."""
 
@@ -72,21 +74,16 @@ class ShardWriter(BasePredictionWriter):
     """Writes each process's records as Parquet parts below a model's folder of shards.
 
     Args:
-        folder: `shards/{model}` of the run; used on rank 0, which tells the others.
         schema: `schema.shard_schema` of the model.
         tokenizer: Of the model, for the texts of tokens.
         part_bytes: How many bytes of records make a part.
     """
 
-    def __init__(
-        self,
-        folder: Optional[Path],
-        schema: pa.Schema,
-        tokenizer: PreTrainedTokenizerBase,
-        part_bytes: int = PART_BYTES,
-    ) -> None:
+    folder: Optional[Path] = None
+    """`shards/{model}` of the run; to be set before predicting, on rank 0, which tells the others."""
+
+    def __init__(self, schema: pa.Schema, tokenizer: PreTrainedTokenizerBase, part_bytes: int = PART_BYTES) -> None:
         super().__init__(write_interval="batch")
-        self.folder = folder
         self.schema = schema
         self.num_records = self.num_sentences = self.num_tokens = 0
         self._texts = TokenTexts(tokenizer)
@@ -132,7 +129,7 @@ class ShardWriter(BasePredictionWriter):
         # the name tells two processes apart that believe to be the same rank
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         table = pa.concat_tables(self._tables).sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
         os.replace(temporary, path)
         self._tables, self._num_parts = [], self._num_parts + 1
 
