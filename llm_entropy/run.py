@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -19,10 +20,11 @@ from llm_entropy.architectures import view_model
 from llm_entropy.configuration import read_config
 from llm_entropy.corpus import Corpus, EncodedCorpus, corpus_of_sentences, encode_corpus, load_corpus, numbers_of
 from llm_entropy.datamodule import SentenceDataModule
-from llm_entropy.lens import Lens, check_lens, read_translators
+from llm_entropy.lens import Lens, check_lens
 from llm_entropy.merge import merge_model
-from llm_entropy.models import ModelSource, find_model, load_model
+from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
+from llm_entropy.plan import Plan, plan_model
 from llm_entropy.plots import draw_model, draw_side_by_side
 from llm_entropy.positions import Encoder
 from llm_entropy.progress import SentenceProgress
@@ -31,30 +33,12 @@ from llm_entropy.runlog import RunLog, run_log
 from llm_entropy.schema import SENTENCE_ID, ModelShape, ModelTables, shard_schema
 from llm_entropy.settings import (
     ATTENTION_ENTROPY,
-    CONTROL,
-    AnalysisSettings,
-    ModelSettings,
     Settings,
     to_plain,
 )
-from llm_entropy.steering import SteeringPlan, plan_steering
-from llm_entropy.vectors import choose_vector, resolve_vector
 from llm_entropy.writer import ShardWriter
 
 log = logging.getLogger("llm_entropy")
-
-
-@dataclass
-class Plan:
-    """What a run will do to one model, checked before any weight is read."""
-
-    source: ModelSource
-    steering: Optional[SteeringPlan]
-    """None in a standard run."""
-    lens_path: Optional[Path]
-    """Folder of a tuned lens."""
-    max_length: Optional[int]
-    """Most tokens of a sentence."""
 
 
 @dataclass
@@ -110,40 +94,6 @@ def run(settings: Settings, *, quiet: bool = False, sentences: Optional[Sequence
 
 def _is_first_process() -> bool:
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
-
-
-def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan:
-    """Check everything about a model that can be checked before its weights are read.
-
-    Raises:
-        ValueError: The model, its control vector, or what is asked of it is wrong.
-    """
-    analysis, data = settings.analysis, settings.data
-    source = find_model(key, ModelSettings(model) if isinstance(model, str) else model)
-    shape = source.shape
-    for name, number in (("top_k", analysis.top_k), ("tracked_tokens", analysis.tracked_tokens)):
-        if number > shape.vocab_size:
-            raise ValueError(
-                f"analysis.{name}: got {number}; the vocabulary of {key} has {shape.vocab_size} tokens, ask for fewer"
-            )
-    if data.max_length is not None and source.most_tokens is not None and data.max_length > source.most_tokens:
-        raise ValueError(
-            f"data.max_length: got {data.max_length}; {key} takes at most {source.most_tokens} tokens; "
-            "give that or less, or null"
-        )
-    lens_path = None
-    if analysis.lens == "tuned":
-        assert analysis.lens_path is not None
-        lens_path = Path(analysis.lens_path.replace("{model}", key)).expanduser()
-        read_translators(lens_path, shape.num_blocks, shape.hidden_size)
-    steering = None
-    if CONTROL in analysis.conditions:
-        chosen = choose_vector(analysis.control)
-        vector = resolve_vector(
-            chosen.value, key=chosen.key, model=key, num_blocks=shape.num_blocks, hidden_size=shape.hidden_size
-        )
-        steering = plan_steering(analysis.control, vector, num_blocks=shape.num_blocks, sign=chosen.sign)
-    return Plan(source, steering, lens_path, data.max_length or source.most_tokens)
 
 
 def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
@@ -204,19 +154,39 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
         seconds=progress.seconds,
     )
     _report(plan, encoded, progress)
+    expected_ids = np.unique(numbers_of(encoded.examples, SENTENCE_ID))
+    return _make_tables(state.run_dir, settings, source.key, state.models[source.key], expected_ids)
+
+
+def _make_tables(
+    run_dir: Path,
+    settings: Settings,
+    key: str,
+    about: Mapping[str, Any],
+    expected_ids: Optional[npt.NDArray[np.int64]] = None,
+) -> ModelTables:
+    """Merge and draw one model, of which `about` says what `run.json` does."""
     tables = merge_model(
-        state.run_dir,
-        source.key,
-        source.name,
-        analysis,
-        view.shape,
-        kind=kind,
+        run_dir,
+        key,
+        about["name"],
+        settings.analysis,
+        ModelShape(**about["shape"]),
+        kind=about["kind"],
         parquet=settings.output.parquet,
-        expected_ids=np.unique(numbers_of(encoded.examples, SENTENCE_ID)),
+        expected_ids=expected_ids,
     )
     if settings.output.plots:
-        draw_model(tables, state.run_dir, analysis.mode)
+        draw_model(tables, run_dir, settings.analysis.mode)
     return tables
+
+
+def _draw_together(run_dir: Path, settings: Settings, tables: list[ModelTables]) -> RunResult:
+    """Draw what shows all models, and return the result of the run."""
+    if settings.output.plots:
+        draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
+    models = {table.model: ModelResult(run_dir, table, settings.analysis) for table in tables}
+    return RunResult(run_dir, settings.analysis.mode, models)
 
 
 def _trainer(settings: Settings, state: _Run, callbacks: list[L.Callback]) -> L.Trainer:
@@ -280,21 +250,13 @@ def _report(plan: Plan, encoded: EncodedCorpus, progress: SentenceProgress) -> N
 
 
 def _finish(state: _Run, tables: list[ModelTables]) -> RunResult:
-    """Draw what shows all models, and write down what the run was."""
-    settings, run_dir = state.settings, state.run_dir
-    assert run_dir is not None
-    if tables and settings.output.plots:
-        draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
-    if _is_first_process():
-        _write_manifest(state, run_dir, "complete")
-    return _result(run_dir, settings.analysis, tables, is_global_zero=_is_first_process())
-
-
-def _result(
-    run_dir: Path, analysis: AnalysisSettings, tables: list[ModelTables], *, is_global_zero: bool = True
-) -> RunResult:
-    models = {table.model: ModelResult(run_dir, table, analysis) for table in tables}
-    return RunResult(run_dir, analysis.mode, models, is_global_zero)
+    """Write down that the run is complete; processes other than the first have nothing to show."""
+    assert state.run_dir is not None
+    if not _is_first_process():
+        return RunResult(state.run_dir, state.settings.analysis.mode, {}, is_global_zero=False)
+    result = _draw_together(state.run_dir, state.settings, tables)
+    _write_manifest(state, state.run_dir, "complete")
+    return result
 
 
 def _give_up(state: _Run, error: BaseException) -> None:
@@ -304,7 +266,7 @@ def _give_up(state: _Run, error: BaseException) -> None:
     if isinstance(error, ValueError) and not any(state.run_dir.glob("shards/**/*.parquet")):
         manifest.remove_run(state.run_dir)
         return
-    log.error("the run stopped: %s: %s", type(error).__name__, error)
+    log.debug("the run stopped: %s", type(error).__name__, exc_info=error)
     _write_manifest(state, state.run_dir, "failed")
 
 
@@ -321,22 +283,5 @@ def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
     with run_log(quiet=quiet):
         about = manifest.read_manifest(run_dir)
         settings = read_config(run_dir / "config.yaml")
-        tables = []
-        for key, model in about["models"].items():
-            shape = ModelShape(**model["shape"])
-            tables.append(
-                merge_model(
-                    run_dir,
-                    key,
-                    model["name"],
-                    settings.analysis,
-                    shape,
-                    kind=model["kind"],
-                    parquet=settings.output.parquet,
-                )
-            )
-            if settings.output.plots:
-                draw_model(tables[-1], run_dir, settings.analysis.mode)
-        if settings.output.plots:
-            draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
-        return _result(run_dir, settings.analysis, tables)
+        tables = [_make_tables(run_dir, settings, key, model) for key, model in about["models"].items()]
+        return _draw_together(run_dir, settings, tables)

@@ -27,6 +27,7 @@ class RunLog:
 
     def __init__(self) -> None:
         self.handler = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
+        self.handler.addFilter(_is_no_tip)
 
     def open(self, path: Path) -> None:
         """Write what was said so far, and all that follows, to a file."""
@@ -42,6 +43,11 @@ class RunLog:
         self.handler.close()
         if target is not None:
             target.close()
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    """Leave out Lightning's recommendations of further products."""
+    return "Tip: For seamless" not in record.getMessage()
 
 
 @contextmanager
