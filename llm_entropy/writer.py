@@ -119,9 +119,12 @@ class ShardWriter(BasePredictionWriter):
             self._write_part()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the last part, and wait until every process has done so."""
+        """Write the last part."""
         if self._tables:
             self._write_part()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Wait until every process has written; one without batches comes here alone, past the other hooks."""
         trainer.strategy.barrier("every part is written")
 
     def _write_part(self) -> None:

@@ -428,14 +428,21 @@ def test_merging_makes_the_same_bytes_from_the_shards(gpt2: dict[str, str], tmp_
     pd.testing.assert_frame_equal(again["gpt2"][CONTROL]["entropy"], first["gpt2"][CONTROL]["entropy"])
 
 
+LAUNCHED_BY_TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one(folders: dict[str, str], corpus: str, tmp_path: Path):
+@pytest.mark.parametrize("tokens_per_batch", [40, 8192], ids=["many batches", "a process without batches"])
+@pytest.mark.parametrize("launch", [(), LAUNCHED_BY_TORCHRUN], ids=["plain", "torchrun"])
+def test_two_processes_give_the_bytes_of_one(
+    folders: dict[str, str], corpus: str, tmp_path: Path, tokens_per_batch: int, launch: tuple[str, ...]
+):
     def predict(devices: int) -> Path:
-        program = Path(sys.executable).with_name("llm-entropy")
+        launcher = [sys.executable, *(launch if devices > 1 else ()), "-m", "llm_entropy"]
         options = {
             "models": json.dumps(folders),
             "data.path": corpus,
-            "data.tokens_per_batch": "40",
+            "data.tokens_per_batch": str(tokens_per_batch),
             "analysis.num_sentences": "null",
             "analysis.metrics": "[entropy, attention_entropy]",
             "analysis.positions": "all",
@@ -451,7 +458,7 @@ def test_two_processes_give_the_bytes_of_one(folders: dict[str, str], corpus: st
         arguments = [f"--{key}={value}" for key, value in options.items()]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
         done = subprocess.run(
-            [str(program), "predict", *arguments], env=environment, capture_output=True, text=True, timeout=300
+            [*launcher, "predict", *arguments], env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Tables and plots:") == 1
@@ -463,7 +470,7 @@ def test_two_processes_give_the_bytes_of_one(folders: dict[str, str], corpus: st
     assert manifest_of(two)["models"]["bert"]["num_processes"] == 2
     for model in MODELS:
         shards = sorted((two / "shards" / model).rglob("*.parquet"))
-        assert [path.parent.name for path in shards] == ["rank-0000", "rank-0001"]
+        assert [path.parent.name for path in shards] == ["rank-0000", "rank-0001"][: 2 if tokens_per_batch == 40 else 1]
     log = (two / "run.log").read_text(encoding="utf-8")
     assert "py.warnings" not in log, "a warning that users can do nothing about"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "on-1", "on-2"]
