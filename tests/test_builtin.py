@@ -28,8 +28,8 @@ UNSEEN = (
     "A person who works in a shop and sells things to other people.",
     "They built a high wall of stone around the city.",
 )
-CAUSAL_PERPLEXITY_AT_MOST = 60.0  # measured: 48.9
-MASKED_PERPLEXITY_AT_MOST = 30.0  # measured: 22.8
+CAUSAL_PERPLEXITY_AT_MOST = 45.0  # measured: 37.2
+MASKED_PERPLEXITY_AT_MOST = 22.0  # measured: 16.8
 
 
 def causal_surprisal(folder: Path) -> list[float]:
