@@ -1,6 +1,7 @@
 """The built-in models and corpus: they are there, they load, and they were really trained."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder, read_sentences
 from llm_entropy.builtin import text as builtin_text
+from llm_entropy.builtin.rows import IGNORED, MAX_POSITIONS, make_rows, mask_tokens
 
 MEGABYTES_AT_MOST = 8
 # Written for this test; neither the built-in corpus nor the training text holds them.
@@ -222,3 +224,46 @@ def test_articles_follow_the_sound(noun: str, phrase: str) -> None:
 def test_the_corpus_file_holds_plain_json_lines() -> None:
     lines = (model_folder("tiny-bert").parent / "sentences.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == read_sentences()
+
+
+# --- how the models were made --------------------------------------------------------------------------------------
+
+WORD_PIECES = """
+from llm_entropy.builtin import read_sentences
+from llm_entropy.builtin.rows import train_bert_tokenizer
+
+tokenizer = train_bert_tokenizer([row["prompt"] for row in read_sentences()], 400)
+print(sorted(tokenizer.get_vocab().items()))
+"""
+
+
+def test_the_word_pieces_are_the_same_in_each_process() -> None:
+    seen = {subprocess.run([sys.executable, "-c", WORD_PIECES], capture_output=True, check=True).stdout for _ in "ab"}
+    assert len(seen) == 1
+    assert b"('[MASK]', 4)" in seen.pop()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_training_rows_hold_no_document_twice_and_begin_with_one(causal: bool) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("tiny-gpt2" if causal else "tiny-bert"))
+    documents = [[100 + number, 2000, 3000 + number] for number in range(500)]
+    rows = make_rows(documents, tokenizer, causal, random.Random(0))
+    first = 0 if causal else 1
+    assert {row[first + 1] for row in rows} == {2000}
+    assert max(map(len, rows)) <= MAX_POSITIONS
+    starts = [token for row in rows for token in row if 100 <= token < 600]
+    assert len(starts) == len(set(starts)) >= 480, "more is lost than what is cut at the ends of rows"
+    if not causal:
+        assert all(row[0] == tokenizer.cls_token_id and row[-1] == tokenizer.sep_token_id for row in rows)
+
+
+def test_masks_hide_the_share_of_tokens_that_is_asked_for_and_no_special_one() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder("tiny-bert"))
+    ids = torch.randint(10, 4000, (50, 40), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = tokenizer.cls_token_id, tokenizer.sep_token_id
+    masked, labels = mask_tokens(ids, tokenizer, 0.3, torch.Generator().manual_seed(1))
+    hidden = labels != IGNORED
+    assert torch.equal(masked == tokenizer.mask_token_id, hidden)
+    assert torch.equal(labels[hidden], ids[hidden])
+    assert not hidden[:, [0, -1]].any()
+    assert 0.25 < hidden[:, 1:-1].float().mean() < 0.35
