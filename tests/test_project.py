@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from published import PUBLISHED
 
 import llm_entropy
 from llm_entropy.settings import Settings
@@ -20,41 +21,6 @@ from llm_entropy.settings import Settings
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-
-PUBLISHED = """
-seed: 0
-analysis:
-  num_sentences: 10          # null: the whole corpus
-  temperature: 1.0
-  use_sampling: false
-  compare_control: true      # standard, control and comparative outputs; false: what is enabled alone
-  positions: last            # last | all
-  mask_strategy: last        # last | random | each
-  lens: logit                # logit | raw | tuned
-  metrics: [entropy, perplexity, margin, kl_divergence, attention_entropy, surprisal]
-  top_k: 5
-  control:
-    enabled: true
-    control_vector: null     # a file; or:
-    control_vectors: {positive: [0.1, 0.2, 0.3], negative: [-0.1, -0.2, -0.3]}
-    direction: positive
-    strength: 1.0
-    layer_weights: [1.0, 1.2, 1.5]
-    token_weights: [1.0, 1.2, 1.5]
-models:
-  gpt2: {name: gpt2, output_hidden_states: true}          # a hub name, a local folder, or builtin:...
-  bert: {name: google-bert/bert-base-uncased, output_hidden_states: true}
-data:
-  path: null                 # null: the built-in sentences; a hub data set; csv, tsv, json(l), parquet, ...
-  name: null
-  split: train
-  text_column: null          # found by itself where there is just one text column
-  streaming: false
-  max_length: null           # null: what the model allows; longer sentences are cut, counted and reported
-  tokens_per_batch: 8192     # a batch is filled by tokens, not by sentences
-trainer: {accelerator: auto, devices: auto, num_nodes: 1, strategy: auto, precision: 32-true}
-output: {dir: analysis_outputs, run_name: null, plots: true, parquet: true}
-"""
 
 
 def load(name: str) -> dict[str, Any]:
@@ -152,7 +118,7 @@ def test_no_tracked_file_names_a_machine_or_a_package_index() -> None:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    traces = r"/root/|/home/[a-z]|/work/(main|shared)|/opt/(pypi|wheels)|\.\./shared|index-url|find-links"
+    traces = r"/(root|home|work|opt)/[a-z]|\.\./shared|index-url|find-links"
     found = subprocess.run(
         [git, "-c", "safe.directory=*", "grep", "-nIE", traces, "--", ".", ":!tests/test_project.py"],
         cwd=ROOT,
