@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Optional, cast
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -190,13 +191,16 @@ def _way_out(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and loading reports off the terminal; what matters is checked and raised."""
+    """Keep loading reports, bars and the hub's retries off the terminal; what matters is checked and raised."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity(hub_logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

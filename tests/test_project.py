@@ -102,7 +102,7 @@ def test_the_version_stands_in_one_place() -> None:
 
 
 def test_the_dependencies_are_the_packages_that_are_imported() -> None:
-    called = {"yaml": "pyyaml", "PIL": "pillow"}
+    called = {"yaml": "pyyaml", "PIL": "pillow", "huggingface_hub": "huggingface-hub"}
     imported = set()
     for path in (ROOT / "llm_entropy").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
