@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -196,7 +197,7 @@ def _quiet_transformers() -> Iterator[None]:
     hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    hub_logging.set_verbosity(hub_logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
