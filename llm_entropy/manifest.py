@@ -151,6 +151,7 @@ def describe_corpus(
 def describe_model(
     about: dict[str, Any],
     *,
+    num_sentences: int,
     num_examples: int,
     num_cut: int,
     unread: Sequence[int],
@@ -163,6 +164,7 @@ def describe_model(
 
     Args:
         about: What the model was, and how it was read.
+        num_sentences: Sentences that gave records.
         num_examples: Rows that the model read; a masked model may make several of a sentence.
         num_cut: Sentences that were cut at the model's limit.
         unread: Ids of sentences without a token to read.
@@ -173,6 +175,7 @@ def describe_model(
     """
     return {
         **about,
+        "num_sentences": num_sentences,
         "num_examples": num_examples,
         "num_cut": num_cut,
         "num_unread": len(unread),

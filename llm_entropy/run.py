@@ -132,6 +132,7 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
     state.run_dir = writer.folder.parent.parent
     if not trainer.is_global_zero:
         return None
+    expected_ids = np.unique(numbers_of(encoded.examples, SENTENCE_ID))
     state.models[source.key] = manifest.describe_model(
         {
             "name": source.name,
@@ -145,6 +146,7 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
             "max_length": plan.max_length,
             "first_steered_layer": None if plan.steering is None else plan.steering.first_layer,
         },
+        num_sentences=len(expected_ids),
         num_examples=len(encoded.examples),
         num_cut=encoded.num_cut,
         unread=encoded.unread,
@@ -154,7 +156,6 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
         seconds=progress.seconds,
     )
     _report(plan, encoded, progress)
-    expected_ids = np.unique(numbers_of(encoded.examples, SENTENCE_ID))
     return _make_tables(state.run_dir, settings, source.key, state.models[source.key], expected_ids)
 
 
@@ -175,6 +176,7 @@ def _make_tables(
         kind=about["kind"],
         parquet=settings.output.parquet,
         expected_ids=expected_ids,
+        expected_sentences=about["num_sentences"],
     )
     if settings.output.plots:
         draw_model(tables, run_dir, settings.analysis.mode)

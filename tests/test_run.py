@@ -535,3 +535,14 @@ def test_a_run_name_that_exists_is_refused_and_left_alone(gpt2: dict[str, str], 
 def test_merging_what_is_no_run_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no run\.json"):
         merge_run(tmp_path, quiet=True)
+
+
+def test_a_merge_without_all_shards_is_refused_and_changes_nothing(gpt2: dict[str, str], tmp_path: Path):
+    result = analyse(gpt2, tmp_path, where=OutputSettings(dir=str(tmp_path), run_name="whole", plots=False))
+    before = tables_of(result.run_dir)
+    (part,) = (result.run_dir / "shards").rglob("*.parquet")
+    table = pq.read_table(part)
+    pq.write_table(table.slice(1), part)
+    with pytest.raises(ValueError, match=rf"holds {len(SENTENCES) - 1} sentences; the run had {len(SENTENCES)}"):
+        merge_run(result.run_dir, quiet=True)
+    assert tables_of(result.run_dir) == before

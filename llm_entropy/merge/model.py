@@ -35,6 +35,7 @@ def merge_model(
     kind: Kind,
     parquet: bool,
     expected_ids: Optional[npt.NDArray[np.integer]] = None,
+    expected_sentences: Optional[int] = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> ModelTables:
     """Make a model's tables from its shards.
@@ -51,6 +52,7 @@ def merge_model(
         kind: Whether it is causal, so that a sentence's last record answers it, or masked, so that every mask does.
         parquet: Whether all records are written as Parquet beside the CSV files.
         expected_ids: Sentence ids that must be there, no more and no less; None: whatever is there.
+        expected_sentences: How many sentences must be there, where their ids are not known any more.
         chunk_bytes: How much of the shards is in memory at once.
 
     Returns:
@@ -63,6 +65,11 @@ def merge_model(
     parts = find_parts(run_dir / "shards" / model, schema)
     ranges = id_ranges(parts, schema, chunk_bytes)
     total = check_keys(parts, ranges, expected_ids)
+    if expected_sentences is not None and total.num_sentences != expected_sentences:
+        raise ValueError(
+            f"{run_dir / 'shards' / model}: holds {total.num_sentences} sentences; the run had {expected_sentences}, "
+            "so that shards are missing or do not belong to it; run it again"
+        )
     with _staged(run_dir) as folder, ExitStack() as files:
         target = Target(folder, model, schema, shape, total.num_sentences, parquet, files)
         conditions = [Condition(condition, target) for condition in analysis.conditions]
