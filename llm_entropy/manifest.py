@@ -107,7 +107,7 @@ def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: P
     if sentences is not None:
         path = (run_dir / "sentences.jsonl").absolute()
         lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
-        path.write_text("".join(lines), encoding="utf-8")
+        _write(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)
     return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
 
@@ -117,7 +117,9 @@ def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
     if not isinstance(vector, (torch.Tensor, np.ndarray)):
         return vector
     path = (run_dir / f"{name}.safetensors").absolute()
-    save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, temporary)
+    os.replace(temporary, path)
     return str(path)
 
 
