@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from llm_entropy.configuration import SettingsParser, settings_parser, to_settings
 
 PROGRAM = "llm-entropy"
+QUIET = "Show warnings and errors alone; standard output is the run's folder."
 USAGE_ERROR = 2
 """Exit status of an error of the user's."""
 
@@ -67,10 +68,10 @@ def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
         description="Run the models over the corpus and write tables, plots and predictions.",
         epilog=f"Short names: {names}. Any key of a configuration file can be given as an option.",
     )
-    predict.add_argument("--quiet", action="store_true", help="Show warnings and errors alone.")
+    predict.add_argument("--quiet", action="store_true", help=QUIET)
     merge = SettingsParser(description="Make the tables and plots of a run again, from its shards.", allow_abbrev=False)
     merge.add_argument("run_dir", type=Path, help="Folder of the run, as analysis_outputs/run_...")
-    merge.add_argument("--quiet", action="store_true", help="Show warnings and errors alone.")
+    merge.add_argument("--quiet", action="store_true", help=QUIET)
     subcommands = parser.add_subcommands(required=True, dest="command")
     subcommands.add_subcommand("predict", predict, help="run the models over the corpus (the default command)")
     subcommands.add_subcommand("merge", merge, help="make a run's tables and plots again, from its shards")
@@ -84,14 +85,14 @@ def _predict(parser: SettingsParser, chosen: Namespace) -> None:
 
     result = run(settings, quiet=chosen.quiet)
     if result.is_global_zero:
-        print_summary(result)
+        print_summary(result, quiet=chosen.quiet)
 
 
 def _merge(chosen: Namespace) -> None:
     from llm_entropy.run import merge_run
     from llm_entropy.summary import print_summary
 
-    print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet))
+    print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
 
 
 def _long_names(arguments: list[str]) -> list[str]:

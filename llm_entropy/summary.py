@@ -11,8 +11,16 @@ from llm_entropy.results import RunResult
 from llm_entropy.settings import COMPARATIVE
 
 
-def print_summary(result: RunResult) -> None:
-    """Print the means over the sentences, model by metric, and where everything is."""
+def print_summary(result: RunResult, *, quiet: bool = False) -> None:
+    """Print the means over the sentences, model by metric, and where everything is.
+
+    Args:
+        result: A finished run.
+        quiet: Whether the folder is printed alone, for a script to take.
+    """
+    if quiet:
+        print(result.run_dir)
+        return
     compares = result.mode == COMPARATIVE
     table = Table(box=SIMPLE, pad_edge=False)
     for name in ("model", "metric", "unit"):
