@@ -17,8 +17,8 @@ from llm_entropy.settings import (
 
 if TYPE_CHECKING:
     from llm_entropy.analysis import run_analysis
+    from llm_entropy.outputs import merge_run
     from llm_entropy.results import RunResult
-    from llm_entropy.run import merge_run
 
 __all__ = [
     "METRICS",
@@ -37,7 +37,7 @@ __all__ = [
 _LATE = {
     "run_analysis": "llm_entropy.analysis",
     "RunResult": "llm_entropy.results",
-    "merge_run": "llm_entropy.run",
+    "merge_run": "llm_entropy.outputs",
 }
 
 

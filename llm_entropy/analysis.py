@@ -56,6 +56,7 @@ def run_analysis(
     data: Union[str, Path, DataSettings, None] = None,
     trainer: Optional[TrainerSettings] = None,
     output: Union[str, Path, OutputSettings, None] = None,
+    resume: bool = False,
     quiet: bool = False,
 ) -> RunResult:
     """Measure what models believe at every layer, over a corpus, and what steering changes.
@@ -86,6 +87,7 @@ def run_analysis(
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
         output: The folder of runs, or settings.
+        resume: Go on with the run `output.run_name`, if it has been begun: only what is missing is computed.
         quiet: Whether the terminal shows warnings and errors alone.
 
     Returns:
@@ -126,7 +128,7 @@ def run_analysis(
         trainer=trainer or TrainerSettings(),
         output=_output(output),
     )
-    return run(settings, quiet=quiet, sentences=sentences)
+    return run(settings, quiet=quiet, sentences=sentences, resume=resume)
 
 
 def _output(output: Union[str, Path, OutputSettings, None]) -> OutputSettings:

@@ -1,4 +1,4 @@
-"""The command line: `llm-entropy predict`, `llm-entropy merge`. Heavy imports wait until a command runs."""
+"""The command line: `llm-entropy predict`, `merge`, `status`. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from jsonargparse import Namespace
 from llm_entropy.configuration import SettingsParser, settings_parser, to_settings
 
 PROGRAM = "llm-entropy"
+RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
+RESUME = "Go on with the run output.run_name, if it has been begun: compute only what is missing."
 QUIET = "Show warnings and errors alone; standard output is the run's folder."
 USAGE_ERROR = 2
 """Exit status of an error of the user's."""
+INCOMPLETE = 1
+"""Exit status of a run that is not complete."""
+INTERRUPTED = 130
+"""Exit status after SIGINT, as shells have it."""
 
 SHORT_NAMES = {
     "--num-sentences": "--analysis.num_sentences",
@@ -43,16 +49,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         chosen = parser.parse_args(_long_names(given))
         if chosen.command == "merge":
             _merge(chosen.merge)
+        elif chosen.command == "status":
+            _status(chosen.status)
         else:
             _predict(commands["predict"], chosen.predict)
     except ValueError as error:
         fail(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
 
 
-def fail(message: str) -> NoReturn:
-    """Print one line of error and end with status 2."""
+def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
+    """Print one line of error and end with `status`."""
     print(f"{PROGRAM}: error: {message}", file=sys.stderr)
-    raise SystemExit(USAGE_ERROR)
+    raise SystemExit(status)
 
 
 def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
@@ -69,30 +79,56 @@ def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
         epilog=f"Short names: {names}. Any key of a configuration file can be given as an option.",
     )
     predict.add_argument("--quiet", action="store_true", help=QUIET)
-    merge = SettingsParser(description="Make the tables and plots of a run again, from its shards.", allow_abbrev=False)
-    merge.add_argument("run_dir", type=Path, help="Folder of the run, as analysis_outputs/run_...")
+    predict.add_argument("--resume", action="store_true", help=RESUME)
+    merge = SettingsParser(
+        description="Make the tables and plots of a run, from the shards of all its tasks.", allow_abbrev=False
+    )
+    merge.add_argument("run_dir", type=Path, help=RUN_DIR)
     merge.add_argument("--quiet", action="store_true", help=QUIET)
+    status = SettingsParser(
+        description="Say what of a run is missing, and how to run just that. Ends with status 1 where anything is.",
+        allow_abbrev=False,
+    )
+    status.add_argument("run_dir", type=Path, help=RUN_DIR)
+    status.add_argument(
+        "--missing",
+        action="store_true",
+        help="Print nothing but the tasks that are not complete, as --array takes them.",
+    )
     subcommands = parser.add_subcommands(required=True, dest="command")
     subcommands.add_subcommand("predict", predict, help="run the models over the corpus (the default command)")
-    subcommands.add_subcommand("merge", merge, help="make a run's tables and plots again, from its shards")
-    return parser, {"predict": predict, "merge": merge}
+    subcommands.add_subcommand("merge", merge, help="make a run's tables and plots, from the shards of all its tasks")
+    subcommands.add_subcommand("status", status, help="say what of a run is missing, and how to run just that")
+    return parser, {"predict": predict, "merge": merge, "status": status}
 
 
 def _predict(parser: SettingsParser, chosen: Namespace) -> None:
     settings = to_settings(parser, chosen)
-    from llm_entropy.run import run
+    from llm_entropy.run import RunIncompleteError, run
     from llm_entropy.summary import print_summary
 
-    result = run(settings, quiet=chosen.quiet)
+    try:
+        result = run(settings, quiet=chosen.quiet, resume=chosen.resume)
+    except RunIncompleteError as error:
+        fail(str(error), INCOMPLETE)
     if result.is_global_zero:
         print_summary(result, quiet=chosen.quiet)
 
 
 def _merge(chosen: Namespace) -> None:
-    from llm_entropy.run import merge_run
+    from llm_entropy.outputs import merge_run
     from llm_entropy.summary import print_summary
 
     print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
+
+
+def _status(chosen: Namespace) -> None:
+    from llm_entropy.status import print_status, run_status
+
+    status = run_status(chosen.run_dir)
+    print_status(status, missing_only=chosen.missing)
+    if not status.is_complete:
+        raise SystemExit(INCOMPLETE)
 
 
 def _long_names(arguments: list[str]) -> list[str]:

@@ -1,33 +1,34 @@
-"""From rows to batches: picking the sentences of a run, tokenising them, planning batches.
+"""The sentences of a run, picked from rows, and given out a window at a time.
 
-What the encoder makes of a sentence is not this file's business.
+A corpus lies in files that are mapped into memory, so that any window can be read by itself, or it is a stream, of
+which nothing is kept. What the encoder makes of a sentence is not this file's business.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Optional, Protocol
 
-import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, IterableDataset, Value
 
-from llm_entropy.schema import SENTENCE, SENTENCE_ID, Example
+from llm_entropy import windows
+from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings, Kind
 from llm_entropy.sources import (
     BLANK,
-    ROWS_AT_ONCE,
     as_value_error,
     column_chunks,
     open_rows,
     progress_bars,
     text_column,
 )
+from llm_entropy.windows import ROWS_PER_FILE, WINDOWS_PER_FILE, Task
 
 MASKED = "masked"
 """Column of the built-in corpus that holds the form for masked models."""
@@ -36,52 +37,219 @@ NULL = "null"
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Window:
+    """Some consecutive rows of a corpus, and their sentences."""
+
+    number: int
+    """Of the window."""
+    first_id: int
+    """Lowest sentence id that it may hold."""
+    end_id: int
+    """One past the highest."""
+    num_rows: int
+    """Rows it was made of, skipped ones included."""
+    is_last: bool
+    """Whether the corpus, or the file of a stream, ends here."""
+    sentence_ids: list[int]
+    """[sentence]."""
+    sentences: list[str]
+    """[sentence], the texts."""
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """Row and reason of those without text, where they are not known in advance."""
+
+
+class Corpus(Protocol):
     """The sentences of a run."""
 
-    sentences: Dataset
-    """Columns `sentence_id` (int64, row number in the source) and `sentence`; the built-in corpus also `masked`."""
-    source: str
-    """What it was, for people."""
-    num_rows: int
-    """Rows of the source; when streaming, rows that were read."""
-    skipped: list[tuple[int, str]]
-    """Row number and reason of every row without text, `BLANK` or `NULL`."""
-    fingerprint: str
-    """Names the content of `sentences`, wherever it came from."""
-
-    def for_kind(self, kind: Kind) -> Dataset:
-        """Return the columns `sentence_id` and `sentence` as a model of this kind reads them."""
-        if MASKED not in self.sentences.column_names:
-            return self.sentences
-        if kind == "masked":
-            return self.sentences.remove_columns(SENTENCE).rename_column(MASKED, SENTENCE)
-        return self.sentences.remove_columns(MASKED)
-
-
-@dataclass(frozen=True)
-class EncodedCorpus:
-    """The sentences as one model reads them."""
-
-    examples: Dataset
-    """One row per example: the fields of `Example`, `was_cut`, and `num_tokens`; in corpus order."""
-    unread: list[int]
-    """Ids of the sentences that gave no example."""
-    num_cut: int
-    """Number of sentences of which an example was cut."""
-
-
-class SentenceEncoder(Protocol):
-    """What makes examples of sentences."""
+    @property
+    def source(self) -> str:
+        """What it was, for people."""
+        ...
 
     @property
     def fingerprint(self) -> str:
-        """Name of everything that decides what an example is."""
+        """Names the content."""
         ...
 
-    def __call__(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> list[tuple[Example, bool]]:
-        """Return the examples of some sentences, each with whether it was cut."""
+    @property
+    def num_rows(self) -> Optional[int]:
+        """Rows of the source, or as many as were read; None: not known yet."""
         ...
+
+    @property
+    def num_sentences(self) -> Optional[int]:
+        """How many sentences there are; None: not known yet."""
+        ...
+
+    @property
+    def num_windows(self) -> Optional[int]:
+        """How many windows there are; None: not known yet."""
+        ...
+
+    @property
+    def num_files(self) -> int:
+        """Files that are counted each by itself."""
+        ...
+
+    @property
+    def skipped(self) -> list[tuple[int, str]]:
+        """Row and reason of every row without text, as far as known."""
+        ...
+
+    def for_kind(self, kind: Kind) -> Corpus:
+        """Return the corpus as a model of this kind reads it."""
+        ...
+
+    def windows(
+        self, task: Task, complete: Collection[int] = (), worker: int = 0, num_workers: int = 1
+    ) -> Iterator[Window]:
+        """Read the windows in which a task may own batches, in order.
+
+        Args:
+            task: Which share of the corpus.
+            complete: Windows that are not wanted.
+            worker: Which of several that take turns.
+            num_workers: How many these are.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MappedCorpus:
+    """Sentences in files that are mapped into memory."""
+
+    rows: Dataset
+    """Rows of the source: a column `sentence`; in the built-in corpus also `masked`."""
+    ids: npt.NDArray[np.int64]
+    """[sentence], the rows that were picked, ascending."""
+    source: str
+    num_rows: int
+    skipped: list[tuple[int, str]]
+    fingerprint: str
+    column: str = SENTENCE
+    """Which column is read."""
+    places: Optional[npt.NDArray[np.int64]] = None
+    """[sentence], where they are in `rows`; None: at their ids."""
+
+    num_files = 1
+
+    @property
+    def num_sentences(self) -> int:
+        """How many sentences were picked."""
+        return len(self.ids)
+
+    @property
+    def num_windows(self) -> int:
+        """How many windows they make."""
+        return windows.count_windows(len(self.ids))
+
+    def for_kind(self, kind: Kind) -> MappedCorpus:
+        """Return the corpus as a model of this kind reads it."""
+        masked = kind == "masked" and MASKED in self.rows.column_names
+        return replace(self, column=MASKED if masked else SENTENCE)
+
+    def windows(
+        self, task: Task, complete: Collection[int] = (), worker: int = 0, num_workers: int = 1
+    ) -> Iterator[Window]:
+        """Read the windows in which a task may own batches, in order; see `Corpus.windows`."""
+        wanted = [w for w in windows.windows_of_task(self.num_windows, task) if w not in complete]
+        for number in wanted[worker::num_workers]:
+            rows = slice(number * windows.WINDOW_ROWS, (number + 1) * windows.WINDOW_ROWS)
+            ids = self.ids[rows]
+            yield Window(
+                number=number,
+                first_id=int(ids[0]),
+                end_id=int(ids[-1]) + 1,
+                num_rows=len(ids),
+                is_last=number == self.num_windows - 1,
+                sentence_ids=ids.tolist(),
+                sentences=self._texts((self.ids if self.places is None else self.places)[rows]),
+            )
+
+    def _texts(self, places: npt.NDArray[np.int64]) -> list[str]:
+        rows = self.rows.select_columns([self.column]).with_format("arrow")
+        first, end = int(places[0]), int(places[-1]) + 1
+        table = rows[first:end] if end - first == len(places) else rows[places.tolist()]
+        texts: list[str] = table.column(0).to_pylist()
+        return texts
+
+
+@dataclass(frozen=True)
+class StreamedCorpus:
+    """Sentences that are read as they come; each file counts its rows by itself."""
+
+    rows: IterableDataset
+    column: str
+    """The column that holds the text."""
+    source: str
+    fingerprint: str
+
+    num_rows = None
+    num_sentences = None
+    num_windows = None
+
+    @property
+    def num_files(self) -> int:
+        """How many files the stream has."""
+        return int(self.rows.num_shards)
+
+    @property
+    def skipped(self) -> list[tuple[int, str]]:
+        """Nothing: each window tells of its own."""
+        return []
+
+    def for_kind(self, kind: Kind) -> StreamedCorpus:
+        """Return the corpus itself: every kind reads the same text."""
+        return self
+
+    def windows(
+        self, task: Task, complete: Collection[int] = (), worker: int = 0, num_workers: int = 1
+    ) -> Iterator[Window]:
+        """Read the windows of a task, in order; see `Corpus.windows`.
+
+        Tasks share the files where there are enough of them; otherwise each reads all and takes windows in turn. What
+        is not wanted is read past, and no Python object is made of it.
+        """
+        share_files = self.num_files >= task.count
+        turn = 0
+        for file in range(self.num_files):
+            if share_files and file % task.count != task.index:
+                continue
+            for number, is_last, texts in self._tables(file):
+                window = file * WINDOWS_PER_FILE + number
+                if window in complete or not (share_files or number % task.count == task.index):
+                    continue
+                if turn % num_workers == worker:
+                    yield _streamed_window(file, number, is_last, texts)
+                turn += 1
+
+    def _tables(self, file: int) -> Iterator[tuple[int, bool, pa.StringArray]]:
+        """Read the texts of a file by windows, each with its number and whether it is the last one."""
+        with as_value_error(f"data.path: could not read file {file} of {self.source}"):
+            rows = self.rows.shard(num_shards=self.num_files, index=file, contiguous=True)
+            texts = pa.array([], pa.string())  # a file without rows has one window, too
+            number = -1
+            for table in rows.with_format("arrow").iter(batch_size=windows.WINDOW_ROWS):
+                if number >= 0:
+                    yield number, False, texts
+                texts = table.column(self.column).cast(pa.string()).combine_chunks()
+                number += 1
+            yield max(number, 0), True, texts
+
+
+def _streamed_window(file: int, number: int, is_last: bool, texts: pa.StringArray) -> Window:
+    first_id = file * ROWS_PER_FILE + number * windows.WINDOW_ROWS
+    is_null, is_blank = texts.is_null().to_numpy(zero_copy_only=False), _is_blank(texts)
+    return Window(
+        number=file * WINDOWS_PER_FILE + number,
+        first_id=first_id,
+        end_id=first_id + len(texts),
+        num_rows=len(texts),
+        is_last=is_last,
+        sentence_ids=(first_id + np.flatnonzero(~is_blank)).tolist(),
+        sentences=texts.filter(pa.array(~is_blank)).to_pylist(),
+        skipped=[(first_id + int(row), NULL if is_null[row] else BLANK) for row in np.flatnonzero(is_blank)],
+    )
 
 
 # --- picking sentences -------------------------------------------------------------------------------------------
@@ -90,8 +258,8 @@ class SentenceEncoder(Protocol):
 def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, quiet: bool = False) -> Corpus:
     """Open the corpus, find its text, leave out rows without any, and pick sentences.
 
-    The pick depends on the seed and the number of rows alone, and keeps corpus order. When streaming, it is the
-    first `num_sentences` rows that hold text.
+    The pick depends on the seed and the number of rows alone, and keeps corpus order. Of a stream it is the first
+    `num_sentences` rows that hold text; where all are wanted, nothing is read here but what tells the text column.
 
     Args:
         data: What to read.
@@ -102,25 +270,25 @@ def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, qui
     Raises:
         ValueError: The corpus cannot be read, its text column cannot be told, or it holds too few sentences.
     """
-    if data.streaming and num_sentences is None:
-        raise ValueError(
-            "data.streaming: reads rows until there are analysis.num_sentences, but that is null; "
-            "give a number there, or set data.streaming to false"
-        )
     with progress_bars(shown=not quiet):
         if data.path is None:
-            rows, source = _builtin(), "built-in sentences"
+            rows, source, content = _builtin(), "built-in sentences", ""
             columns = {SENTENCE: SENTENCE, MASKED: MASKED}
         else:
-            rows, source = open_rows(data, data.path)
+            rows, source, content = open_rows(data, data.path)
             columns = {text_column(rows, data, source): SENTENCE}
-        if data.streaming:
-            assert num_sentences is not None
+        if isinstance(rows, Dataset):
+            if data.streaming and num_sentences is not None:
+                return _first_sentences(rows, columns, source, num_sentences)
+            return _picked_sentences(rows, columns, source, num_sentences, seed)
+        if num_sentences is not None:
             return _first_sentences(rows, columns, source, num_sentences)
-        return _picked_sentences(rows, columns, source, num_sentences, seed)
+        column = next(iter(columns))
+        fingerprint = hashlib.sha256(f"{content} {data.split} {column}".encode()).hexdigest()[:32]
+        return StreamedCorpus(rows.select_columns([column]), column, source, fingerprint)
 
 
-def corpus_of_sentences(sentences: Sequence[str], num_sentences: int | None, seed: int) -> Corpus:
+def corpus_of_sentences(sentences: Collection[str], num_sentences: int | None, seed: int) -> MappedCorpus:
     """Make a corpus of sentences that are in memory, as `load_corpus` does of a file's.
 
     Args:
@@ -145,44 +313,52 @@ def _builtin() -> Dataset:
 
 def _picked_sentences(
     rows: Dataset, columns: dict[str, str], source: str, num_sentences: int | None, seed: int
-) -> Corpus:
+) -> MappedCorpus:
     text = next(iter(columns))
-    missing = [chunk.is_null().to_numpy() for chunk in column_chunks(rows, text)]
-    blank = [
-        pc.equal(pc.binary_length(pc.utf8_trim_whitespace(chunk.fill_null(""))), 0).to_numpy()
-        for chunk in column_chunks(rows, text)
-    ]
-    is_null, is_blank = (np.concatenate(flags) if flags else np.empty(0, bool) for flags in (missing, blank))
+    missing, blank = [np.empty(0, bool)], [np.empty(0, bool)]
+    for chunk in column_chunks(rows, text):
+        missing.append(chunk.is_null().to_numpy())
+        blank.append(_is_blank(chunk))
+    is_null, is_blank = np.concatenate(missing), np.concatenate(blank)
     skipped = [(int(row), NULL if is_null[row] else BLANK) for row in np.flatnonzero(is_blank)]
     _check_enough(len(rows) - len(skipped), len(skipped), num_sentences, source)
-    sentences = rows.select_columns(list(columns)).rename_columns(columns)
-    sentences = sentences.add_column(SENTENCE_ID, np.arange(len(rows), dtype=np.int64))
-    if num_sentences is not None:
+    if num_sentences is None:
+        ids = np.flatnonzero(~is_blank)
+    else:
         order = np.random.default_rng(seed).permutation(len(rows))
-        sentences = sentences.select(np.sort(order[~is_blank[order]][:num_sentences]))
-    elif skipped:
-        sentences = sentences.select(np.flatnonzero(~is_blank))
-    sentences = sentences.select_columns([SENTENCE_ID, *columns.values()])
-    return Corpus(sentences, source, len(rows), skipped, _content_of(sentences))
+        ids = np.sort(order[~is_blank[order]][:num_sentences])
+    texts = rows.select_columns(list(columns)).rename_columns(columns)
+    return MappedCorpus(texts, ids, source, len(rows), skipped, _content_of(texts, ids, ids))
+
+
+def _is_blank(texts: pa.StringArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Whether there is no text, or white space alone, [row]."""
+    lengths = pc.binary_length(pc.utf8_trim_whitespace(texts.fill_null("")))
+    blank: npt.NDArray[np.bool_] = np.asarray(lengths) == 0
+    return blank
 
 
 def _first_sentences(
     rows: Iterable[dict[str, Any]], columns: dict[str, str], source: str, num_sentences: int
-) -> Corpus:
+) -> MappedCorpus:
     text = next(iter(columns))
     taken: list[dict[str, Any]] = []
+    ids: list[int] = []
     skipped: list[tuple[int, str]] = []
     with as_value_error(f"data.path: could not read {source}"):
         for row_number, row in enumerate(rows):
             if row[text] is None or not row[text].strip():
                 skipped.append((row_number, NULL if row[text] is None else BLANK))
                 continue
-            taken.append({SENTENCE_ID: row_number, **{name: row[column] for column, name in columns.items()}})
+            ids.append(row_number)
+            taken.append({name: row[column] for column, name in columns.items()})
             if len(taken) == num_sentences:
                 break
     _check_enough(len(taken), len(skipped), num_sentences, source)
-    sentences = Dataset.from_list(taken)
-    return Corpus(sentences, source, len(taken) + len(skipped), skipped, _content_of(sentences))
+    texts, numbers = Dataset.from_list(taken), np.array(ids, np.int64)
+    places = np.arange(len(taken))
+    content = _content_of(texts, numbers, places)
+    return MappedCorpus(texts, numbers, source, len(taken) + len(skipped), skipped, content, places=places)
 
 
 def _check_enough(num_found: int, num_skipped: int, num_asked: int | None, source: str) -> None:
@@ -196,124 +372,17 @@ def _check_enough(num_found: int, num_skipped: int, num_asked: int | None, sourc
         )
 
 
-def _content_of(sentences: Dataset) -> str:
+def _content_of(texts: Dataset, ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> str:
     """Return a hash of the ids and texts, the same wherever and in whatever pieces they are stored."""
-    digest = hashlib.sha256()
-    for table in sentences.with_format("arrow").iter(batch_size=ROWS_AT_ONCE):
-        for name in sorted(table.column_names):
-            column = table.column(name)
-            if name != SENTENCE_ID:
-                digest.update(pc.binary_length(column).to_numpy().astype(np.int64).tobytes())
-                digest.update("".join(column.to_pylist()).encode("utf-8", "surrogatepass"))
-            else:
-                digest.update(column.to_numpy().tobytes())
+    digest = hashlib.sha256(np.asarray(ids, np.int64).tobytes())
+    picked = texts if len(places) == len(texts) else texts.select(places)
+    for name in sorted(texts.column_names):
+        lengths = hashlib.sha256()
+        for column in column_chunks(picked, name):
+            for chunk in column.fill_null("").cast(pa.large_string()).chunks:
+                ends = np.frombuffer(chunk.buffers()[1], np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+                lengths.update(np.diff(ends).tobytes())
+                if len(chunk) and ends[-1] > ends[0]:
+                    digest.update(memoryview(chunk.buffers()[2])[ends[0] : ends[-1]])
+        digest.update(lengths.digest())
     return digest.hexdigest()[:32]
-
-
-# --- tokenising --------------------------------------------------------------------------------------------------
-
-_INTEGERS = List(Value("int32"))
-_EXAMPLE_FEATURES = Features(
-    {
-        "sentence_id": Value("int64"),
-        "sentence": Value("string"),
-        "input_ids": _INTEGERS,
-        "positions": _INTEGERS,
-        "targets": _INTEGERS,
-        "starts": _INTEGERS,
-        "ends": _INTEGERS,
-        "was_cut": Value("bool"),
-        "num_tokens": Value("int32"),
-    }
-)
-
-
-def encode_corpus(sentences: Dataset, encoder: SentenceEncoder, *, quiet: bool = False) -> EncodedCorpus:
-    """Make the examples of all sentences, or read them from the cache of `datasets` if they were made before.
-
-    The cache file is named by the content of the sentences and the encoder's fingerprint. It is written under a
-    temporary name and moved, so that processes that encode the same corpus at once do not disturb each other.
-
-    Args:
-        sentences: Columns `sentence_id` and `sentence`, as `Corpus.for_kind` gives them.
-        encoder: Makes the examples.
-        quiet: Whether the progress bar is hidden.
-
-    Raises:
-        ValueError: No sentence gave an example, or the cache cannot be written.
-    """
-    fingerprint = hashlib.sha256(f"{_content_of(sentences)} {encoder.fingerprint}".encode()).hexdigest()[:32]
-    cache = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "llm_entropy"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"cannot write the cache {str(cache)!r} ({error}); set HF_DATASETS_CACHE") from error
-    with progress_bars(shown=not quiet):
-        examples = sentences.map(
-            _ExampleRows(encoder),
-            batched=True,
-            remove_columns=sentences.column_names,
-            features=_EXAMPLE_FEATURES,
-            cache_file_name=str(cache / f"{fingerprint}.arrow"),
-            new_fingerprint=fingerprint,
-            load_from_cache_file=True,
-            desc="Tokenising",
-        )
-    if not len(examples):
-        raise ValueError(f"data.path: none of the {len(sentences)} sentences holds a token to read")
-    ids = numbers_of(examples, "sentence_id")
-    unread = np.setdiff1d(numbers_of(sentences, SENTENCE_ID), ids)
-    return EncodedCorpus(examples, unread.tolist(), len(np.unique(ids[numbers_of(examples, "was_cut").astype(bool)])))
-
-
-class _ExampleRows:
-    """The encoder, as `datasets.map` calls it."""
-
-    def __init__(self, encoder: SentenceEncoder) -> None:
-        self.encoder = encoder
-
-    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        rows: dict[str, list[Any]] = {name: [] for name in _EXAMPLE_FEATURES}
-        for example, was_cut in self.encoder(batch[SENTENCE_ID], batch[SENTENCE]):
-            values = (*example, was_cut, len(example.input_ids))
-            for name, value in zip(_EXAMPLE_FEATURES, values, strict=True):
-                rows[name].append(value)
-        return rows
-
-
-def numbers_of(rows: Dataset, name: str) -> npt.NDArray[Any]:
-    """Return a column of numbers or truth values as an array."""
-    return np.concatenate([chunk.to_numpy() for chunk in column_chunks(rows, name)])
-
-
-def plan_batches(
-    lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batch: int, window: int = 8192
-) -> list[list[int]]:
-    """Group examples of like length, so that a batch is filled by tokens and little of it is padding.
-
-    Within each window of consecutive examples they are sorted by length and taken in turn, as long as the longest
-    times the count stays within the budget. A longer example makes a batch of its own.
-
-    Args:
-        lengths: [example], in tokens, at least 1.
-        tokens_per_batch: The budget, in tokens, padding included.
-        window: How many examples are sorted at once: what bounds how far a batch's members lie apart in the corpus.
-
-    Returns:
-        Indices of the examples of each batch; every index is in exactly one.
-    """
-    sizes = np.asarray(lengths, dtype=np.int64)
-    assert (sizes > 0).all()
-    batches = []
-    for first in range(0, len(sizes), window):
-        order = first + np.argsort(sizes[first : first + window], kind="stable")
-        ordered = sizes[order]
-        start = 0
-        while start < len(ordered):
-            # Sizes only grow from here on, so that the shortest one bounds the count.
-            reach = ordered[start : start + max(1, tokens_per_batch // ordered[start])]
-            fitting = np.searchsorted(reach * np.arange(1, len(reach) + 1), tokens_per_batch, side="right")
-            stop = start + max(1, int(fitting))
-            batches.append(order[start:stop].tolist())
-            start = stop
-    return batches

@@ -1,137 +1,140 @@
-"""The batches of a run, dealt to its processes: each batch to one of them, their tokens nearly equal."""
+"""The batches of a run, made window by window, each given to one process, their tokens nearly equal."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Optional
 
 import lightning
-import numpy as np
-import numpy.typing as npt
-from datasets import Dataset
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from llm_entropy.corpus import numbers_of, plan_batches
-from llm_entropy.positions import collate
-from llm_entropy.schema import Batch, Example
+from llm_entropy.corpus import Corpus, Window
+from llm_entropy.ledger import Done
+from llm_entropy.positions import EncodedSentences, Encoder, collate
+from llm_entropy.schema import Batch, BatchKey, WindowNotes
+from llm_entropy.windows import Task, batches_of_task, deal, plan_batches
 
 
-class Totals(NamedTuple):
-    """How much there is to do."""
+class WindowBatches(IterableDataset[Batch]):
+    """The batches of one process, made when they are asked for: a window is read, encoded, planned and shared."""
 
-    num_sentences: int
-    """Rows of all batches; a masked model may make several of one sentence."""
-    num_tokens: int
-    """Real tokens."""
-    num_batches: int
-    """Batches."""
-
-
-class PlannedBatches(TorchDataset[Batch]):
-    """Batches made when they are asked for, out of the memory-mapped examples."""
-
-    def __init__(self, examples: Dataset, plan: Sequence[Sequence[int]], pad_token_id: int, seed: int) -> None:
-        """Keep the plan; nothing is read.
+    def __init__(self, data: SentenceDataModule, rank: int, world_size: int) -> None:
+        """Keep what is needed; nothing is read.
 
         Args:
-            examples: Rows of `EncodedCorpus.examples`.
-            plan: For each batch, the rows in it.
-            pad_token_id: Fills the batches.
-            seed: Of the random numbers with which tokens are sampled.
+            data: Whose batches.
+            rank: Of the process.
+            world_size: How many processes share them.
         """
-        self.examples = examples.select_columns(list(Example._fields))
-        self.plan = plan
-        self.pad_token_id = pad_token_id
-        self.seed = seed
+        self.corpus, self.encoder, self.task, self.done = data.corpus, data.encoder, data.task, data.done
+        self.pad_token_id, self.tokens_per_batch, self.seed = data.pad_token_id, data.tokens_per_batch, data.seed
+        self.rank, self.world_size = rank, world_size
 
-    def __len__(self) -> int:
-        """Return the number of batches."""
-        return len(self.plan)
+    def __iter__(self) -> Iterator[Batch]:
+        """Iterate over the batches; with several workers over those of the windows that are this worker's turn."""
+        worker = get_worker_info()
+        number, count = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        loads = [0] * self.world_size
+        for window in self.corpus.windows(self.task, self.done.complete, number, count):
+            yield from self._batches(window, loads)
 
-    def __getitem__(self, index: int) -> Batch:
-        """Return one batch, its rows in the order of the plan."""
-        columns = self.examples[list(self.plan[index])]
-        rows = zip(*(columns[name] for name in Example._fields), strict=True)
-        return collate([Example(*row) for row in rows], self.pad_token_id, self.seed)
+    def _batches(self, window: Window, loads: list[int]) -> Iterator[Batch]:
+        """Iterate over a window's batches that are missing and fall to this process; every process deals alike."""
+        encoded = EncodedSentences(self.encoder, window.sentence_ids, window.sentences)
+        plan = plan_batches(encoded.lengths, self.tokens_per_batch)
+        own = list(range(len(plan)))
+        if self.corpus.num_windows is not None:
+            own = batches_of_task(window.number, len(plan), self.corpus.num_windows, self.task)
+        left = self.done.left(window.number, own)
+        # Padding is worked on as well: a batch weighs its longest row times its rows.
+        weights = [int(encoded.lengths[plan[index]].max(initial=0)) * len(plan[index]) for index in left]
+        for item in deal(weights, loads)[self.rank]:
+            index = left[item]
+            batch = collate([encoded[row] for row in plan[index]], self.pad_token_id, self.seed)
+            notes = _notes(window, encoded) if index == 0 else None
+            yield replace(batch, key=BatchKey(window.number, index, len(plan)), notes=notes)
 
 
 class SentenceDataModule(lightning.LightningDataModule):
-    """Gives each process its share of the planned batches, whole, each batch exactly once.
+    """Gives each process its share of the batches, whole, each batch exactly once.
 
     For a Trainer with `use_distributed_sampler=False`: the sharing is done here, where Lightning cannot repeat it. A
     process may get no batch at all.
     """
 
     def __init__(
-        self, examples: Dataset, *, pad_token_id: int, tokens_per_batch: int, seed: int, num_workers: int = 0
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        *,
+        pad_token_id: int,
+        tokens_per_batch: int,
+        seed: int,
+        task: Optional[Task] = None,
+        done: Optional[Done] = None,
+        num_workers: int = 0,
     ) -> None:
-        """Plan the batches of all processes; the same everywhere.
+        """Keep what is to be read; the same everywhere.
 
         Args:
-            examples: Rows of `EncodedCorpus.examples`.
+            corpus: As the model's kind reads it.
+            encoder: Makes examples of sentences.
             pad_token_id: Fills the batches.
             tokens_per_batch: What a batch holds at most, padding included; a longer example is a batch of its own.
             seed: Of the random numbers with which tokens are sampled.
+            task: Which share of the corpus; None: all of it.
+            done: What need not be done again; what the first process says counts.
             num_workers: Processes that make batches beside this one.
         """
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.examples = examples
-        self.pad_token_id = pad_token_id
-        self.seed = seed
+        self.corpus, self.encoder = corpus, encoder
+        self.pad_token_id, self.tokens_per_batch, self.seed = pad_token_id, tokens_per_batch, seed
+        self.task, self.done = task or Task(), done or Done()
         self.num_workers = num_workers
-        self.lengths: npt.NDArray[np.int64] = numbers_of(examples, "num_tokens").astype(np.int64)
-        self.plan = plan_batches(self.lengths, tokens_per_batch)
 
     @property
-    def totals(self) -> Totals:
-        """What all processes do together."""
-        return self._totals(self.plan)
+    def num_sentences(self) -> Optional[int]:
+        """About how many sentences all processes of the task will read together; None: nobody knows."""
+        num_windows, num_sentences = self.corpus.num_windows, self.corpus.num_sentences
+        if num_windows is None or num_sentences is None:
+            return None
+        done = len(self.done.complete) / max(1, num_windows)
+        return round(num_sentences * max(0.0, 1 / self.task.count - done))
 
-    @property
-    def rank_totals(self) -> Totals:
-        """What this process does; known once a Trainer holds the data."""
-        return self._totals(self._plan_of_this_rank())
+    def setup(self, stage: str) -> None:
+        """Agree with the other processes on what is done: they must deal the same batches."""
+        assert self.trainer is not None
+        self.done = self.trainer.strategy.broadcast(self.done)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of this process."""
-        batches = PlannedBatches(self.examples, self._plan_of_this_rank(), self.pad_token_id, self.seed)
-        # The batches are made already; without batch_size=None Lightning would put its own sampler in.
-        return DataLoader(batches, batch_size=None, collate_fn=_as_it_is, num_workers=self.num_workers)
-
-    def _plan_of_this_rank(self) -> list[list[int]]:
         assert self.trainer is not None
-        # Padding is worked on as well: a batch weighs its longest row times its rows.
-        weights = [int(self.lengths[rows].max()) * len(rows) for rows in self.plan]
-        return [self.plan[i] for i in deal(weights, self.trainer.world_size)[self.trainer.global_rank]]
-
-    def _totals(self, plan: Sequence[Sequence[int]]) -> Totals:
-        num_tokens = sum(int(self.lengths[rows].sum()) for rows in plan)
-        return Totals(sum(map(len, plan)), num_tokens, len(plan))
+        batches = WindowBatches(self, self.trainer.global_rank, self.trainer.world_size)
+        # The batches are made already; without batch_size=None Lightning would put its own sampler in.
+        return DataLoader(
+            batches, batch_size=None, collate_fn=_as_it_is, num_workers=self.num_workers, worker_init_fn=_start_worker
+        )
 
 
-def deal(weights: Sequence[int], num_ranks: int) -> list[list[int]]:
-    """Deal items to ranks so that no rank has much more to do than another.
+def _notes(window: Window, encoded: EncodedSentences) -> WindowNotes:
+    return WindowNotes(
+        first_id=window.first_id,
+        end_id=window.end_id,
+        num_rows=window.num_rows,
+        is_last=window.is_last,
+        skipped=window.skipped,
+        unread=encoded.unread,
+        num_cut=encoded.num_cut,
+        num_examples=len(encoded),
+    )
 
-    The heaviest item goes first, each to the rank with the least so far (Graham 1969): the difference between two
-    ranks is at most the weight of one item.
 
-    Args:
-        weights: [item].
-        num_ranks: At least 1.
-
-    Returns:
-        For each rank its items, ascending.
-    """
-    hands: list[list[int]] = [[] for _ in range(num_ranks)]
-    loads = [(0, rank) for rank in range(num_ranks)]
-    for item in sorted(range(len(weights)), key=lambda item: -weights[item]):
-        load, rank = loads[0]
-        hands[rank].append(item)
-        heapq.heapreplace(loads, (load + weights[item], rank))
-    return [sorted(hand) for hand in hands]
+def _start_worker(worker_id: int) -> None:
+    # A tokenizer that has used threads must not do so again after a fork, and warns unless it is told.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
-import resource
 import secrets
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -21,21 +18,23 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from llm_entropy import storage
+from llm_entropy.ledger import Ledger, Marker
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
 
-PACKAGES = ("llm_entropy", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "pandas", "pyarrow")
-"""The packages whose versions a run records."""
-Status = Literal["running", "complete", "failed"]
+Status = Literal["running", "stopped", "failed", "complete"]
+CONFIG, MANIFEST, MODEL = "config.yaml", "run.json", "model.json"
 LISTED_ROWS = 1000
 """How many skipped or unread rows `run.json` lists; all are counted."""
 
 
-def check_output(output: OutputSettings) -> None:
+def check_output(output: OutputSettings, *, may_exist: bool) -> None:
     """Make sure that a run can be written, and leave nothing behind.
 
     Args:
         output: Where the run will go.
+        may_exist: Whether the run may have been begun already.
 
     Raises:
         ValueError: The folder cannot be written, or the run's name is taken or is no name.
@@ -44,11 +43,17 @@ def check_output(output: OutputSettings) -> None:
     if name is not None:
         if name in {"", ".", ".."} or Path(name).name != name:
             raise ValueError(f"output.run_name: got {name!r}; expected the name of a folder, without separators")
-        if (Path(output.dir) / name).exists():
+        run_dir = Path(output.dir) / name
+        if run_dir.exists() and not may_exist:
             raise ValueError(
-                f"output.run_name: {Path(output.dir) / name} exists already and is never overwritten; "
-                "choose another name, or remove it"
+                f"output.run_name: {run_dir} exists already and is never overwritten; choose another name, or add "
+                "--resume to go on with it"
             )
+        if run_dir.exists() and any(run_dir.iterdir()) and not _is_run(run_dir):
+            raise ValueError(f"output.run_name: {run_dir} exists and is no run; choose another name, or remove it")
+        # Lightning, when it finds such a file, loads it over the weights of the model it was given.
+        for checkpoint in run_dir.glob("hpc_ckpt_*"):
+            raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     folder = Path(output.dir).absolute()
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -59,15 +64,40 @@ def check_output(output: OutputSettings) -> None:
         raise ValueError(f"output.dir: cannot write to {output.dir}: {error.strerror}; give another folder") from error
     finally:
         for parent in created:
-            if parent.is_dir():
+            if parent.is_dir() and not any(parent.iterdir()):
                 parent.rmdir()
 
 
-def create_run_dir(output: OutputSettings) -> Path:
-    """Create the folder of a run, named as asked, or `run_{timestamp}_{8 hex}`, and return it."""
+def _is_run(run_dir: Path) -> bool:
+    return any((run_dir / name).exists() for name in (MANIFEST, CONFIG))
+
+
+def find_run(output: OutputSettings) -> Optional[Path]:
+    """Return the folder of the run that is named, if it has been begun."""
+    if output.run_name is None:
+        return None
+    run_dir = Path(output.dir) / output.run_name
+    return run_dir if (run_dir / MANIFEST).is_file() else None
+
+
+def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[str]], shared: bool) -> Path:
+    """Create the folder of a run, named as asked, or `run_{timestamp}_{8 hex}`, with `config.yaml` and `run.json`.
+
+    Of several tasks that begin a run at once one succeeds, and the others find what it wrote.
+
+    Args:
+        settings: Of the run.
+        about: What `run.json` says.
+        sentences: The corpus, where it was given in memory.
+        shared: Whether others may be creating it at this moment.
+    """
+    output = settings.output
     name = output.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
     run_dir = Path(output.dir) / name
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=shared)
+    stored = _storable(settings, sentences, run_dir)
+    storage.create_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
+    storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))  # the last: it is what makes it a run
     return run_dir
 
 
@@ -76,20 +106,6 @@ def remove_run(run_dir: Path) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     if run_dir.parent.is_dir() and not any(run_dir.parent.iterdir()):
         run_dir.parent.rmdir()
-
-
-def write_config(run_dir: Path, settings: Settings, sentences: Optional[Sequence[str]] = None) -> None:
-    """Write `config.yaml`: the configuration with every default filled in, ready for `--config`.
-
-    What was given in memory, a vector or the corpus, becomes a file beside it.
-
-    Args:
-        run_dir: The run's folder.
-        settings: Of the run.
-        sentences: The corpus, where it was given in memory.
-    """
-    stored = _storable(settings, sentences, run_dir)
-    _write(run_dir / "config.yaml", yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
 
 
 def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: Path) -> Settings:
@@ -107,7 +123,7 @@ def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: P
     if sentences is not None:
         path = (run_dir / "sentences.jsonl").absolute()
         lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
-        _write(path, "".join(lines))
+        storage.write_text(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)
     return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
 
@@ -117,112 +133,120 @@ def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
     if not isinstance(vector, (torch.Tensor, np.ndarray)):
         return vector
     path = (run_dir / f"{name}.safetensors").absolute()
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, temporary)
-    os.replace(temporary, path)
+    with storage.written_whole(path) as temporary:
+        save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, temporary)
     return str(path)
 
 
-class Clock:
-    """When a run started, and how long it has been."""
+def write_model(run_dir: Path, key: str, about: dict[str, Any]) -> None:
+    """Write down what a model is, in `shards/{model}/model.json`, unless that was done before.
 
-    def __init__(self) -> None:
-        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        self._start = time.perf_counter()
+    Args:
+        run_dir: The run's folder.
+        key: The model's.
+        about: What the model is, and how it is read.
+    """
+    folder = run_dir / "shards" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.create_text(folder / MODEL, _json(about))
 
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return round(time.perf_counter() - self._start, 3)
+
+def read_model(run_dir: Path, key: str) -> Optional[dict[str, Any]]:
+    """Return what `write_model` wrote; None if no process has come so far."""
+    path = run_dir / "shards" / key / MODEL
+    return _read(path) if path.is_file() else None
 
 
 def describe_corpus(
-    *, source: str, fingerprint: str, num_rows: int, num_sentences: int, skipped: Sequence[tuple[int, str]]
+    *,
+    source: str,
+    fingerprint: str,
+    num_rows: Optional[int],
+    num_sentences: Optional[int],
+    num_windows: Optional[int],
+    num_files: int,
+    skipped: Sequence[tuple[int, str]],
 ) -> dict[str, Any]:
-    """Return what `run.json` says of the corpus; skipped rows are all counted, and the first ones listed."""
+    """Return what `run.json` says of the corpus; skipped rows are all counted, and the first ones listed.
+
+    Of a stream the numbers are not known (None) before it has been read.
+    """
     return {
         "source": source,
         "fingerprint": fingerprint,
         "num_rows": num_rows,
         "num_sentences": num_sentences,
+        "num_windows": num_windows,
+        "num_files": num_files,
+        "num_skipped": None if num_rows is None else len(skipped),
+        "skipped": [{"row": row, "reason": reason} for row, reason in skipped[:LISTED_ROWS]],
+    }
+
+
+def corpus_totals(ledger: Ledger) -> dict[str, Any]:
+    """Return what a stream has turned out to hold, as `describe_corpus` says it, from the records of one model."""
+    notes = [notes for _, notes in ledger.notes()]
+    skipped = [pair for one in notes for pair in one.skipped]
+    num_rows = sum(one.num_rows for one in notes)
+    return {
+        "num_rows": num_rows,
+        "num_sentences": num_rows - len(skipped),
         "num_skipped": len(skipped),
         "skipped": [{"row": row, "reason": reason} for row, reason in skipped[:LISTED_ROWS]],
     }
 
 
-def describe_model(
-    about: dict[str, Any],
-    *,
-    num_sentences: int,
-    num_examples: int,
-    num_cut: int,
-    unread: Sequence[int],
-    num_processes: int,
-    num_records: int,
-    num_tokens: int,
-    seconds: float,
-) -> dict[str, Any]:
-    """Return what `run.json` says of a model that is done.
+def model_totals(ledger: Ledger) -> dict[str, Any]:
+    """Return what `run.json` says of the work on a model: counts, and what each process of each task did.
 
     Args:
-        about: What the model was, and how it was read.
-        num_sentences: Sentences that gave records.
-        num_examples: Rows that the model read; a masked model may make several of a sentence.
-        num_cut: Sentences that were cut at the model's limit.
-        unread: Ids of sentences without a token to read.
-        num_processes: Processes that shared the work.
-        num_records: Records of the first process.
-        num_tokens: Tokens that the first process read.
-        seconds: What predicting took the first process.
+        ledger: All markers of the model.
     """
+    notes = [notes for _, notes in ledger.notes()]
+    unread = [number for one in notes for number in one.unread]
+    processes = [_process(markers) for markers in _by_process(ledger.markers)]
+    num_tokens = sum(process["num_tokens"] for process in processes)
+    seconds = sum(process["seconds"] for process in processes)
     return {
-        **about,
-        "num_sentences": num_sentences,
-        "num_examples": num_examples,
-        "num_cut": num_cut,
+        "num_sentences": sum(one.num_sentences for one in notes),
+        "num_examples": sum(one.num_examples for one in notes),
+        "num_records": sum(marker.num_records for marker in ledger.markers),
+        "num_tokens": num_tokens,
+        "num_cut": sum(one.num_cut for one in notes),
         "num_unread": len(unread),
-        "unread": list(unread[:LISTED_ROWS]),
-        "num_processes": num_processes,
-        "first_process": {
-            "num_records": num_records,
-            "num_tokens": num_tokens,
-            "seconds": round(seconds, 3),
-            "tokens_per_second": round(num_tokens / seconds, 1),
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        },
+        "unread": unread[:LISTED_ROWS],
+        "num_parts": len(ledger.markers),
+        "process_seconds": round(seconds, 3),
+        "tokens_per_process_second": _rate(num_tokens, seconds),
+        "processes": processes,
     }
 
 
-def write_manifest(
-    run_dir: Path,
-    settings: Settings,
-    status: Status,
-    clock: Clock,
-    corpus: dict[str, Any],
-    models: dict[str, dict[str, Any]],
-) -> None:
-    """Write `run.json`.
+def _by_process(markers: Sequence[Marker]) -> list[list[Marker]]:
+    groups: dict[tuple[Any, ...], list[Marker]] = defaultdict(list)
+    for marker in markers:
+        process = marker.process
+        groups[(*process["task"], process["rank"][0], process["started"], process["launch"])].append(marker)
+    return [groups[key] for key in sorted(groups)]
 
-    Args:
-        run_dir: The run's folder.
-        settings: Of the run.
-        status: How far it is.
-        clock: Since its start.
-        corpus: As `describe_corpus` makes it.
-        models: By key, as `describe_model` makes them; those that are done.
-    """
-    manifest = {
-        "run": run_dir.name,
-        "status": status,
-        "mode": settings.analysis.mode,
-        "started": clock.started,
-        "seconds": clock.seconds,
-        "seed": settings.seed,
-        "corpus": corpus,
-        "models": models,
-        **_environment(),
+
+def _process(markers: Sequence[Marker]) -> dict[str, Any]:
+    """Return what a process did, from the markers of its parts."""
+    last = max(markers, key=lambda marker: marker.part.name).process
+    totals = {name: sum(marker.process[name] for marker in markers) for name in ("num_examples", "num_tokens")}
+    seconds = sum(marker.process["seconds"] for marker in markers)
+    return {
+        **last,
+        "num_parts": len(markers),
+        "num_records": sum(marker.num_records for marker in markers),
+        **totals,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": _rate(totals["num_tokens"], seconds),
     }
-    _write(run_dir / "run.json", json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+
+
+def _rate(number: int, seconds: float) -> Optional[float]:
+    return round(number / seconds, 1) if seconds else None
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
@@ -231,32 +255,25 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     Raises:
         ValueError: There is none.
     """
-    path = run_dir / "run.json"
+    path = run_dir / MANIFEST
     if not path.is_file():
         raise ValueError(f"{run_dir}: holds no run.json; give the folder of a run, as analysis_outputs/run_...")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    assert isinstance(manifest, dict)
-    return manifest
+    return _read(path)
 
 
-def _environment() -> dict[str, Any]:
-    """Return where a run ran: versions, machine."""
-    return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-    }
+def update_manifest(run_dir: Path, status: Status, **about: Any) -> None:
+    """Write `run.json` anew, with another status and what else has changed."""
+    storage.write_text(run_dir / MANIFEST, _json({**read_manifest(run_dir), "status": status, **about}))
 
 
-def _version(package: str) -> str:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: is no JSON ({error}); it was written by something else") from error
+    assert isinstance(about, dict)
+    return about
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _json(about: dict[str, Any]) -> str:
+    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"

@@ -83,8 +83,6 @@ class EntropyModule(L.LightningModule):
             batch: Padded sentences and the positions to read.
             batch_idx: Not used.
         """
-        forwards = [self._forward(batch, condition) for condition in self.analysis.conditions]
-        metrics, tokens = self._decode(torch.stack([forward.states for forward in forwards]), batch)
         return Records(
             sentence_ids=batch.sentence_ids.cpu(),
             sentences=[batch.sentences[row] for row in batch.rows.tolist()],
@@ -92,13 +90,21 @@ class EntropyModule(L.LightningModule):
             token_ids=batch.input_ids[batch.rows, batch.positions].cpu(),
             starts=batch.starts.cpu(),
             ends=batch.ends.cpu(),
-            conditions={
-                condition: self._condition_records(index, condition, forwards[index].attention, metrics, tokens)
-                for index, condition in enumerate(self.analysis.conditions)
-            },
+            conditions=self._measure(batch) if batch.sentences else {},
             num_tokens=int(batch.attention_mask.sum()),
             num_sentences=len(batch.sentences),
+            key=batch.key,
+            notes=batch.notes,
         )
+
+    def _measure(self, batch: Batch) -> dict[str, ConditionRecords]:
+        """Run every condition on a batch."""
+        forwards = [self._forward(batch, condition) for condition in self.analysis.conditions]
+        metrics, tokens = self._decode(torch.stack([forward.states for forward in forwards]), batch)
+        return {
+            condition: self._condition_records(index, condition, forwards[index].attention, metrics, tokens)
+            for index, condition in enumerate(self.analysis.conditions)
+        }
 
     def _forward(self, batch: Batch, condition: str) -> _Forward:
         """Run the model under one condition and read it at the batch's positions."""

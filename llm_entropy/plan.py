@@ -1,16 +1,22 @@
-"""What a run will do to a model, checked before any weight is read."""
+"""What a run will do to its models, checked before any weight is read, and what must be the same to go on with it."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from llm_entropy.lens import read_translators
 from llm_entropy.models import ModelSource, find_model
-from llm_entropy.settings import CONTROL, ModelSettings, Settings
+from llm_entropy.positions import Encoder
+from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
 from llm_entropy.steering import SteeringPlan, plan_steering
+from llm_entropy.storage import fingerprint
 from llm_entropy.vectors import choose_vector, resolve_vector
+from llm_entropy.windows import WINDOW_ROWS
 
 
 @dataclass(frozen=True)
@@ -18,12 +24,35 @@ class Plan:
     """A model that was found, and what is asked of it."""
 
     source: ModelSource
+    encoder: Encoder
+    """Makes examples of its sentences."""
     steering: Optional[SteeringPlan]
     """None in a standard run."""
     lens_path: Optional[Path]
     """Folder of a tuned lens."""
     max_length: Optional[int]
     """Most tokens of a sentence."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the records of this model what they are, beside the settings of the analysis."""
+        source, settings = self.source, self.source.settings
+        content = None if source.revision else fingerprint(Path(source.location))
+        steering = None
+        if self.steering is not None:
+            tensors = [self.steering.vectors, self.steering.token_weights]
+            numbers = [None if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors]
+            steering = _hash(b"".join(number or b"-" for number in numbers))
+        return {
+            "name": source.name,
+            "revision": source.revision,
+            "content": content,
+            "dtype": settings.dtype,
+            "tokenizer": self.encoder.fingerprint,
+            "max_length": self.max_length,
+            "steering": steering,
+            "lens": None if self.lens_path is None else fingerprint(self.lens_path),
+        }
 
 
 def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan:
@@ -57,4 +86,75 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
             chosen.value, key=chosen.key, model=key, num_blocks=shape.num_blocks, hidden_size=shape.hidden_size
         )
         steering = plan_steering(analysis.control, vector, num_blocks=shape.num_blocks, sign=chosen.sign)
-    return Plan(source, steering, lens_path, data.max_length or source.most_tokens)
+    max_length = data.max_length or source.most_tokens
+    encoder = Encoder(
+        tokenizer=source.tokenizer,
+        kind=source.architecture.kind,
+        positions=analysis.positions,
+        mask_strategy=analysis.mask_strategy,
+        seed=settings.seed,
+        max_length=max_length,
+    )
+    return Plan(source, encoder, steering, lens_path, max_length)
+
+
+def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict[str, Any]:
+    """Return everything that decides what a record is, by key, in words that JSON can hold.
+
+    Not in it: how many processes work, on what, and what is made of the records afterwards.
+
+    Args:
+        settings: Of the run.
+        plans: Of its models.
+        corpus: Fingerprint of the corpus.
+    """
+    analysis = to_plain(settings.analysis)
+    control = analysis.pop("control")
+    for name in ("control_vector", "control_vectors", "enabled"):
+        del control[name]  # their content counts: each model's `steering`
+    del analysis["lens_path"]  # its content, too: each model's `lens`
+    identity = {
+        "seed": settings.seed,
+        "corpus": corpus,
+        "data.tokens_per_batch": settings.data.tokens_per_batch,
+        "trainer.precision": settings.trainer.precision,
+        "rows of a window": WINDOW_ROWS,
+        "models": [plan.source.key for plan in plans],
+        **{f"analysis.{name}": value for name, value in analysis.items()},
+        **{f"analysis.control.{name}": value for name, value in control.items()},
+    }
+    for plan in plans:
+        identity |= {f"models.{plan.source.key}.{name}": value for name, value in plan.identity.items()}
+    return identity
+
+
+def config_hash(identity: dict[str, Any]) -> str:
+    """Return a short name for an identity."""
+    return _hash(json.dumps(identity, sort_keys=True).encode())
+
+
+def check_identity(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Make sure that a run is gone on with as it was begun.
+
+    Args:
+        before: The identity of the run.
+        now: What is asked for.
+        where: The run's folder.
+
+    Raises:
+        ValueError: They differ; all differences are named.
+    """
+    differences = [
+        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
+        for key in [*before, *(key for key in now if key not in before)]
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ValueError(
+            f"{where}: was begun with another configuration: {'; '.join(differences)}; "
+            "resume it with its own config.yaml, or start another run"
+        )
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,6 +30,9 @@ MASK_MARK = "[MASK]"
 """How a corpus writes the mask, whatever the tokenizer's own mask token is."""
 UNKNOWN = -1
 """As an offset: the token has no known place in the sentence."""
+
+SENTENCES_AT_ONCE = 512
+"""How many sentences are tokenised together."""
 
 _CLOSING_CATEGORIES = {"Pd", "Pe", "Pf", "Pi", "Po"}
 # Unicode counts these as punctuation, but in a sentence they are words: 50 %, R & D, C#.
@@ -113,9 +116,9 @@ class Encoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Name of everything that decides what an example is: the tokenizer, the settings, and this code itself."""
+        """Name of everything that decides what an example is: the tokenizer and the settings."""
         settings = [self.kind, self.positions, self.mask_strategy, self.seed, self.max_length]
-        parts = [_describe(self.tokenizer), json.dumps(settings), Path(__file__).read_text(encoding="utf-8")]
+        parts = [_describe(self.tokenizer), json.dumps(settings)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     @cached_property
@@ -214,10 +217,8 @@ class Encoder:
 
 def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a text that is the same for tokenizers that tokenise alike, wherever they were loaded from."""
-    import transformers
-
     common = [type(tokenizer).__name__, sorted(tokenizer.all_special_ids), tokenizer.unk_token_id]
-    common += [tokenizer.mask_token, tokenizer.truncation_side, transformers.__version__]
+    common += [tokenizer.mask_token, tokenizer.truncation_side]
     if not tokenizer.is_fast:
         from datasets.fingerprint import Hasher
 
@@ -228,35 +229,91 @@ def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps([*common, backend])
 
 
+class EncodedSentences:
+    """The examples of many sentences, as flat arrays: Python's lists would take ten times the memory."""
+
+    def __init__(self, encoder: Encoder, sentence_ids: Sequence[int], sentences: Sequence[str]) -> None:
+        """Encode sentences, some at a time.
+
+        Args:
+            encoder: Makes the examples.
+            sentence_ids: [sentence].
+            sentences: [sentence], the texts.
+        """
+        owners: list[int] = []
+        cut: set[int] = set()
+        parts: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _NUMBERS}
+        sizes: dict[str, list[int]] = {"input_ids": [], "positions": []}
+        place = {sentence_id: index for index, sentence_id in enumerate(sentence_ids)}
+        for start in range(0, len(sentences), SENTENCES_AT_ONCE):
+            some = slice(start, start + SENTENCES_AT_ONCE)
+            encoded = encoder(sentence_ids[some], sentences[some])
+            owners += [place[example.sentence_id] for example, _ in encoded]
+            cut |= {example.sentence_id for example, was_cut in encoded if was_cut}
+            for name, numbers in parts.items():
+                numbers.append(_flat([getattr(example, name) for example, _ in encoded]).astype(np.int32))
+            for name, counts in sizes.items():
+                counts += [len(getattr(example, name)) for example, _ in encoded]
+        self.lengths: npt.NDArray[np.int64] = np.array(sizes["input_ids"], np.int64)
+        """[example], in tokens."""
+        self.num_cut = len(cut)
+        """Number of sentences of which an example was cut."""
+        self._ids, self._sentences, self._owners = sentence_ids, sentences, owners
+        self._numbers = {name: np.concatenate([_flat([]).astype(np.int32), *some]) for name, some in parts.items()}
+        ends = {name: np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]) for name, counts in sizes.items()}
+        self._ends = {name: ends["input_ids" if name == "input_ids" else "positions"] for name in _NUMBERS}
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Example:
+        """Return one example."""
+        owner = self._owners[index]
+        numbers = [self._numbers[name][ends[index] : ends[index + 1]].tolist() for name, ends in self._ends.items()]
+        return Example(self._ids[owner], self._sentences[owner], *numbers)
+
+    @property
+    def unread(self) -> list[int]:
+        """Ids of the sentences that gave no example."""
+        read = set(self._owners)
+        return [sentence_id for index, sentence_id in enumerate(self._ids) if index not in read]
+
+
+_NUMBERS = ("input_ids", "positions", "targets", "starts", "ends")
+"""The fields of an example that are lists of numbers, in their order."""
+
+
+def _flat(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(rows), np.int64)
+
+
 def collate(examples: Sequence[Example], pad_token_id: int, seed: int) -> Batch:
     """Pad examples on the right and list their records, in the order of the examples and then of their positions.
 
     Args:
-        examples: One row of the batch each.
+        examples: One row of the batch each; where there is none, the batch has no row.
         pad_token_id: Any token of the vocabulary: nothing is read there, and the attention mask hides it.
         seed: Of the random numbers with which tokens are sampled.
     """
-    lengths = np.array([len(example.input_ids) for example in examples])
+    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
     counts = [len(example.positions) for example in examples]
-    attention_mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
+    attention_mask = (np.arange(lengths.max(initial=1)) < lengths[:, None]).astype(np.int64)
     input_ids = np.full(attention_mask.shape, pad_token_id, dtype=np.int64)
     input_ids[attention_mask.astype(bool)] = [token for example in examples for token in example.input_ids]
 
-    def of_records(values: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
-        return np.array([value for row in values for value in row], dtype=np.int64)
-
-    positions = of_records([example.positions for example in examples])
+    positions = _flat([example.positions for example in examples])
     sentence_ids = np.repeat(np.array([example.sentence_id for example in examples], dtype=np.int64), counts)
     return Batch(
         input_ids=torch.from_numpy(input_ids),
         attention_mask=torch.from_numpy(attention_mask),
         rows=torch.from_numpy(np.repeat(np.arange(len(examples), dtype=np.int64), counts)),
         positions=torch.from_numpy(positions),
-        targets=torch.from_numpy(of_records([example.targets for example in examples])),
+        targets=torch.from_numpy(_flat([example.targets for example in examples])),
         uniforms=torch.from_numpy(sampling_uniforms(seed, sentence_ids, positions)),
         sentence_ids=torch.from_numpy(sentence_ids),
-        starts=torch.from_numpy(of_records([example.starts for example in examples])),
-        ends=torch.from_numpy(of_records([example.ends for example in examples])),
+        starts=torch.from_numpy(_flat([example.starts for example in examples])),
+        ends=torch.from_numpy(_flat([example.ends for example in examples])),
         sentences=[example.sentence for example in examples],
     )
 

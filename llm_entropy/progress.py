@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Optional
 
 import lightning as L
 from tqdm import tqdm
@@ -16,11 +16,11 @@ class SentenceProgress(L.Callback):
 
     Args:
         label: What stands before the bar.
-        num_sentences: How many sentences all processes together will read.
+        num_sentences: About how many sentences all processes together will read; None: nobody knows.
         quiet: Whether no bar is shown.
     """
 
-    def __init__(self, label: str, num_sentences: int, quiet: bool = False) -> None:
+    def __init__(self, label: str, num_sentences: Optional[int], quiet: bool = False) -> None:
         self.seconds = 0.0
         self._label, self._num_sentences, self._quiet = label, num_sentences, quiet
         self._num_tokens = 0
@@ -29,7 +29,7 @@ class SentenceProgress(L.Callback):
         """Open the bar."""
         self._start = time.perf_counter()
         hidden = self._quiet or not trainer.is_global_zero
-        share = -(-self._num_sentences // trainer.world_size)
+        share = None if self._num_sentences is None else -(-self._num_sentences // trainer.world_size)
         self._bar = tqdm(total=share, desc=self._label, unit=" sentences", disable=hidden)
 
     def on_predict_batch_end(

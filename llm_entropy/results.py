@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_entropy.merge import read_metric
-from llm_entropy.schema import ModelTables
+from llm_entropy.merge import SummaryRow, read_metric
 from llm_entropy.settings import COMPARATIVE, KL_FROM_STANDARD, AnalysisSettings, Mode
 
 if TYPE_CHECKING:
@@ -64,9 +63,11 @@ class ModelResult(Mapping[str, ConditionResult]):
     """The tables of one model, by condition; `comparative` too, where the run compares."""
 
     run_dir: Path
-    tables: ModelTables
-    """Means, deviations and samples, as the plots show them."""
+    model: str
+    """The model's key."""
     analysis: AnalysisSettings
+    summary: list[SummaryRow]
+    """Each metric in three numbers, as the terminal shows it."""
 
     def __getitem__(self, condition: str) -> ConditionResult:
         """Return the tables of a condition.
@@ -79,7 +80,7 @@ class ModelResult(Mapping[str, ConditionResult]):
         metrics = tuple(self.analysis.metrics)
         if condition == COMPARATIVE:
             metrics = (*metrics, KL_FROM_STANDARD)
-        return ConditionResult(self.run_dir, condition, self.tables.model, metrics)
+        return ConditionResult(self.run_dir, condition, self.model, metrics)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the conditions."""

@@ -1,44 +1,56 @@
-"""One run over all its models: check everything, then predict, merge and draw, model by model."""
+"""One run over all its models: check everything, predict what is missing, model by model, then make the outputs."""
 
 from __future__ import annotations
 
+import errno
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 import lightning as L
-import numpy as np
-import numpy.typing as npt
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy import manifest
 from llm_entropy.architectures import view_model
-from llm_entropy.configuration import read_config
-from llm_entropy.corpus import Corpus, EncodedCorpus, corpus_of_sentences, encode_corpus, load_corpus, numbers_of
+from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule
+from llm_entropy.ledger import Expected, Ledger, read_ledger
 from llm_entropy.lens import Lens, check_lens
-from llm_entropy.merge import merge_model
 from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
-from llm_entropy.plan import Plan, plan_model
-from llm_entropy.plots import draw_model, draw_side_by_side
-from llm_entropy.positions import Encoder
+from llm_entropy.outputs import made_of, make_outputs, read_result
+from llm_entropy.plan import Plan, check_identity, config_hash, plan_model, run_identity
 from llm_entropy.progress import SentenceProgress
-from llm_entropy.results import ModelResult, RunResult
+from llm_entropy.results import RunResult
 from llm_entropy.runlog import RunLog, run_log
-from llm_entropy.schema import SENTENCE_ID, ModelShape, ModelTables, shard_schema
-from llm_entropy.settings import (
-    ATTENTION_ENTROPY,
-    Settings,
-    to_plain,
-)
+from llm_entropy.schema import shard_schema
+from llm_entropy.session import Session, environment
+from llm_entropy.settings import ATTENTION_ENTROPY, DataSettings, Settings, to_plain
+from llm_entropy.status import missing_of_task, resume_command
+from llm_entropy.stopping import StopBetweenBatches, Stopped, StopSignals, children, is_child, pass_on
+from llm_entropy.windows import Task
 from llm_entropy.writer import ShardWriter
 
 log = logging.getLogger("llm_entropy")
+
+ARRAY_INDEX = "SLURM_ARRAY_TASK_ID"
+MEGABYTE = 2**20
+CHILDREN_SECONDS = 30
+"""How long the processes that Lightning has started may take to stop."""
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+class RunIncompleteError(RuntimeError):
+    """The run could not be brought to its end; what was done is kept, and it can be resumed."""
 
 
 @dataclass
@@ -47,94 +59,215 @@ class _Run:
 
     settings: Settings
     corpus: Corpus
+    identity: dict[str, Any]
+    session: Session
     run_log: RunLog
+    signals: StopSignals
     quiet: bool
     sentences: Optional[Sequence[str]] = None
     """The corpus, where it was given in memory."""
-    clock: manifest.Clock = field(default_factory=manifest.Clock)
-    run_dir: Optional[Path] = None
-    """None until there is something to write."""
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """What `run.json` says of each model that is done."""
+    is_new: bool = False
+    """Whether this process has created the run's folder."""
+    trainer: Optional[L.Trainer] = None
+    """The latest."""
+    has_predicted: bool = False
+    """Whether anything was missing."""
+    children: list[Any] = field(default_factory=list)
+    """Processes that Lightning has started from this one."""
+
+    @property
+    def expected(self) -> Expected:
+        """What must be there in the end."""
+        return Expected(self.corpus.num_windows, self.corpus.num_files)
 
 
-def run(settings: Settings, *, quiet: bool = False, sentences: Optional[Sequence[str]] = None) -> RunResult:
+def run(
+    settings: Settings, *, quiet: bool = False, sentences: Optional[Sequence[str]] = None, resume: bool = False
+) -> RunResult:
     """Run an analysis.
 
     Args:
         settings: What to do.
         quiet: Whether the terminal shows warnings and errors alone.
         sentences: The corpus itself, instead of `settings.data.path`.
+        resume: Whether to go on with the run of this name, if it has been begun: only what is missing is computed.
 
     Returns:
-        Where the outputs are, and the outputs.
+        Where the outputs are, and the outputs. A task of an array has none: `outputs.merge_run` makes them.
 
     Raises:
         ValueError: Something in the settings or in what they name is wrong. Nothing is left behind.
+        RunIncompleteError: Work was lost, or the disk is full; what was done is kept.
+        KeyboardInterrupt: SIGINT has come; what was done is kept. SystemExit: so has SIGTERM or SIGUSR1.
     """
-    with run_log(quiet=quiet or not _is_first_process()) as messages:
+    with StopSignals() as signals, run_log(quiet=quiet or not _is_first_process()) as messages:
+        task = _task(settings, resume)
         if _is_first_process():
-            manifest.check_output(settings.output)
+            manifest.check_output(settings.output, may_exist=resume or task.count > 1)
         plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
-        num_sentences = settings.analysis.num_sentences
-        if sentences is not None:
-            corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
-        else:
-            corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
-        skipped = f", {len(corpus.skipped):,} without text skipped" if corpus.skipped else ""
-        log.info("%s: %d of %d rows%s", corpus.source, len(corpus.sentences), corpus.num_rows, skipped)
-        state = _Run(settings, corpus, messages, quiet, sentences)
+        corpus = _corpus(settings, sentences, quiet)
+        identity = run_identity(settings, plans, corpus.fingerprint)
+        session = Session(task, config_hash(identity))
+        state = _Run(settings, corpus, identity, session, messages, signals, quiet, sentences)
         try:
-            tables = [table for table in (_run_model(plan, state) for plan in plans) if table is not None]
-            return _finish(state, tables)
+            _take_up(state, resume)
+            for plan in plans:
+                _predict(plan, state)
+            return _finish(state, plans)
+        except Stopped as stop:
+            _stop(state, stop)
         except BaseException as error:
             _give_up(state, error)
             raise
+        finally:
+            session.release()
 
 
 def _is_first_process() -> bool:
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
 
 
-def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
-    """Predict, merge and draw one model; only the first process gets its tables."""
-    settings, source, analysis = state.settings, plan.source, state.settings.analysis
-    kind = source.architecture.kind
-    encoder = Encoder(
-        tokenizer=source.tokenizer,
-        kind=kind,
-        positions=analysis.positions,
-        mask_strategy=analysis.mask_strategy,
-        seed=settings.seed,
-        max_length=plan.max_length,
-    )
-    encoded = encode_corpus(state.corpus.for_kind(kind), encoder, quiet=state.quiet)
+def _task(settings: Settings, resume: bool) -> Task:
+    """Return which task of an array this is."""
+    data, name = settings.data, settings.output.run_name
+    if name is None and (resume or data.num_shards > 1):
+        asked = "--resume" if resume else "data.num_shards"
+        raise ValueError(f"output.run_name: {asked} needs the name of the run; got null, give --output.run_name NAME")
+    index = data.shard_index
+    if index is None and data.num_shards > 1:
+        index = _array_index(data)
+    return Task(index or 0, data.num_shards)
+
+
+def _array_index(data: DataSettings) -> int:
+    text, last = os.environ.get(ARRAY_INDEX), data.num_shards - 1
+    if text is None or not text.isdecimal():
+        raise ValueError(
+            f"data.shard_index: got null, and {ARRAY_INDEX} is {text or 'not set'}; "
+            f"give a number from 0 to {last}, or start as an array: sbatch --array=0-{last}"
+        )
+    if int(text) > last:
+        raise ValueError(
+            f"{ARRAY_INDEX}: got {text}, but data.num_shards is {data.num_shards}; start with --array=0-{last}"
+        )
+    return int(text)
+
+
+def _corpus(settings: Settings, sentences: Optional[Sequence[str]], quiet: bool) -> Corpus:
+    num_sentences = settings.analysis.num_sentences
+    if sentences is not None:
+        corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
+    else:
+        corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
+    if corpus.num_sentences is None:
+        log.info("%s: a stream of %d files", corpus.source, corpus.num_files)
+    else:
+        skipped = f", {len(corpus.skipped):,} without text skipped" if corpus.skipped else ""
+        log.info("%s: %d of %d rows%s", corpus.source, corpus.num_sentences, corpus.num_rows, skipped)
+    return corpus
+
+
+def _take_up(state: _Run, resume: bool) -> None:
+    """Go on with a run that has been begun; one that is new is created when there is something to write."""
+    if not _is_first_process():
+        return
+    run_dir = manifest.find_run(state.settings.output)
+    if run_dir is None:
+        return
+    check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
+    task = state.session.task
+    if not resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
+        raise ValueError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
+    state.session.take(run_dir)
+    _open_log(state, run_dir)
+    if task.count == 1 and manifest.read_manifest(run_dir)["status"] != "complete":
+        manifest.update_manifest(run_dir, "running")
+    log.info("%s: resuming", run_dir)
+
+
+def _create(state: _Run) -> None:
+    """Create the run's folder: from here on there is something to write."""
+    settings, corpus, task = state.settings, state.corpus, state.session.task
+    about = {
+        "status": "running",
+        "mode": settings.analysis.mode,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "seed": settings.seed,
+        "num_shards": task.count,
+        "config_hash": state.session.config_hash,
+        "identity": state.identity,
+        "corpus": manifest.describe_corpus(
+            source=corpus.source,
+            fingerprint=corpus.fingerprint,
+            num_rows=corpus.num_rows,
+            num_sentences=corpus.num_sentences,
+            num_windows=corpus.num_windows,
+            num_files=corpus.num_files,
+            skipped=corpus.skipped,
+        ),
+        "models": {},
+        **environment(),
+    }
+    run_dir = manifest.create_run(settings, about, sentences=state.sentences, shared=task.count > 1)
+    state.is_new = task.count == 1
+    check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
+    state.session.take(run_dir)
+    _open_log(state, run_dir)
+    log.info("if it is interrupted, go on with: %s", resume_command(run_dir, settings, task))
+
+
+def _open_log(state: _Run, run_dir: Path) -> None:
+    task = state.session.task
+    name = "run.log" if task.count == 1 else f"logs/task-{task.index:05d}-of-{task.count:05d}.log"
+    (run_dir / name).parent.mkdir(exist_ok=True)
+    state.run_log.open(run_dir / name)
+
+
+# --- predicting --------------------------------------------------------------------------------------------------
+
+
+def _predict(plan: Plan, state: _Run) -> None:
+    """Predict what is missing of one model."""
+    settings, source, session = state.settings, plan.source, state.session
+    analysis, kind = settings.analysis, source.architecture.kind
+    trainer = _trainer(settings, session.run_dir)
+    state.trainer = trainer
+    ledger = Ledger()
+    if session.run_dir is not None and _is_first_process():
+        ledger = read_ledger(session.run_dir / "shards" / source.key, session.config_hash)
+        if trainer.world_size == 1 and not missing_of_task(ledger, state.expected, session.task):
+            log.info("%s: nothing is missing", source.key)
+            return
     wants_attention = ATTENTION_ENTROPY in analysis.metrics
     model = load_model(source, precision=settings.trainer.precision, needs_attention=wants_attention)
     view = view_model(model)
     lens_error = check_lens(view, f"models.{source.key}: {source.name}")
     module = EntropyModule(view, Lens(view, analysis.lens, plan.lens_path), analysis, plan.steering)
     data = SentenceDataModule(
-        encoded.examples,
+        state.corpus.for_kind(kind),
+        plan.encoder,
         pad_token_id=source.pad_token_id,
         tokens_per_batch=settings.data.tokens_per_batch,
         seed=settings.seed,
+        task=session.task,
+        done=ledger.done,
+        num_workers=settings.data.num_workers,
     )
-    schema = shard_schema(analysis, view.shape, {"model": source.name, "revision": source.revision or ""})
-    writer = ShardWriter(schema, source.tokenizer)
-    progress = SentenceProgress(source.key, data.totals.num_sentences, state.quiet)
-    trainer = _trainer(settings, state, [writer, progress])
-    if state.run_dir is None and _is_first_process():
-        _open_run(state)
-    writer.folder = None if state.run_dir is None else state.run_dir / "shards" / source.key
-    trainer.predict(module, datamodule=data, return_predictions=False)
-    assert writer.folder is not None
-    state.run_dir = writer.folder.parent.parent
-    if not trainer.is_global_zero:
-        return None
-    expected_ids = np.unique(numbers_of(encoded.examples, SENTENCE_ID))
-    state.models[source.key] = manifest.describe_model(
-        {
+    about = {"model": source.name, "revision": source.revision or "", "config_hash": session.config_hash}
+    writer = ShardWriter(
+        shard_schema(analysis, view.shape, about),
+        source.tokenizer,
+        source.key,
+        session,
+        part_bytes=settings.output.part_megabytes * MEGABYTE,
+        part_seconds=settings.output.part_seconds,
+    )
+    progress = SentenceProgress(source.key, data.num_sentences, state.quiet)
+    if _is_first_process():
+        if session.run_dir is None:
+            _create(state)
+        assert session.run_dir is not None
+        about_model = {
             "name": source.name,
             "revision": source.revision,
             "model_type": source.config.model_type,
@@ -145,57 +278,22 @@ def _run_model(plan: Plan, state: _Run) -> Optional[ModelTables]:
             "lens_error_logits": lens_error,
             "max_length": plan.max_length,
             "first_steered_layer": None if plan.steering is None else plan.steering.first_layer,
-        },
-        num_sentences=len(expected_ids),
-        num_examples=len(encoded.examples),
-        num_cut=encoded.num_cut,
-        unread=encoded.unread,
-        num_processes=trainer.world_size,
-        num_records=writer.num_records,
-        num_tokens=writer.num_tokens,
-        seconds=progress.seconds,
-    )
-    _report(plan, encoded, progress)
-    return _make_tables(state.run_dir, settings, source.key, state.models[source.key], expected_ids)
+        }
+        manifest.write_model(session.run_dir, source.key, about_model)
+    trainer.callbacks += [writer, progress, StopBetweenBatches(state.signals)]  # type: ignore[attr-defined]
+    state.has_predicted = True
+    try:
+        trainer.predict(module, datamodule=data, return_predictions=False)
+    finally:
+        state.children += children(trainer)
+    log.info("%s: this process took %.1f s", source.key, progress.seconds)
 
 
-def _make_tables(
-    run_dir: Path,
-    settings: Settings,
-    key: str,
-    about: Mapping[str, Any],
-    expected_ids: Optional[npt.NDArray[np.int64]] = None,
-) -> ModelTables:
-    """Merge and draw one model, of which `about` says what `run.json` does."""
-    tables = merge_model(
-        run_dir,
-        key,
-        about["name"],
-        settings.analysis,
-        ModelShape(**about["shape"]),
-        kind=about["kind"],
-        parquet=settings.output.parquet,
-        expected_ids=expected_ids,
-        expected_sentences=about["num_sentences"],
-    )
-    if settings.output.plots:
-        draw_model(tables, run_dir, settings.analysis.mode)
-    return tables
-
-
-def _draw_together(run_dir: Path, settings: Settings, tables: list[ModelTables]) -> RunResult:
-    """Draw what shows all models, and return the result of the run."""
-    if settings.output.plots:
-        draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
-    models = {table.model: ModelResult(run_dir, table, settings.analysis) for table in tables}
-    return RunResult(run_dir, settings.analysis.mode, models)
-
-
-def _trainer(settings: Settings, state: _Run, callbacks: list[L.Callback]) -> L.Trainer:
+def _trainer(settings: Settings, run_dir: Optional[Path]) -> L.Trainer:
     """Return a Trainer that only predicts: no checkpoints, no logger, no sampler of its own."""
     wanted = settings.trainer
     # The folder of a checkpoint that Lightning's requeueing might have left: it would be loaded over the weights.
-    root = state.run_dir if state.run_dir is not None else Path(settings.output.dir) / "none"
+    root = run_dir if run_dir is not None else Path(settings.output.dir) / "none"
     try:
         trainer = L.Trainer(
             accelerator=wanted.accelerator,
@@ -203,7 +301,6 @@ def _trainer(settings: Settings, state: _Run, callbacks: list[L.Callback]) -> L.
             num_nodes=wanted.num_nodes,
             strategy=wanted.strategy,
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
-            callbacks=callbacks,
             default_root_dir=root,
             use_distributed_sampler=False,
             logger=False,
@@ -222,68 +319,77 @@ def _trainer(settings: Settings, state: _Run, callbacks: list[L.Callback]) -> L.
     return trainer
 
 
-def _open_run(state: _Run) -> None:
-    """Create the run's folder: from here on there is something to write."""
-    state.run_dir = manifest.create_run_dir(state.settings.output)
-    state.run_log.open(state.run_dir / "run.log")
-    manifest.write_config(state.run_dir, state.settings, state.sentences)
-    _write_manifest(state, state.run_dir, "running")
+# --- coming to an end --------------------------------------------------------------------------------------------
 
 
-def _write_manifest(state: _Run, run_dir: Path, status: manifest.Status) -> None:
-    settings, corpus = state.settings, state.corpus
-    about = manifest.describe_corpus(
-        source=corpus.source,
-        fingerprint=corpus.fingerprint,
-        num_rows=corpus.num_rows,
-        num_sentences=len(corpus.sentences),
-        skipped=corpus.skipped,
-    )
-    manifest.write_manifest(run_dir, settings, status, state.clock, about, state.models)
+def _finish(state: _Run, plans: Sequence[Plan]) -> RunResult:
+    """Make sure that nothing is missing, and make the outputs; a task of an array leaves that to the merge."""
+    settings, session, mode = state.settings, state.session, state.settings.analysis.mode
+    assert session.run_dir is not None
+    if session.rank != 0:
+        return RunResult(session.run_dir, mode, {}, is_global_zero=False)
+    if session.world_size > 1:
+        assert state.trainer is not None
+        session.wait_for_others(state.trainer.strategy)
+    ledgers = {
+        plan.source.key: read_ledger(session.run_dir / "shards" / plan.source.key, session.config_hash)
+        for plan in plans
+    }
+    lost = [
+        key for key, ledger in ledgers.items() if missing_of_task(ledger, state.expected, session.task, for_sure=True)
+    ]
+    command = resume_command(session.run_dir, settings, session.task)
+    if lost:
+        raise RunIncompleteError(
+            f"{session.run_dir}: records of {', '.join(lost)} are missing: another process of this run was lost; "
+            f"go on with: {command}"
+        )
+    if session.task.count > 1:
+        task = session.task
+        log.info("task %d of %d is done; when all are: llm-entropy merge %s", task.index, task.count, session.run_dir)
+        return RunResult(session.run_dir, mode, {})
+    about = manifest.read_manifest(session.run_dir)
+    if not state.has_predicted and about["status"] == "complete" and about["output"] == made_of(settings):
+        log.info("%s: is complete", session.run_dir)
+        return read_result(session.run_dir, settings, about)
+    return make_outputs(session.run_dir, settings, about, ledgers)
 
 
-def _report(plan: Plan, encoded: EncodedCorpus, progress: SentenceProgress) -> None:
-    key = plan.source.key
-    log.info("%s: %s in %.1f s", key, f"{len(encoded.examples):,} sentences", progress.seconds)
-    if encoded.num_cut:
-        log.warning("%s: %d sentences were cut at %s tokens", key, encoded.num_cut, plan.max_length)
-    if encoded.unread:
-        log.warning("%s: %d sentences hold no token to read; run.json lists them", key, len(encoded.unread))
-
-
-def _finish(state: _Run, tables: list[ModelTables]) -> RunResult:
-    """Write down that the run is complete; processes other than the first have nothing to show."""
-    assert state.run_dir is not None
-    if not _is_first_process():
-        return RunResult(state.run_dir, state.settings.analysis.mode, {}, is_global_zero=False)
-    result = _draw_together(state.run_dir, state.settings, tables)
-    _write_manifest(state, state.run_dir, "complete")
-    return result
+def _stop(state: _Run, stop: Stopped) -> NoReturn:
+    """Say how to go on, and end as programs do that a signal has ended."""
+    session, signum = state.session, stop.signum
+    pass_on(signum, state.children)
+    for process in state.children:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(CHILDREN_SECONDS)
+    if session.rank == 0 and session.run_dir is not None:
+        name = signal.Signals(signum).name
+        command = resume_command(session.run_dir, state.settings, session.task)
+        log.warning("stopped by %s; what was done is kept; go on with: %s", name, command)
+        if session.task.count == 1:
+            manifest.update_manifest(session.run_dir, "stopped")
+    if state.trainer is not None and is_child(state.trainer):
+        raise SystemExit(0)  # to Lightning any other status is a crash, on which it kills the other processes
+    if signum == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + signum)
 
 
 def _give_up(state: _Run, error: BaseException) -> None:
-    """Leave what was recorded, and say that it is not all; a folder without records goes."""
-    if state.run_dir is None or not _is_first_process():
+    """Leave what was recorded, and say that it is not all; a new folder without records goes."""
+    run_dir = state.session.run_dir
+    if run_dir is None or not _is_first_process():
         return
-    if isinstance(error, ValueError) and not any(state.run_dir.glob("shards/**/*.parquet")):
-        manifest.remove_run(state.run_dir)
+    if state.is_new and isinstance(error, ValueError) and not any(run_dir.glob("shards/**/part-*")):
+        state.run_log.close()
+        manifest.remove_run(run_dir)
         return
     log.debug("the run stopped: %s", type(error).__name__, exc_info=error)
-    _write_manifest(state, state.run_dir, "failed")
-
-
-def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
-    """Make the tables and plots of a run again, from its shards.
-
-    Args:
-        run_dir: The run's folder.
-        quiet: Whether the terminal shows warnings and errors alone.
-
-    Raises:
-        ValueError: There is no such run, or its shards are not complete.
-    """
-    with run_log(quiet=quiet):
-        about = manifest.read_manifest(run_dir)
-        settings = read_config(run_dir / "config.yaml")
-        tables = [_make_tables(run_dir, settings, key, model) for key, model in about["models"].items()]
-        return _draw_together(run_dir, settings, tables)
+    if state.session.task.count == 1:
+        with suppress(OSError):  # the reason may be that nothing can be written
+            manifest.update_manifest(run_dir, "failed")
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        command = resume_command(run_dir, state.settings, state.session.task)
+        raise RunIncompleteError(
+            f"{run_dir}: cannot write: {error.strerror}; what was done is kept; make room and go on with: {command}"
+        ) from error

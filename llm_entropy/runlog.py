@@ -17,9 +17,10 @@ EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r"Couldn't infer the batch indices.*",
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"The `srun` command is available on your system but is not used",
 )
-"""What Lightning warns of although it is meant so: batches come from memory-mapped tokens and carry their own ids; and
-what it does itself that torch deprecates."""
+"""What Lightning warns of although it is meant so: batches are quickly made and carry their own ids; what it does
+itself that torch deprecates; and what a run checks better, that as many processes were started as were asked for."""
 
 
 class RunLog:
@@ -31,7 +32,7 @@ class RunLog:
 
     def open(self, path: Path) -> None:
         """Write what was said so far, and all that follows, to a file."""
-        target = logging.FileHandler(path, encoding="utf-8")
+        target = _LogFile(path, encoding="utf-8")
         target.setFormatter(logging.Formatter(FORMAT))
         self.handler.setTarget(target)
         self.handler.flushLevel = logging.NOTSET  # from now on every message goes through at once
@@ -43,6 +44,13 @@ class RunLog:
         self.handler.close()
         if target is not None:
             target.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that is left as it is when the disk is full: the run itself says so, once."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
+        """Leave the message out."""
 
 
 def _is_no_tip(record: logging.LogRecord) -> bool:

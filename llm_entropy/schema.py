@@ -6,7 +6,7 @@ Nothing here imports torch or pyarrow when it is imported.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, AnalysisSettings
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pyarrow as pa
+    import torch
     from torch import Tensor
 
 PREDICTED = -1
@@ -43,6 +44,49 @@ class Example(NamedTuple):
     """For each position, where its token ends in `sentence`, in characters; -1 if unknown."""
 
 
+@dataclass(frozen=True)
+class BatchKey:
+    """Which batch of the corpus it is, whoever works on it, and whenever."""
+
+    window: int
+    """Number of the window of rows that it was planned in."""
+    index: int
+    """Number of the batch in its window."""
+    num_batches: int
+    """How many batches the window has; one that holds nothing to read has one, without sentences."""
+
+
+ONLY_BATCH = BatchKey(0, 0, 1)
+"""The key of a batch that is all there is."""
+
+
+@dataclass(frozen=True)
+class WindowNotes:
+    """What a window of the corpus held; its first batch carries them."""
+
+    first_id: int
+    """Lowest sentence id that its rows may have."""
+    end_id: int
+    """One past the highest."""
+    num_rows: int
+    """How many rows were taken from it, those included that are skipped or unread."""
+    is_last: bool
+    """Whether the corpus, or the file of a stream, ends here."""
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """Row and reason of those of `num_rows` that hold no text."""
+    unread: list[int] = field(default_factory=list)
+    """Ids of sentences without a token to read."""
+    num_cut: int = 0
+    """Number of sentences of which an example was cut."""
+    num_examples: int = 0
+    """Rows that the model reads; a masked model may make several of a sentence."""
+
+    @property
+    def num_sentences(self) -> int:
+        """How many sentences have records."""
+        return self.num_rows - len(self.skipped) - len(self.unread)
+
+
 @dataclass
 class Batch:
     """Sentences padded on the right, and the records to take from them."""
@@ -67,6 +111,16 @@ class Batch:
     """[record], one past the last character, or -1."""
     sentences: list[str]
     """[batch], the texts."""
+    key: BatchKey = ONLY_BATCH
+    """Which batch of the corpus it is."""
+    notes: Optional[WindowNotes] = None
+    """Of its window, where it is the window's first batch."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with its tensors on a device; Lightning calls it."""
+        tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
+        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
+        return replace(self, **moved)
 
 
 class Unembedding(NamedTuple):
@@ -155,6 +209,10 @@ class Records:
     """Real tokens of the batch."""
     num_sentences: int = 0
     """Rows of the batch."""
+    key: BatchKey = ONLY_BATCH
+    """Which batch of the corpus it is."""
+    notes: Optional[WindowNotes] = None
+    """Of its window, where it is the window's first batch."""
 
 
 # --- records on disk ---------------------------------------------------------------------------------------------

@@ -198,16 +198,29 @@ class DataSettings:
     text_column: Optional[str] = None
     """Column that holds the sentences; null: the only text column."""
     streaming: bool = False
-    """Read rows as they come, until `analysis.num_sentences`, instead of fetching the whole data set first."""
+    """Read rows as they come, instead of fetching the whole data set first: for corpora larger than the disk."""
     max_length: Optional[int] = None
     """Most tokens of a sentence; null: what the model allows. Longer sentences are cut and counted."""
     tokens_per_batch: int = 8192
     """How many tokens, padding included, fill a batch."""
+    num_workers: int = 0
+    """Processes that read and tokenise beside each process that runs a model."""
+    num_shards: int = 1
+    """Of how many tasks of an array this run consists; each does its share of the corpus, and merges nothing."""
+    shard_index: Optional[int] = None
+    """Which of them this is, from 0 on; null: SLURM_ARRAY_TASK_ID."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None:
             _check_at_least("data.max_length", self.max_length, 3)
         _check_at_least("data.tokens_per_batch", self.tokens_per_batch, 1)
+        _check_at_least("data.num_workers", self.num_workers, 0)
+        _check_at_least("data.num_shards", self.num_shards, 1)
+        if self.shard_index is not None and not 0 <= self.shard_index < self.num_shards:
+            raise ValueError(
+                f"data.shard_index: got {self.shard_index}; expected a number from 0 to {self.num_shards - 1}, "
+                "below data.num_shards"
+            )
 
 
 @dataclass
@@ -234,10 +247,20 @@ class OutputSettings:
     """Folder of the runs."""
     run_name: Optional[str] = None
     """Name of this run's folder; null: run_{timestamp}_{id}."""
+    csv: bool = True
+    """Whether metrics, token probabilities and predictions are written as CSV: silly beyond a million sentences."""
     plots: bool = True
     """Whether plots are drawn."""
     parquet: bool = True
     """Whether every record is written as Parquet beside the CSV files."""
+    part_megabytes: float = 32.0
+    """A process writes its records to a file of shards when so much has come together."""
+    part_seconds: float = 60.0
+    """It writes them after so many seconds at the latest: what a kill costs; 0: after every batch."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("output.part_megabytes", self.part_megabytes, 0)
+        _check_at_least("output.part_seconds", self.part_seconds, 0)
 
 
 def default_models() -> dict[str, Union[str, ModelSettings]]:
@@ -270,8 +293,8 @@ def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
         raise ValueError(f"{key}: got {numbers}; expected finite numbers")
 
 
-def _check_at_least(key: str, number: int, least: int, otherwise: str = "") -> None:
-    if number < least:
+def _check_at_least(key: str, number: float, least: int, otherwise: str = "") -> None:
+    if not number >= least:
         raise ValueError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
 
 

@@ -55,25 +55,35 @@ ROWS_AT_ONCE = 10_000
 _ROWS_TO_JUDGE = 100
 
 
-def open_rows(data: DataSettings, path: str) -> tuple[Dataset | IterableDataset, str]:
-    """Return the rows that `data.path` stands for, and what it was found to be."""
+class Rows(NamedTuple):
+    """What `data.path` stands for."""
+
+    rows: Dataset | IterableDataset
+    source: str
+    """What it was found to be, for people."""
+    files: str = ""
+    """Of a stream: its files, and what tells that they are still the same."""
+
+
+def open_rows(data: DataSettings, path: str) -> Rows:
+    """Return the rows that `data.path` stands for."""
     local = Path(path).expanduser()
     if local.is_dir() and any((local / name).exists() for name in ("dataset_dict.json", "dataset_info.json")):
-        return _open_saved(data, local), f"saved data set {path}"
+        return Rows(_open_saved(data, local), f"saved data set {path}")
     if local.is_dir():
-        return _open_files(data, _files_of_folder(local)), f"folder {path}"
+        return _open_files(data, _files_of_folder(local), f"folder {path}")
     if local.is_file():
-        return _open_files(data, {"train": [local]}), f"file {path}"
+        return _open_files(data, {"train": [local]}, f"file {path}")
     if glob.has_magic(path):
         found = [Path(name) for name in sorted(glob.glob(str(local), recursive=True)) if Path(name).is_file()]
         if not found:
             raise ValueError(f"data.path: no file matches {path!r}")
-        return _open_files(data, {"train": found}), f"{len(found)} files {path}"
+        return _open_files(data, {"train": found}, f"{len(found)} files {path}")
     # A hub name is `name` or `owner/name`.
     looks_local = local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
     if looks_local or _format_of(local) is not None or (local.parent != Path() and local.parent.exists()):
         raise ValueError(f"data.path: there is no file or folder {path!r}")
-    return _open_hub(data, path), f"hub data set {path}" + (f" ({data.name})" if data.name else "")
+    return _open_hub(data, path)
 
 
 def _open_saved(data: DataSettings, folder: Path) -> Dataset:
@@ -86,9 +96,15 @@ def _open_saved(data: DataSettings, folder: Path) -> Dataset:
     return saved[data.split]
 
 
-def _open_hub(data: DataSettings, name: str) -> Dataset | IterableDataset:
+def _open_hub(data: DataSettings, name: str) -> Rows:
+    source = f"hub data set {name}" + (f" ({data.name})" if data.name else "")
     try:
-        return datasets.load_dataset(name, data.name, split=data.split, streaming=data.streaming)
+        rows = datasets.load_dataset(name, data.name, split=data.split, streaming=data.streaming)
+        if not data.streaming:
+            return Rows(rows, source)
+        files = datasets.load_dataset_builder(name, data.name).config.data_files or {}
+        # the addresses of files on the hub hold their commit
+        return Rows(rows, source, str({split: sorted(map(str, paths)) for split, paths in sorted(files.items())}))
     except OSError as error:
         raise ValueError(
             f"data.path: {name!r} is no local file, and no data set of that name could be fetched from the hub or "
@@ -100,7 +116,7 @@ def _open_hub(data: DataSettings, name: str) -> Dataset | IterableDataset:
         raise ValueError(f"data.path: could not load the data set {name!r} ({keys}): {_first_words(error)}") from error
 
 
-def _open_files(data: DataSettings, files: dict[str, list[Path]]) -> Dataset | IterableDataset:
+def _open_files(data: DataSettings, files: dict[str, list[Path]], source: str) -> Rows:
     """Read files, by split, all of one format."""
     every = [path for paths in files.values() for path in paths]
     unknown = [path for path in every if _format_of(path) is None]
@@ -118,7 +134,7 @@ def _open_files(data: DataSettings, files: dict[str, list[Path]]) -> Dataset | I
         if builder == "csv":
             # Read as text whatever it looks like: a type guessed from the first rows fails at a later one.
             options = {**options, "features": Features({name: Value("string") for name in _csv_header(every, options)})}
-        return datasets.load_dataset(
+        rows = datasets.load_dataset(
             builder,
             # `datasets` takes names for patterns.
             data_files={split: [glob.escape(str(path.absolute())) for path in paths] for split, paths in files.items()},
@@ -126,6 +142,8 @@ def _open_files(data: DataSettings, files: dict[str, list[Path]]) -> Dataset | I
             streaming=data.streaming,
             **options,
         )
+    ages = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in every] if data.streaming else ""
+    return Rows(rows, source, str(ages))
 
 
 def _files_of_folder(folder: Path) -> dict[str, list[Path]]:

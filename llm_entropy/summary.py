@@ -6,7 +6,6 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from llm_entropy.merge import summary_rows
 from llm_entropy.results import RunResult
 from llm_entropy.settings import COMPARATIVE
 
@@ -15,10 +14,10 @@ def print_summary(result: RunResult, *, quiet: bool = False) -> None:
     """Print the means over the sentences, model by metric, and where everything is.
 
     Args:
-        result: A finished run.
+        result: A finished run, or the task of one.
         quiet: Whether the folder is printed alone, for a script to take.
     """
-    if quiet:
+    if quiet or not result:  # a task of an array has nothing to show
         print(result.run_dir)
         return
     compares = result.mode == COMPARATIVE
@@ -28,7 +27,7 @@ def print_summary(result: RunResult, *, quiet: bool = False) -> None:
     for name in ("first layer", "last layer", *(["difference"] if compares else [])):
         table.add_column(name, justify="right", no_wrap=True)
     for model in result.values():
-        for row in summary_rows(model.tables):
+        for row in model.summary:
             change = [] if row.mean_difference is None else [f"{row.mean_difference:+.4g}"]
             table.add_row(row.model, row.metric, row.unit, f"{row.first_layer:.4g}", f"{row.last_layer:.4g}", *change)
         table.add_section()

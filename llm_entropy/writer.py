@@ -1,10 +1,9 @@
-"""The prediction writer: records of a process into shards, each file whole or absent."""
+"""The prediction writer: records of a process into parts of shards, each whole or absent, each with a marker."""
 
 from __future__ import annotations
 
-import os
+import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import lightning as L
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llm_entropy.ledger import PART_SUFFIX, Marker
 from llm_entropy.schema import (
     POSITION,
     SENTENCE,
@@ -29,12 +29,14 @@ from llm_entropy.schema import (
     TRACKED_PROBABILITIES,
     TRACKED_TOKENS,
     Batch,
+    BatchKey,
     Records,
+    WindowNotes,
     column,
 )
+from llm_entropy.session import Session
+from llm_entropy.storage import checksum, written_whole
 
-PART_BYTES = 32 * 2**20
-"""A part is written when so many bytes of records have come together."""
 ROW_GROUP = 4096
 """Records of a part that are read together: the merge reads ranges of sentences."""
 REPLACEMENT = "\ufffd"
@@ -71,33 +73,46 @@ class TokenTexts:
 
 
 class ShardWriter(BasePredictionWriter):
-    """Writes each process's records as Parquet parts below a model's folder of shards.
+    """Writes each process's records as Parquet parts below a model's folder of shards, each with its marker.
 
     Args:
         schema: `schema.shard_schema` of the model.
         tokenizer: Of the model, for the texts of tokens.
+        model: The model's key.
+        session: This process's part in the run.
         part_bytes: How many bytes of records make a part.
+        part_seconds: A part is written after so many seconds at the latest.
     """
 
-    folder: Optional[Path] = None
-    """`shards/{model}` of the run; to be set before predicting, on rank 0, which tells the others."""
-
-    def __init__(self, schema: pa.Schema, tokenizer: PreTrainedTokenizerBase, part_bytes: int = PART_BYTES) -> None:
+    def __init__(
+        self,
+        schema: pa.Schema,
+        tokenizer: PreTrainedTokenizerBase,
+        model: str,
+        session: Session,
+        *,
+        part_bytes: float = 32 * 2**20,
+        part_seconds: float = 60.0,
+    ) -> None:
         super().__init__(write_interval="batch")
         self.schema = schema
-        self.num_records = self.num_sentences = self.num_tokens = 0
+        self.num_parts = 0
+        self._model, self._session = model, session
         self._texts = TokenTexts(tokenizer)
-        self._part_bytes = part_bytes
-        self._tables: list[pa.Table] = []
-        self._num_parts = 0
+        self._part_bytes, self._part_seconds = part_bytes, part_seconds
+        self._waiting = _Waiting()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Agree with the other processes on the run's folder."""
-        folder = trainer.strategy.broadcast(self.folder)
-        assert folder is not None, "rank 0 has no folder for the shards"
-        self.folder = folder
-        self._own = folder / "task-00000-of-00001" / f"rank-{trainer.global_rank:04d}"
-        self._own.mkdir(parents=True, exist_ok=True)
+        """Agree with the other processes on the run, and find the first free number for a part."""
+        self._session.join(trainer.strategy, trainer.global_rank, trainer.world_size)
+        self._folder = self._session.folder(self._model)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.stem.removeprefix("part-")) for path in self._folder.glob(f"part-*{PART_SUFFIX}")]
+        self.num_parts = max(numbers, default=-1) + 1
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._waiting = _Waiting()
 
     def write_on_batch_end(
         self,
@@ -111,30 +126,78 @@ class ShardWriter(BasePredictionWriter):
     ) -> None:
         """Take the records of a batch, and write a part when there are enough."""
         assert isinstance(prediction, Records)
-        self._tables.append(records_table(prediction, self.schema, self._texts))
-        self.num_records += len(prediction.positions)
-        self.num_sentences += prediction.num_sentences
-        self.num_tokens += prediction.num_tokens
-        if sum(table.nbytes for table in self._tables) >= self._part_bytes:
+        self._waiting.add(records_table(prediction, self.schema, self._texts), prediction)
+        if self._waiting.num_bytes >= self._part_bytes or self._waiting.seconds >= self._part_seconds:
             self._write_part()
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last part."""
-        if self._tables:
+        self._write_part()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keep the batches that are done, whatever has gone wrong with the next one."""
+        cannot_write = isinstance(exception, OSError)
+        if not cannot_write and not getattr(exception, "at_once", False):
             self._write_part()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Wait until every process has written; one without batches comes here alone, past the other hooks."""
-        trainer.strategy.barrier("every part is written")
-
     def _write_part(self) -> None:
-        path = self._own / f"part-{self._num_parts:06d}.parquet"
-        # the name tells two processes apart that believe to be the same rank
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        table = pa.concat_tables(self._tables).sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
-        pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
-        os.replace(temporary, path)
-        self._tables, self._num_parts = [], self._num_parts + 1
+        waiting, self._waiting = self._waiting, _Waiting()
+        if not waiting.batches:
+            return
+        path = self._folder / f"part-{self.num_parts:06d}{PART_SUFFIX}"
+        self.num_parts += 1
+        table = pa.concat_tables(waiting.tables).sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
+        with written_whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
+            sha256, num_bytes = checksum(temporary), temporary.stat().st_size
+        ids = table[SENTENCE_ID]
+        Marker(
+            part=path,
+            sha256=sha256,
+            num_bytes=num_bytes,
+            config_hash=self._session.config_hash,
+            num_records=len(table),
+            first_id=ids[0].as_py() if len(table) else 0,
+            end_id=ids[-1].as_py() + 1 if len(table) else 0,
+            batches=waiting.batches,
+            notes=waiting.notes,
+            process={**self._session.describe(), **waiting.describe()},
+        ).write()
+
+
+class _Waiting:
+    """The records that have not been written yet."""
+
+    def __init__(self) -> None:
+        self.tables: list[pa.Table] = []
+        self.batches: list[tuple[BatchKey, int]] = []
+        self.notes: dict[int, WindowNotes] = {}
+        self.num_bytes = 0
+        self._num_sentences = self._num_tokens = 0
+        self._start = time.perf_counter()
+
+    def add(self, table: pa.Table, records: Records) -> None:
+        """Take the records of a batch."""
+        self.tables.append(table)
+        self.batches.append((records.key, len(table)))
+        if records.notes is not None:
+            self.notes[records.key.window] = records.notes
+        self.num_bytes += table.nbytes
+        self._num_sentences += records.num_sentences
+        self._num_tokens += records.num_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the last part."""
+        return time.perf_counter() - self._start
+
+    def describe(self) -> dict[str, Any]:
+        """Return how much it is and what it took, for the part's marker."""
+        return {
+            "num_examples": self._num_sentences,
+            "num_tokens": self._num_tokens,
+            "seconds": round(self.seconds, 3),
+        }
 
 
 def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.Table:
@@ -145,6 +208,8 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
         schema: As `schema.shard_schema` makes it.
         texts: What the tokens say.
     """
+    if not len(records.positions):
+        return schema.empty_table()
     values: dict[str, pa.Array | list[str] | Any] = {
         SENTENCE_ID: records.sentence_ids.numpy(),
         SENTENCE: records.sentences,

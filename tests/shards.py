@@ -9,8 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm_entropy.schema import ModelShape, column, shard_schema
+from llm_entropy.ledger import Ledger, Marker, rank_folder, read_ledger
+from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, column, shard_schema
 from llm_entropy.settings import COMPARATIVE, CONTROL, METRICS, AnalysisSettings, ControlSettings
+from llm_entropy.storage import checksum
+from llm_entropy.windows import Task
+
+CONFIG_HASH = "made up"
 
 SHAPE = ModelShape(num_blocks=4, num_heads=2, hidden_size=8, vocab_size=4000)
 SENTENCES = [
@@ -68,17 +73,54 @@ def table(
     return pa.Table.from_arrays([_array(field, values[field.name]) for field in schema], schema=schema)
 
 
-def write(run_dir: Path, model: str, whole: pa.Table, *, num_files: int = 3, seed: int = 0) -> pa.Table:
-    """Write records as several processes would: in windows, out of order, a part of each in every file."""
-    order = np.random.default_rng(seed).permutation(len(whole))
+def write(
+    run_dir: Path,
+    model: str,
+    whole: pa.Table,
+    *,
+    num_files: int = 3,
+    seed: int = 0,
+    expected: Sequence[int] | None = None,
+    rows_per_window: int = 40,
+) -> pa.Table:
+    """Write records as several processes would: window by window, out of order, a batch of each window in every part.
+
+    `expected` are the ids of the sentences that the corpus has, unless they are those of the records.
+    """
     ids = whole["sentence_id"].to_numpy()
-    order = order[np.argsort(np.searchsorted(np.unique(ids), ids[order]) // 40, kind="stable")]
-    folder = run_dir / "shards" / model
-    for index, part in enumerate(np.array_split(order, num_files)):
-        path = folder / f"rank{index % 2}" / f"part{index:04d}.parquet"
+    expected = np.unique(ids) if expected is None else np.asarray(expected)
+    windows = [expected[first : first + rows_per_window] for first in range(0, len(expected), rows_per_window)]
+    first_ids = np.array([window[0] for window in windows])
+    window_of = np.maximum(np.searchsorted(first_ids, ids, side="right") - 1, 0)
+    batch_of = np.random.default_rng(seed).integers(0, num_files, len(whole))
+    for index in range(num_files):
+        rows = np.flatnonzero(batch_of == index)
+        path = rank_folder(run_dir / "shards" / model, Task(), index % 2) / f"part-{index:06d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(whole.take(pa.array(part)), path)
+        pq.write_table(whole.take(pa.array(rows)).sort_by([("sentence_id", "ascending")]), path, row_group_size=64)
+        counts = np.bincount(window_of[rows], minlength=len(windows)).tolist()
+        notes = {
+            number: WindowNotes(int(window[0]), int(window[-1]) + 1, len(window), number == len(windows) - 1)
+            for number, window in enumerate(windows)
+        }
+        Marker(
+            part=path,
+            sha256=checksum(path),
+            num_bytes=path.stat().st_size,
+            config_hash=CONFIG_HASH,
+            num_records=len(rows),
+            first_id=int(ids[rows].min()) if len(rows) else 0,
+            end_id=int(ids[rows].max()) + 1 if len(rows) else 0,
+            batches=[(BatchKey(number, index, num_files), count) for number, count in enumerate(counts)],
+            notes=notes if index == 0 else {},
+            process={"launch": "made up"},
+        ).write()
     return whole
+
+
+def ledger_of(run_dir: Path, model: str) -> Ledger:
+    """Return what `write` wrote."""
+    return read_ledger(run_dir / "shards" / model, CONFIG_HASH)
 
 
 def _entropies(random: np.random.Generator, num: int, shape: ModelShape) -> np.ndarray:

@@ -318,6 +318,7 @@ def test_a_switch_alone_is_true_and_with_a_value_what_it_says(predict):
     assert ran.config["analysis"]["compare_control"] is True
     assert ran.config["analysis"]["use_sampling"] is False
     assert sorted(path.name for path in ran.folder.iterdir() if path.is_dir()) == [
+        ".locks",
         "comparative",
         "control",
         "shards",

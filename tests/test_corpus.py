@@ -3,23 +3,19 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
-from tiny_models import make_tokenizer
 
 import llm_entropy.builtin
-from llm_entropy.corpus import Corpus, encode_corpus, load_corpus, plan_batches
-from llm_entropy.positions import Encoder
-from llm_entropy.schema import Example
+from llm_entropy.corpus import Corpus, load_corpus
 from llm_entropy.settings import DataSettings
+from llm_entropy.windows import ROWS_PER_FILE, WINDOW_ROWS, Task
 
 HARD = [
     'a quote " and, a comma',
@@ -54,11 +50,11 @@ def load(path: Any, num_sentences: int | None = None, seed: int = 0, **settings:
 
 
 def texts(corpus: Corpus) -> list[str]:
-    return list(corpus.sentences["sentence"])
+    return [text for window in corpus.windows(Task()) for text in window.sentences]
 
 
 def ids(corpus: Corpus) -> list[int]:
-    return list(corpus.sentences["sentence_id"])
+    return [number for window in corpus.windows(Task()) for number in window.sentence_ids]
 
 
 def write_csv(path: Path, header: list[str], rows: list[list[Any]], delimiter: str = ",") -> Path:
@@ -85,22 +81,21 @@ def ten_facts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_builtin_corpus_gives_prompts_to_causal_and_masks_to_masked_models():
     corpus = load(None, 3)
     causal, masked = corpus.for_kind("causal"), corpus.for_kind("masked")
-    assert sorted(causal.column_names) == sorted(masked.column_names) == ["sentence", "sentence_id"]
-    assert list(causal["sentence"]) == [f"Fact {i} is" for i in ids(corpus)]
-    assert list(masked["sentence"]) == [f"Fact {i} is [MASK]." for i in ids(corpus)]
-    assert list(causal["sentence_id"]) == list(masked["sentence_id"]) == ids(corpus)
+    assert texts(causal) == [f"Fact {i} is" for i in ids(corpus)]
+    assert texts(masked) == [f"Fact {i} is [MASK]." for i in ids(corpus)]
+    assert ids(causal) == ids(masked) == ids(corpus)
 
 
 @pytest.mark.usefixtures("ten_facts")
 def test_more_sentences_than_there_are_is_an_error_that_says_how_many():
     with pytest.raises(ValueError, match=r"analysis\.num_sentences: got 11, but .* has only 10 sentences"):
         load(None, 11)
-    assert len(load(None, 10).sentences) == 10
+    assert load(None, 10).num_sentences == 10
 
 
 def test_other_corpora_give_every_kind_the_same_text(tmp_path: Path):
     corpus = load(write_lines(tmp_path / "a.txt", ["one", "two"]))
-    assert corpus.for_kind("causal").to_dict() == corpus.for_kind("masked").to_dict()
+    assert texts(corpus.for_kind("causal")) == texts(corpus.for_kind("masked")) == ["one", "two"]
 
 
 # --- formats -----------------------------------------------------------------------------------------------------
@@ -295,10 +290,8 @@ def test_streaming_takes_the_first_sentences_and_reads_no_further(tmp_path: Path
     assert (corpus.skipped, corpus.num_rows) == ([(1, "blank")], 4)
 
 
-def test_streaming_needs_a_number_and_enough_rows(tmp_path: Path):
+def test_streaming_needs_enough_rows(tmp_path: Path):
     path = write_lines(tmp_path / "a.txt", ["one", "", "three"])
-    with pytest.raises(ValueError, match=r"data\.streaming.*analysis\.num_sentences"):
-        load(path, None, streaming=True)
     with pytest.raises(ValueError, match=r"got 3, but .* has only 2 sentences; 1 rows hold no text"):
         load(path, 3, streaming=True)
 
@@ -377,138 +370,56 @@ def test_csv_files_with_other_columns_are_not_read_as_one(tmp_path: Path):
         load(tmp_path / "*.csv")
 
 
-# --- tokenising --------------------------------------------------------------------------------------------------
+# --- whole streams -----------------------------------------------------------------------------------------------
 
 
-class CountingEncoder:
-    """An encoder that says how often it was asked, and makes one token of each word."""
-
-    def __init__(self, fingerprint: str = "words") -> None:
-        self.fingerprint = fingerprint
-        self.num_calls = 0
-
-    def __call__(self, sentence_ids: Any, sentences: Any) -> list[tuple[Example, bool]]:
-        self.num_calls += 1
-        examples = []
-        for sentence_id, sentence in zip(sentence_ids, sentences, strict=True):
-            words = sentence.split()[:3]
-            for position in range(sentence.count("twice") + 1):
-                example = Example(sentence_id, sentence, list(range(len(words))), [position], [-1], [0], [1])
-                if sentence != "unreadable":
-                    examples.append((example, len(sentence.split()) > 3))
-        return examples
-
-
-def test_the_examples_are_rows_in_corpus_order(tmp_path: Path):
-    lines = ["one", "unreadable", "", "this one twice", "this one is too long", "too long and also twice"]
-    encoded = encode_corpus(load(write_lines(tmp_path / "a.txt", lines)).for_kind("causal"), CountingEncoder())
-    rows = encoded.examples.to_list()
-    assert [row["sentence_id"] for row in rows] == [0, 3, 3, 4, 5, 5]
-    assert [row["positions"] for row in rows] == [[0], [0], [1], [0], [0], [1]]
-    assert [row["num_tokens"] for row in rows] == [1, 3, 3, 3, 3, 3]
-    assert [row["was_cut"] for row in rows] == [False, False, False, True, True, True]
-    assert encoded.unread == [1]
-    assert encoded.num_cut == 2
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet", ".txt"])
+def test_a_stream_gives_what_the_mapped_corpus_gives(tmp_path: Path, suffix: str):
+    lines = [" " if i % 1000 == 7 else f"sentence {i}" for i in range(2 * WINDOW_ROWS + 100)]
+    path = tmp_path / f"a{suffix}"
+    rows = Dataset.from_dict({"text": lines})
+    {
+        ".csv": lambda: rows.to_csv(path),
+        ".jsonl": lambda: rows.to_json(path),
+        ".parquet": lambda: rows.to_parquet(path, batch_size=1000),
+        ".txt": lambda: write_lines(path, lines),
+    }[suffix]()
+    stream, mapped = load(path, streaming=True), load(path)
+    assert (stream.num_windows, stream.num_files, stream.num_sentences) == (None, 1, None)
+    assert (ids(stream), texts(stream)) == (ids(mapped), texts(mapped))
+    skipped = [pair for window in stream.windows(Task()) for pair in window.skipped]
+    assert skipped == mapped.skipped
 
 
-def test_sentences_are_tokenised_once_and_again_only_if_something_changed(tmp_path: Path):
-    first = load(write_lines(tmp_path / "a.txt", ["one", "two"])).for_kind("causal")
-    same = load(write_csv(tmp_path / "b.csv", ["s"], [["one"], ["two"]])).for_kind("causal")
-    changed = load(write_lines(tmp_path / "c.txt", ["one", "three"])).for_kind("causal")
-    encoder, other = CountingEncoder(), CountingEncoder("other words")
-    made = encode_corpus(first, encoder, quiet=True)
-    assert encoder.num_calls == 1
-    again = encode_corpus(same, encoder, quiet=True)
-    assert encoder.num_calls == 1, "the same sentences from another file were tokenised again"
-    assert again.examples.to_list() == made.examples.to_list()
-    encode_corpus(changed, encoder, quiet=True)
-    assert encoder.num_calls == 2
-    encode_corpus(first, other, quiet=True)
-    assert other.num_calls == 1
+def test_files_of_a_stream_are_counted_each_by_itself(tmp_path: Path):
+    write_lines(tmp_path / "a.txt", ["one", "two"])
+    write_lines(tmp_path / "b.txt", ["three"])
+    corpus = load(tmp_path / "*.txt", streaming=True)
+    assert corpus.num_files == 2
+    assert ids(corpus) == [0, 1, ROWS_PER_FILE]
 
 
-@pytest.mark.slow
-def test_processes_that_tokenise_at_once_do_not_disturb_each_other_and_share_the_cache(tmp_path: Path, own_cache: Path):
-    path = write_lines(tmp_path / "a.txt", [f"the ship number {i}" for i in range(3000)])
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        results = pool.starmap(_encode_elsewhere, [(str(path), str(own_cache))] * 2, chunksize=1)
-    assert results == [(3000, sum(range(3000)))] * 2
-    made = list((own_cache / "llm_entropy").iterdir())
-    assert [file.suffix for file in made] == [".arrow"], "half a file was left behind"
-    before = made[0].stat().st_mtime_ns
-    assert _encode_elsewhere(str(path), str(own_cache)) == results[0]
-    assert list((own_cache / "llm_entropy").iterdir()) == made, "this process did not find what the others made"
-    assert made[0].stat().st_mtime_ns == before
+def test_the_fingerprint_of_a_stream_changes_with_its_files(tmp_path: Path):
+    path = write_lines(tmp_path / "a.txt", ["one", "two"])
+    before = load(path, streaming=True).fingerprint
+    assert load(path, streaming=True).fingerprint == before
+    write_lines(path, ["one", "two", "three"])
+    assert load(path, streaming=True).fingerprint != before
 
 
-def _encode_elsewhere(path: str, cache: str) -> tuple[int, int]:
-    datasets.config.HF_DATASETS_CACHE = Path(cache)
-    sentences = load(path).for_kind("masked")
-    encoder = Encoder(make_tokenizer("masked"), "masked", mask_strategy="random", max_length=9)
-    examples = encode_corpus(sentences, encoder, quiet=True).examples
-    return len(examples), sum(examples["sentence_id"])
+def test_a_stream_that_breaks_off_is_one_line_of_error(tmp_path: Path):
+    lines = [json.dumps({"text": f"{'x' * 1000} {i}"}) for i in range(30_000)]
+    corpus = load(write_lines(tmp_path / "a.jsonl", [*lines, "{broken"]), streaming=True)
+    with pytest.raises(ValueError, match=r"could not read file 0 of file .*a\.jsonl"):
+        list(corpus.windows(Task()))
 
 
-def test_other_settings_of_the_encoder_are_tokenised_anew(tmp_path: Path, own_cache: Path):
-    sentences = load(write_lines(tmp_path / "a.txt", ["the cat", "the ship left [MASK]", "rain"])).for_kind("masked")
-
-    def num_cached(**settings: Any) -> int:
-        encode_corpus(sentences, Encoder(make_tokenizer("masked"), "masked", **settings), quiet=True)
-        return len(list((own_cache / "llm_entropy").iterdir()))
-
-    assert num_cached(max_length=5) == 1
-    assert num_cached(max_length=5) == 1
-    assert num_cached(max_length=6) == 2
-    assert num_cached(max_length=6, mask_strategy="each") == 3
-    assert num_cached(max_length=6, seed=1) == 4
-
-
-def test_a_corpus_of_which_nothing_can_be_read_is_an_error(tmp_path: Path):
-    sentences = load(write_lines(tmp_path / "a.txt", ["unreadable"] * 2)).for_kind("causal")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="none of the 2 sentences holds a token to read"):
-            encode_corpus(sentences, CountingEncoder(), quiet=True)
-
-
-def test_quiet_hides_the_progress_bars_and_shows_them_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    sentences = load(write_lines(tmp_path / "a.txt", ["one"])).for_kind("causal")
-    encode_corpus(sentences, CountingEncoder("1"), quiet=True)
-    assert capfd.readouterr().err == ""
-    assert not datasets.are_progress_bars_disabled()
-    encode_corpus(sentences, CountingEncoder("2"), quiet=False)
-    assert "Tokenising" in capfd.readouterr().err
-
-
-# --- planning batches --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("budget", [1, 7, 64, 1000])
-@pytest.mark.parametrize("window", [1, 10, 8192])
-def test_every_example_is_in_one_batch_that_keeps_the_budget(budget: int, window: int):
-    lengths = np.random.default_rng(0).integers(1, 90, 500).tolist()
-    plan = plan_batches(lengths, budget, window)
-    assert sorted(index for batch in plan for index in batch) == list(range(500))
-    assert plan == plan_batches(np.array(lengths), budget, window)
-    for batch in plan:
-        assert len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= budget
-        assert max(batch) // window == min(batch) // window
-
-
-def test_batches_are_full_and_waste_little_on_padding():
-    lengths = np.random.default_rng(0).geometric(0.05, 20_000)
-    plan = plan_batches(lengths, 2048)
-    padded = sum(int(lengths[batch].max()) * len(batch) for batch in plan)
-    assert padded < 1.05 * lengths.sum(), "fixed batches in corpus order take 3 times the tokens"
-    assert len(plan) < 1.1 * lengths.sum() / 2048
-
-
-def test_equal_lengths_stay_in_corpus_order():
-    assert plan_batches([5, 3, 5, 3, 5], 10) == [[1, 3], [0, 2], [4]]
-
-
-def test_a_million_lengths_take_seconds():
-    lengths = np.random.default_rng(0).integers(1, 500, 1_000_000)
-    start = time.perf_counter()
-    plan = plan_batches(lengths, 8192)
-    assert time.perf_counter() - start < 5
-    assert sum(map(len, plan)) == 1_000_000
+def test_the_fingerprint_is_that_of_the_texts_however_they_are_stored(tmp_path: Path):
+    lines = [f"line {i}" * (i % 5 + 1) for i in range(30_000)]
+    path = tmp_path / "a.parquet"
+    Dataset.from_dict({"text": lines}).to_parquet(path, batch_size=777)
+    text = load(write_lines(tmp_path / "b.txt", lines))
+    assert load(path).fingerprint == text.fingerprint
+    lines[5], lines[6] = lines[5] + lines[6][:1], lines[6][1:]
+    assert load(write_lines(tmp_path / "c.txt", lines)).fingerprint != text.fingerprint
+    assert load(tmp_path / "b.txt", 29_999).fingerprint != text.fingerprint

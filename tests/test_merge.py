@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -17,16 +18,16 @@ import shards
 from shards import SENTENCES, SHAPE
 
 from llm_entropy.merge import merge_model, read_metric, summary_rows, tables
-from llm_entropy.schema import ModelTables
+from llm_entropy.merge.parts import TEXT_BYTES, Span, id_ranges
+from llm_entropy.schema import ModelTables, WindowNotes, shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(300)]
 
 
 def merge(run_dir: Path, analysis: AnalysisSettings, **settings) -> ModelTables:
-    return merge_model(
-        run_dir, "tiny", "builtin:tiny", analysis, SHAPE, **{"kind": "causal", "parquet": True, **settings}
-    )
+    how = {"kind": "causal", "csv": True, "parquet": True, "ledger": shards.ledger_of(run_dir, "tiny"), **settings}
+    return merge_model(run_dir, "tiny", "builtin:tiny", analysis, SHAPE, **how)
 
 
 def made_files(run_dir: Path) -> dict[str, bytes]:
@@ -272,13 +273,12 @@ def test_a_run_leaves_the_folders_that_its_mode_needs(tmp_path, mode):
 # --- exactly once ------------------------------------------------------------------------------------------------
 
 
-def test_files_that_are_hidden_or_unfinished_are_not_read(tmp_path):
+def test_a_part_without_a_marker_is_not_read(tmp_path):
     analysis = AnalysisSettings()
     whole = shards.write(tmp_path, "tiny", shards.table(SENTENCES, analysis))
-    folder = tmp_path / "shards/tiny"
-    pq.write_table(whole, folder / ".part.parquet")
-    pq.write_table(whole, folder / "part.parquet.tmp")
-    pq.write_table(whole.slice(0, 0), folder / "empty.parquet")
+    folder = tmp_path / "shards/tiny/task-00000-of-00001/rank-0000"
+    pq.write_table(whole, folder / ".part-000009.parquet.host-1.tmp")
+    pq.write_table(whole, folder / "part-000009.parquet")
     assert merge(tmp_path, analysis).num_records == len(SENTENCES)
 
 
@@ -286,37 +286,110 @@ def test_files_that_are_hidden_or_unfinished_are_not_read(tmp_path):
 def test_a_missing_a_double_and_an_unknown_sentence_are_named(tmp_path, chunk_bytes):
     analysis = AnalysisSettings()
     whole = shards.table(MANY, analysis, ids=range(10, 310))
-    kept = pc.invert(pc.is_in(whole["sentence_id"], pa.array([17, 200])))
-    shards.write(tmp_path, "tiny", pa.concat_tables([whole.filter(kept), whole.slice(3, 1)]))
-    expected = np.concatenate([np.arange(2), np.arange(10, 309), [400]])
+    kept = pc.invert(pc.is_in(whole["sentence_id"], pa.array([17, 200, 201])))
+    records = pa.concat_tables([whole.filter(kept), whole.slice(3, 1)])
+    shards.write(tmp_path, "tiny", records, expected=range(10, 309))
     with pytest.raises(ValueError, match="expected every sentence exactly once") as error:
-        merge(tmp_path, analysis, expected_ids=expected, chunk_bytes=chunk_bytes)
+        merge(tmp_path, analysis, chunk_bytes=chunk_bytes)
     message = str(error.value)
-    assert "5 sentences are missing (id 0, 1, 17, 200, 400)" in message
+    assert "1 sentence is missing (id 17)" in message
+    assert "2 sentences are missing (id 200, 201)" in message
     assert "1 sentence is there more than once (id 13)" in message
-    assert "1 sentence is not part of the corpus (id 309)" in message
     assert made_files(tmp_path) == {}
+
+
+def test_a_record_that_lies_outside_of_the_corpus_is_counted(tmp_path):
+    analysis = AnalysisSettings()
+    shards.write(tmp_path, "tiny", shards.table(MANY, analysis), expected=range(299))
+    with pytest.raises(ValueError, match="1 records lie outside of the corpus"):
+        merge(tmp_path, analysis)
+
+
+def test_a_missing_sentence_of_a_sample_is_told_by_its_window(tmp_path):
+    analysis = AnalysisSettings()
+    ids = np.arange(0, 600, 2)
+    whole = shards.table(MANY, analysis, ids=ids)
+    kept = pc.invert(pc.is_in(whole["sentence_id"], pa.array([100])))
+    shards.write(tmp_path, "tiny", whole.filter(kept), expected=ids)
+    with pytest.raises(ValueError, match="of the 40 sentences with ids from 80 to 158 there are 39"):
+        merge(tmp_path, analysis)
 
 
 def test_many_missing_sentences_are_counted_and_only_the_first_named(tmp_path):
     analysis = AnalysisSettings()
-    shards.write(tmp_path, "tiny", shards.table(MANY[:5], analysis))
+    shards.write(tmp_path, "tiny", shards.table(MANY[:5], analysis), expected=range(100), rows_per_window=100)
     with pytest.raises(ValueError, match=r"95 sentences are missing \(id 5, 6, 7, 8, 9, \.\.\.\)"):
-        merge(tmp_path, analysis, expected_ids=np.arange(100))
+        merge(tmp_path, analysis)
 
 
 def test_two_positions_of_one_sentence_are_no_doubles(tmp_path):
     analysis = AnalysisSettings()
     shards.write(tmp_path, "tiny", shards.table(MANY[:5], analysis, records=(3,)))
-    assert merge(tmp_path, analysis, expected_ids=np.arange(5)).num_records == 15
+    assert merge(tmp_path, analysis).num_records == 15
 
 
-def test_a_folder_without_records_and_foreign_columns_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="no records in"):
-        merge(tmp_path, AnalysisSettings())
+def test_a_corpus_without_records_and_foreign_columns_are_refused(tmp_path):
+    nothing = shards.table(SENTENCES, AnalysisSettings()).slice(0, 0)
+    shards.write(tmp_path / "none", "tiny", nothing, expected=range(7))
+    with pytest.raises(ValueError, match="tiny: none of the 7 rows holds a token to read"):
+        merge(tmp_path / "none", AnalysisSettings())
     shards.write(tmp_path, "tiny", shards.table(SENTENCES, AnalysisSettings()))
     with pytest.raises(ValueError, match=r"standard/top_tokens \(fixed_size_list.*standard/margin \(not asked for\)"):
         merge(tmp_path, AnalysisSettings(top_k=3, metrics=["entropy"]))
+
+
+def test_a_corrupt_part_is_named_and_nothing_is_written(tmp_path):
+    analysis = AnalysisSettings()
+    shards.write(tmp_path, "tiny", shards.table(MANY, analysis))
+    part = tmp_path / "shards/tiny/task-00000-of-00001/rank-0001/part-000001.parquet"
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    with pytest.raises(ValueError, match=r"part-000001\.parquet: is corrupt, its SHA-256"):
+        merge(tmp_path, analysis)
+    assert made_files(tmp_path) == {}
+
+
+def test_what_a_killed_merge_left_is_removed(tmp_path):
+    shards.write(tmp_path, "tiny", shards.table(SENTENCES, AnalysisSettings()))
+    (tmp_path / ".merge-1234/standard").mkdir(parents=True)
+    merge(tmp_path, AnalysisSettings())
+    assert not list(tmp_path.glob(".merge-*"))
+
+
+def test_without_csv_tables_are_read_from_the_records(tmp_path):
+    analysis = shards.comparative(metrics=["entropy", "attention_entropy"])
+    whole = shards.table(MANY, analysis, records=(1, 3))
+    for name, has_csv in (("with", True), ("without", False)):
+        shards.write(tmp_path / name, "tiny", whole)
+        merge(tmp_path / name, analysis, csv=has_csv)
+    assert not list((tmp_path / "without").rglob("*.csv"))
+    for condition, metric in itertools.product(("standard", "control", "comparative"), analysis.metrics):
+        expected, found = (read_metric(tmp_path / name, condition, "tiny", metric) for name in ("with", "without"))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
+    frames = [read_metric(tmp_path / name, "comparative", "tiny", "kl_from_standard") for name in ("with", "without")]
+    pd.testing.assert_frame_equal(*frames)
+    with pytest.raises(FileNotFoundError, match=r"set output\.csv or output\.parquet"):
+        read_metric(tmp_path / "without", "standard", "other", "entropy")
+
+
+def test_the_ranges_hold_every_window_and_do_not_depend_on_the_parts(tmp_path):
+    schema = shard_schema(AnalysisSettings(), SHAPE, {})
+    spans = [
+        Span(first, first + 100, count, WindowNotes(first, first + 100, 100, False))
+        for first, count in ((0, 100), (100, 0), (200, 5000), (2**40, 50), (2**40 + 100, 60))
+    ]
+    row_bytes = TEXT_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
+    ranges = id_ranges(spans, schema, 1000 * row_bytes)
+    assert ranges == [
+        (0, 200),
+        (200, 220),
+        (220, 240),
+        (240, 260),
+        (260, 280),
+        (280, 300),
+        (2**40, 2**40 + 200),
+    ]
 
 
 def test_an_interrupted_merge_leaves_no_file_and_does_not_touch_the_old_ones(tmp_path, monkeypatch):

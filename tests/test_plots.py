@@ -26,7 +26,8 @@ DEFAULT = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entrop
 def make(run_dir: Path, analysis: AnalysisSettings, *, key="tiny", num=12, shape=shards.SHAPE, sentences=None):
     texts = sentences or [f"{shards.SENTENCES[index % 10]} {index}" for index in range(num)]
     shards.write(run_dir, key, shards.table(texts, analysis, shape))
-    return merge_model(run_dir, key, f"builtin:{key}", analysis, shape, kind="causal", parquet=False)
+    how = {"kind": "causal", "csv": True, "parquet": False, "ledger": shards.ledger_of(run_dir, key)}
+    return merge_model(run_dir, key, f"builtin:{key}", analysis, shape, **how)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -15,12 +18,15 @@ import torch
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from llm_entropy import storage
 from llm_entropy import writer as writer_module
 from llm_entropy.architectures import view_model
+from llm_entropy.ledger import Ledger, read_ledger
 from llm_entropy.lens import Lens
 from llm_entropy.module import EntropyModule
 from llm_entropy.positions import Encoder, collate
-from llm_entropy.schema import Batch, Records, column, shard_schema
+from llm_entropy.schema import Batch, BatchKey, Records, WindowNotes, column, shard_schema
+from llm_entropy.session import Session
 from llm_entropy.settings import (
     ATTENTION_ENTROPY,
     CONTROL,
@@ -31,6 +37,8 @@ from llm_entropy.settings import (
     ControlSettings,
 )
 from llm_entropy.steering import plan_steering
+from llm_entropy.stopping import Stopped
+from llm_entropy.windows import Task
 from llm_entropy.writer import ShardWriter, TokenTexts, records_table
 
 EVERYTHING = AnalysisSettings(
@@ -165,41 +173,67 @@ def trainer() -> L.Trainer:
     return L.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, barebones=True)
 
 
-def write(folder: Path, part_bytes: int) -> tuple[list[Records], ShardWriter]:
-    """Write the records of small batches as a process does, and return them."""
+CONFIG_HASH = "0123"
+
+
+def write(run_dir: Path, **settings: Any) -> tuple[list[Records], Ledger]:
+    """Write the records of small batches as a process does, and return them, and what the markers say."""
     module, one = module_of("gpt2"), trainer()
-    writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"), part_bytes)
-    writer.folder = folder
-    writer.setup(one, module, "predict")
-    everything = []
-    # The batches come in the order of their lengths in a run: the last sentences first, here.
-    for index, batch in enumerate(reversed(batches_of("gpt2", 2))):
-        everything.append(module.predict_step(batch))
-        writer.write_on_batch_end(one, module, everything[-1], None, batch, index, 0)
-    writer.on_predict_end(one, module)
-    return everything, writer
+    session = Session(Task(3, 16), CONFIG_HASH, run_dir)
+    try:
+        writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"), "gpt2", session, **settings)
+        writer.setup(one, module, "predict")
+        writer.on_predict_start(one, module)
+        everything = []
+        batches = batches_of("gpt2", 2)
+        # The batches come in the order of their lengths in a run: the last sentences first, here.
+        for index, batch in enumerate(reversed(batches)):
+            notes = WindowNotes(10, 20, 10, True) if index == 0 else None
+            batch = replace(batch, key=BatchKey(0, index, len(batches)), notes=notes)
+            everything.append(module.predict_step(batch))
+            writer.write_on_batch_end(one, module, everything[-1], None, batch, index, 0)
+        writer.on_predict_end(one, module)
+    finally:
+        session.release()
+    return everything, read_ledger(run_dir / "shards/gpt2", CONFIG_HASH)
 
 
 def parts_of(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.parquet"))
 
 
-def test_small_parts_hold_together_what_one_large_part_does(tmp_path: Path):
-    everything, small = write(tmp_path / "small", part_bytes=1)
-    _, large = write(tmp_path / "large", part_bytes=2**30)
+@pytest.mark.parametrize("settings", [{"part_bytes": 1}, {"part_seconds": 0}])
+def test_small_parts_hold_together_what_one_large_part_does(tmp_path: Path, settings: dict[str, float]):
+    everything, small = write(tmp_path / "small", **settings)
+    _, large = write(tmp_path / "large")
     assert len(parts_of(tmp_path / "small")) == len(everything) == 4
     (whole,) = parts_of(tmp_path / "large")
-    assert whole.relative_to(tmp_path / "large") == Path("task-00000-of-00001/rank-0000/part-000000.parquet")
+    assert whole.relative_to(tmp_path / "large/shards/gpt2") == Path(
+        "task-00003-of-00016/rank-0000/part-000000.parquet"
+    )
     keys = [("sentence_id", "ascending"), ("position", "ascending")]
     pieces = pa.concat_tables([pq.read_table(path) for path in parts_of(tmp_path / "small")])
     assert pieces.sort_by(keys).equals(pq.read_table(whole))
-    assert small.num_records == large.num_records == len(pieces) == sum(len(r.positions) for r in everything)
-    assert small.num_sentences == len(SENTENCES)
-    assert small.num_tokens == sum(r.num_tokens for r in everything)
+    assert small.windows == large.windows
+
+
+def test_a_marker_says_what_its_part_holds_and_who_made_it(tmp_path: Path):
+    everything, ledger = write(tmp_path)
+    (marker,) = ledger.markers
+    marker.check(content=True)
+    assert marker.num_records == sum(len(records.positions) for records in everything)
+    assert (marker.first_id, marker.end_id) == (10, 10 + len(SENTENCES))
+    assert ledger.windows[0].is_complete
+    assert ledger.windows[0].notes == WindowNotes(10, 20, 10, True)
+    process = marker.process
+    assert (process["task"], process["rank"]) == ([3, 16], [0, 1])
+    assert process["num_examples"] == len(SENTENCES)
+    assert process["num_tokens"] == sum(records.num_tokens for records in everything)
+    assert {"host", "pid", "versions", "git_commit", "seconds", "peak_memory_bytes"} <= set(process)
 
 
 def test_the_records_of_a_part_are_in_corpus_order(tmp_path: Path):
-    write(tmp_path, part_bytes=2**30)
+    write(tmp_path)
     (part,) = parts_of(tmp_path)
     table = pq.read_table(part)
     keys = list(zip(table["sentence_id"].to_pylist(), table["position"].to_pylist(), strict=True))
@@ -207,21 +241,22 @@ def test_the_records_of_a_part_are_in_corpus_order(tmp_path: Path):
     assert keys[0][0] == 10
 
 
-def test_a_part_appears_under_its_name_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    renamed = []
+def test_a_part_comes_first_and_its_marker_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    renamed: list[Path] = []
 
-    def replace(source: Path, target: Path) -> None:
-        assert not source.name.endswith(".parquet"), "a reader would take an unfinished file for a part"
+    def rename(source: Path, target: Path) -> None:
+        assert source.name.startswith("."), "a reader would take an unfinished file for a part"
         assert source.parent == target.parent, "a rename over file systems is a copy"
         assert not target.exists()
-        assert len(pq.read_table(source)) > 0
+        if target.suffix == ".json":
+            assert target.with_suffix(".parquet").exists()
         renamed.append(target)
         os.rename(source, target)
 
-    monkeypatch.setattr(writer_module.os, "replace", replace)
+    monkeypatch.setattr(storage.os, "replace", rename)
     write(tmp_path, part_bytes=1)
-    assert renamed == parts_of(tmp_path)
-    assert [path for path in tmp_path.rglob("*") if path.is_file() and path not in renamed] == []
+    assert [path.suffix for path in renamed] == [".parquet", ".json"] * 4
+    assert {path for path in (tmp_path / "shards").rglob("*") if path.is_file()} == set(renamed)
 
 
 def test_a_part_that_cannot_be_written_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -232,14 +267,60 @@ def test_a_part_that_cannot_be_written_is_absent(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(writer_module.pq, "write_table", write_half)
     with pytest.raises(OSError, match="no space"):
         write(tmp_path, part_bytes=1)
-    assert parts_of(tmp_path) == []
+    assert [path for path in (tmp_path / "shards").rglob("*") if path.is_file()] == []
 
 
-def test_a_process_without_records_writes_no_part(tmp_path: Path):
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[tuple[ShardWriter, L.Trainer]]:
+    """A writer at work in `tmp_path`, as a single process."""
     one = trainer()
-    writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"))
-    writer.folder = tmp_path
+    session = Session(Task(), CONFIG_HASH, tmp_path)
+    writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"), "gpt2", session)
     writer.setup(one, module_of("gpt2"), "predict")
+    writer.on_predict_start(one, module_of("gpt2"))
+    yield writer, one
+    session.release()
+
+
+Started = tuple[ShardWriter, L.Trainer]
+
+
+def test_a_process_without_batches_writes_no_part(started: Started, tmp_path: Path):
+    writer, one = started
     writer.on_predict_end(one, module_of("gpt2"))
     assert parts_of(tmp_path) == []
-    assert writer.num_records == 0
+
+
+def test_a_window_without_records_is_written_down(started: Started, tmp_path: Path):
+    writer, one = started
+    module = module_of("gpt2")
+    notes = WindowNotes(0, 2, 2, True, skipped=[(0, "blank")], unread=[1])
+    batch = replace(collate([], 0, 0), key=BatchKey(0, 0, 1), notes=notes)
+    writer.write_on_batch_end(one, module, module.predict_step(batch), None, batch, 0, 0)
+    writer.on_predict_end(one, module)
+    ledger = read_ledger(tmp_path / "shards/gpt2", CONFIG_HASH)
+    assert ledger.windows[0].is_complete
+    assert ledger.windows[0].notes == notes
+    assert (ledger.markers[0].num_records, ledger.markers[0].end_id) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "num_parts"),
+    [(ValueError("odd"), 1), (Stopped(15), 1), (Stopped(2, at_once=True), 0), (OSError("full"), 0)],
+)
+def test_what_is_done_is_kept_when_something_goes_wrong_later(
+    started: Started, tmp_path: Path, error: BaseException, num_parts: int
+):
+    writer, one = started
+    module = module_of("gpt2")
+    batch = batches_of("gpt2", 2)[0]
+    writer.write_on_batch_end(one, module, module.predict_step(batch), None, batch, 0, 0)
+    writer.on_exception(one, module, error)
+    assert len(parts_of(tmp_path)) == num_parts
+
+
+def test_part_numbers_go_on_where_an_earlier_process_stopped(tmp_path: Path):
+    write(tmp_path)
+    with pytest.raises(ValueError, match="are there more than once"):
+        write(tmp_path)
+    assert [path.name for path in parts_of(tmp_path)] == ["part-000000.parquet", "part-000001.parquet"]

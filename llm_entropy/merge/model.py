@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import logging
-import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Optional
 
-import numpy as np
-import numpy.typing as npt
-
+from llm_entropy.ledger import Ledger
 from llm_entropy.merge.curves import CurveBuilder
-from llm_entropy.merge.parts import Chunk, Count, check_keys, find_parts, id_ranges, read_range
+from llm_entropy.merge.parts import Chunk, Count, check_keys, check_parts, id_ranges, read_range, spans_of
 from llm_entropy.merge.tables import Comparative, Condition, Target
 from llm_entropy.schema import Comparison, ModelShape, ModelTables, shard_schema
 from llm_entropy.settings import COMPARATIVE, CONTROL, STANDARD, AnalysisSettings, Kind
+from llm_entropy.storage import publish
 
 CHUNK_BYTES = 128 * 2**20
 """How much of the shards is in memory at once, unless asked otherwise."""
+
+STAGED = ".merge-"
+"""What the name of the folder begins with in which a merge works."""
 
 log = logging.getLogger("llm_entropy")
 
@@ -33,9 +34,9 @@ def merge_model(
     shape: ModelShape,
     *,
     kind: Kind,
+    ledger: Ledger,
+    csv: bool,
     parquet: bool,
-    expected_ids: Optional[npt.NDArray[np.integer]] = None,
-    expected_sentences: Optional[int] = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> ModelTables:
     """Make a model's tables from its shards.
@@ -44,38 +45,39 @@ def merge_model(
     NaN, infinities and numbers beyond float32 are `null` in the CSV files and left out of the curves, with a warning.
 
     Args:
-        run_dir: The run's folder; the shards are in `shards/{model}` below it.
+        run_dir: The run's folder. Nobody else may be merging it.
         model: The model's key.
         name: The model's hub name, folder or built-in name.
         analysis: What was measured.
         shape: The model's sizes.
         kind: Whether it is causal, so that a sentence's last record answers it, or masked, so that every mask does.
-        parquet: Whether all records are written as Parquet beside the CSV files.
-        expected_ids: Sentence ids that must be there, no more and no less; None: whatever is there.
-        expected_sentences: How many sentences must be there, where their ids are not known any more.
+        ledger: What is done of the model; complete.
+        csv: Whether metrics, token probabilities and predictions are written as CSV.
+        parquet: Whether all records are written as Parquet.
         chunk_bytes: How much of the shards is in memory at once.
 
     Returns:
         What the plots and the table on the terminal show.
 
     Raises:
-        ValueError: If a record is there twice, a sentence is missing or unknown, or shards do not fit `analysis`.
+        ValueError: If a part is corrupt or does not fit `analysis`, a record is there twice, a sentence is missing or
+            unknown, or there is no record at all.
     """
-    schema = shard_schema(analysis, shape, {})
-    parts = find_parts(run_dir / "shards" / model, schema)
-    ranges = id_ranges(parts, schema, chunk_bytes)
-    total = check_keys(parts, ranges, expected_ids)
-    if expected_sentences is not None and total.num_sentences != expected_sentences:
+    schema, markers = shard_schema(analysis, shape, {}), ledger.markers
+    spans = spans_of(ledger)
+    if not any(span.num_records for span in spans):
         raise ValueError(
-            f"{run_dir / 'shards' / model}: holds {total.num_sentences} sentences; the run had {expected_sentences}, "
-            "so that shards are missing or do not belong to it; run it again"
+            f"{model}: none of the {sum(span.notes.num_rows for span in spans)} rows holds a token to read"
         )
+    check_parts(markers, schema)
+    ranges = id_ranges(spans, schema, chunk_bytes)
+    total = check_keys(markers, schema, spans, ranges)
     with _staged(run_dir) as folder, ExitStack() as files:
-        target = Target(folder, model, schema, shape, total.num_sentences, parquet, files)
+        target = Target(folder, model, schema, shape, total.num_sentences, csv, parquet, files)
         conditions = [Condition(condition, target) for condition in analysis.conditions]
         comparatives = [Comparative(target, analysis.metrics)] if analysis.mode == COMPARATIVE else []
         for lowest, end in ranges:
-            table = read_range(parts, lowest, end)
+            table = read_range(markers, schema, lowest, end)
             if not len(table):
                 continue
             chunk = Chunk(table, kind)
@@ -89,13 +91,15 @@ def merge_model(
 @contextmanager
 def _staged(run_dir: Path) -> Iterator[Path]:
     """Give a hidden folder whose files move to their places in `run_dir` at the end, or vanish if something fails."""
-    with tempfile.TemporaryDirectory(prefix=".merge-", dir=run_dir) as name:
+    for left in run_dir.glob(f"{STAGED}*"):  # by a merge that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=STAGED, dir=run_dir) as name:
         folder = Path(name)
         yield folder
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             place = run_dir / path.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, place)
+            publish(path, place)
 
 
 def _tables(

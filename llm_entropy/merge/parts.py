@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID
+from llm_entropy.ledger import Ledger, Marker
+from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, WindowNotes
 from llm_entropy.settings import Kind
 
 Integers = npt.NDArray[np.int64]
@@ -26,19 +27,6 @@ TEXT_BYTES = 512
 """What a record's strings are taken to need in memory."""
 
 
-class Part(NamedTuple):
-    """One file of records."""
-
-    path: Path
-    """Where it is."""
-    first: int
-    """Its lowest sentence id."""
-    end: int
-    """One past its highest sentence id."""
-    num_rows: int
-    """How many records it holds."""
-
-
 class Count(NamedTuple):
     """How much all parts hold together."""
 
@@ -46,36 +34,46 @@ class Count(NamedTuple):
     num_records: int
 
 
-def find_parts(folder: Path, schema: pa.Schema) -> list[Part]:
-    """Return the parts below a folder, by name, without those that are empty or still being written.
+class Span(NamedTuple):
+    """A window of the corpus, as the merge sees it."""
+
+    first_id: int
+    """Lowest sentence id that it may hold."""
+    end_id: int
+    """One past the highest."""
+    num_records: int
+    """How many records it has."""
+    notes: WindowNotes
+    """What it held."""
+
+
+def spans_of(ledger: Ledger) -> list[Span]:
+    """Return the windows of a model, by their sentence ids; windows share no id.
 
     Args:
-        folder: `RUN_DIR/shards/{model}`.
+        ledger: Of the model, complete.
+    """
+    spans = []
+    for state in ledger.windows.values():
+        assert state.is_complete, "only what is complete is merged"
+        assert state.notes is not None, "a window's first batch carries its notes"
+        spans.append(Span(state.notes.first_id, state.notes.end_id, state.num_records, state.notes))
+    return sorted(spans, key=lambda span: (span.first_id, span.end_id))
+
+
+def check_parts(markers: Sequence[Marker], schema: pa.Schema) -> None:
+    """Make sure that the parts are those that were written, and hold what is asked for.
+
+    Args:
+        markers: Of all parts.
         schema: What every part must hold.
 
-    Returns:
-        The parts, with the sentence ids that their Parquet statistics tell.
-
     Raises:
-        ValueError: If a part has other columns, or there is no record at all.
+        ValueError: A part is corrupt, or has other columns.
     """
-    parts = []
-    for path in sorted(folder.rglob("*.parquet")):
-        if any(piece.startswith(".") or piece.endswith(".tmp") for piece in path.relative_to(folder).parts):
-            continue
-        with pq.ParquetFile(path) as file:
-            _check_schema(path, file.schema_arrow, schema)
-            about = file.metadata
-            if about.num_rows:
-                column = about.schema.names.index(SENTENCE_ID)
-                groups = [about.row_group(index).column(column).statistics for index in range(about.num_row_groups)]
-                first, end = min(group.min for group in groups), max(group.max for group in groups) + 1
-                parts.append(Part(path, first, end, about.num_rows))
-    if not parts:
-        raise ValueError(
-            f"no records in {folder}; expected the .parquet files of a run: run it again, or name its folder"
-        )
-    return parts
+    for marker in markers:
+        marker.check(content=True)
+        _check_schema(marker.part, pq.read_schema(marker.part), schema)
 
 
 def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
@@ -93,66 +91,93 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
     )
 
 
-def id_ranges(parts: Sequence[Part], schema: pa.Schema, chunk_bytes: int) -> list[tuple[int, int]]:
+def id_ranges(spans: Sequence[Span], schema: pa.Schema, chunk_bytes: int) -> list[tuple[int, int]]:
     """Return ranges of sentence ids, in order, that hold about `chunk_bytes` of records each.
 
-    A part's records are taken to lie evenly between its first and its last sentence. Together the ranges hold every id.
+    They follow the windows of the corpus, and not the parts: so sums over the ranges, and all that is made of them, are
+    the same to the last bit however many processes have written the parts.
 
     Args:
-        parts: What is to be read.
-        schema: Its columns, from whose sizes the bytes of a record follow.
+        spans: The windows.
+        schema: The shards' columns, from whose sizes the bytes of a record follow.
         chunk_bytes: How much of the shards may be in memory at once.
 
     Returns:
-        First id and one past the last id of each range.
+        First id and one past the last id of each range; every record is in exactly one.
     """
     row_bytes = TEXT_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
-    first, end, rows = (np.array([part[index] for part in parts]) for index in (1, 2, 3))
-    marks, place = np.unique(np.concatenate([first, end]), return_inverse=True)
-    density = np.zeros(len(marks))
-    np.add.at(density, place, np.concatenate([rows, -rows]) / np.tile(end - first, 2))
-    rows_before = np.concatenate([[0.0], np.cumsum(np.cumsum(density)[:-1] * np.diff(marks))])
-    wanted = np.arange(0, rows.sum(), max(1, chunk_bytes // row_bytes))[1:]
-    inner = np.interp(wanted, rows_before, marks).round().astype(np.int64)
-    edges = np.unique(np.concatenate([[0], inner, [np.iinfo(np.int64).max]])).tolist()
-    return list(itertools.pairwise(edges))
+    most = max(1, chunk_bytes // row_bytes)
+    groups: list[list[Span]] = []
+    for span in spans:
+        if groups and span.num_records + sum(other.num_records for other in groups[-1]) <= most:
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    ranges: list[tuple[int, int]] = []
+    for group in groups:
+        lowest, end, num_records = group[0].first_id, group[-1].end_id, sum(span.num_records for span in group)
+        pieces = max(1, min(-(-num_records // most), end - lowest))  # more than one for a large window alone
+        edges = np.linspace(lowest, end, pieces + 1).round().astype(np.int64).tolist()
+        ranges += itertools.pairwise(edges)
+    return ranges
 
 
 def check_keys(
-    parts: Sequence[Part], ranges: Iterable[tuple[int, int]], expected_ids: Optional[npt.NDArray[np.integer]]
+    markers: Sequence[Marker], schema: pa.Schema, spans: Sequence[Span], ranges: Iterable[tuple[int, int]]
 ) -> Count:
     """Count the sentences and records, after making sure that each is there exactly once.
 
     Args:
-        parts: What is to be read.
-        ranges: Ranges of sentence ids that hold every id.
-        expected_ids: The ids of all sentences that must be there; None: whatever there is.
+        markers: Of all parts.
+        schema: Their columns.
+        spans: The windows, and how many sentences each must have.
+        ranges: Ranges of sentence ids that hold all windows.
 
     Returns:
         The numbers of sentences and of records.
 
     Raises:
-        ValueError: If a record is there twice, or a sentence is missing or was not asked for.
+        ValueError: A record is there twice, a sentence is missing, or does not belong to the corpus.
     """
-    expected = None if expected_ids is None else np.unique(expected_ids)
-    wrong: dict[str, list[Integers]] = {"missing": [], "there more than once": [], "not part of the corpus": []}
-    num_sentences = num_records = 0
+    first_ids = np.array([span.first_id for span in spans])
+    found = np.zeros(len(spans), np.int64)
+    doubles: list[Integers] = []
+    num_records = 0
     for lowest, end in ranges:
-        keys = read_range(parts, lowest, end, [SENTENCE_ID, POSITION])
+        keys = read_range(markers, schema, lowest, end, [SENTENCE_ID, POSITION])
         ids, positions = keys[SENTENCE_ID].to_numpy(), keys[POSITION].to_numpy()
         twice = (np.diff(ids) == 0) & (np.diff(positions) == 0)
-        seen = np.unique(ids)
-        num_sentences, num_records = num_sentences + len(seen), num_records + len(ids)
-        wrong["there more than once"].append(np.unique(ids[1:][twice]))
-        if expected is not None:
-            here = expected[np.searchsorted(expected, lowest) : np.searchsorted(expected, end)]
-            wrong["missing"].append(np.setdiff1d(here, seen))
-            wrong["not part of the corpus"].append(np.setdiff1d(seen, here))
-    faults = [_name_ids(what, np.concatenate(ids)) for what, ids in wrong.items() if sum(map(len, ids))]
+        doubles.append(np.unique(ids[1:][twice]))
+        num_records += len(ids)
+        np.add.at(found, np.searchsorted(first_ids, np.unique(ids), side="right") - 1, 1)
+    faults = [_name_ids("there more than once", np.concatenate(doubles))] if any(map(len, doubles)) else []
+    for span, count in zip(spans, found.tolist(), strict=True):
+        if count != span.notes.num_sentences:
+            faults.append(_name_wrong(markers, schema, span, count))
+    expected_records = sum(marker.num_records for marker in markers)
+    if num_records != expected_records and not faults:
+        faults.append(f"{expected_records - num_records} records lie outside of the corpus")
     if faults:
-        folder = parts[0].path.parent
-        raise ValueError(f"shards in {folder}: {'; '.join(faults)}; expected every sentence exactly once: run it again")
-    return Count(num_sentences, num_records)
+        more = f"; and {len(faults) - NUM_NAMED} windows more" if len(faults) > NUM_NAMED else ""
+        raise ValueError(
+            f"shards in {markers[0].part.parents[2]}: {'; '.join(faults[:NUM_NAMED])}{more}; expected every sentence "
+            "exactly once: remove the parts with these sentences and their markers, and resume the run"
+        )
+    return Count(int(found.sum()), num_records)
+
+
+def _name_wrong(markers: Sequence[Marker], schema: pa.Schema, span: Span, count: int) -> str:
+    """Say which sentences of a window are missing, or are there though they should not be."""
+    notes = span.notes
+    if notes.num_rows != span.end_id - span.first_id:
+        ids = f"ids from {span.first_id} to {span.end_id - 1}"
+        return f"of the {notes.num_sentences} sentences with {ids} there are {count}"
+    keys = read_range(markers, schema, span.first_id, span.end_id, [SENTENCE_ID, POSITION])
+    expected = np.setdiff1d(np.arange(span.first_id, span.end_id), [row for row, _ in notes.skipped])
+    expected = np.setdiff1d(expected, notes.unread)
+    seen = np.unique(keys[SENTENCE_ID].to_numpy())
+    missing, foreign = np.setdiff1d(expected, seen), np.setdiff1d(seen, expected)
+    return _name_ids("missing", missing) if len(missing) else _name_ids("not part of the corpus", foreign)
 
 
 def _name_ids(what: str, ids: Integers) -> str:
@@ -160,11 +185,14 @@ def _name_ids(what: str, ids: Integers) -> str:
     return f"{len(ids)} sentence{'s are' if len(ids) > 1 else ' is'} {what} (id {named})"
 
 
-def read_range(parts: Sequence[Part], lowest: int, end: int, columns: Optional[list[str]] = None) -> pa.Table:
+def read_range(
+    markers: Sequence[Marker], schema: pa.Schema, lowest: int, end: int, columns: Optional[list[str]] = None
+) -> pa.Table:
     """Return the records of a range of sentences, in the order of the corpus and of the positions in a sentence.
 
     Args:
-        parts: Where to look.
+        markers: Of the parts to look in.
+        schema: Their columns.
         lowest: The first sentence id.
         end: One past the last sentence id.
         columns: Which columns; None: all.
@@ -172,14 +200,14 @@ def read_range(parts: Sequence[Part], lowest: int, end: int, columns: Optional[l
     Returns:
         One row per record.
     """
-    near = [part for part in parts if part.first < end and part.end > lowest]
-    schema = pq.read_schema(parts[0].path)
+    near = [str(marker.part) for marker in markers if marker.first_id < end and marker.end_id > lowest]
     if not near:
         empty: pa.Table = schema.empty_table()
         return empty if columns is None else empty.select(columns)
     wanted = (ds.field(SENTENCE_ID) >= lowest) & (ds.field(SENTENCE_ID) < end)
-    found = ds.dataset([str(part.path) for part in near], schema=schema, format="parquet")
-    table = found.to_table(columns=columns, filter=wanted)
+    found = ds.dataset(near, schema=schema, format="parquet")
+    # Without reading ahead: what is read is all that is wanted, and many parts must not be open at once.
+    table = found.to_table(columns=columns, filter=wanted, batch_readahead=1, fragment_readahead=1)
     order = np.lexsort((table[POSITION].to_numpy(), table[SENTENCE_ID].to_numpy()))
     return table.take(pa.array(order)).combine_chunks()
 

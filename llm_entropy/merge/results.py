@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, Optional
 
 import numpy as np
 
-from llm_entropy.comparison import QUANTITIES
+from llm_entropy.comparison import QUANTITIES, difference, percent_change
+from llm_entropy.merge.parts import mean_by_group
 from llm_entropy.merge.tables import metric_path
-from llm_entropy.schema import ModelTables
-from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, METRICS, STANDARD
+from llm_entropy.schema import SENTENCE, SENTENCE_ID, ModelTables
+from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, METRICS, STANDARD
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +55,7 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
 
 
 def read_metric(run_dir: Path, condition: str, model: str, metric: str) -> pd.DataFrame:
-    """Return a metric as it was written, a row per sentence in corpus order.
+    """Return a metric, a row per sentence in corpus order: from its CSV file, or where there is none from the records.
 
     Args:
         run_dir: The run's folder.
@@ -67,18 +68,61 @@ def read_metric(run_dir: Path, condition: str, model: str, metric: str) -> pd.Da
         layer (or block), named by its number; float64, NaN where the file says null.
 
     Raises:
-        FileNotFoundError: If the run has no such table.
+        FileNotFoundError: The run has no such table.
     """
+    path = metric_path(run_dir, condition, model, metric)
+    if path.is_file():
+        return _read_csv(path, condition, metric)
+    if condition == COMPARATIVE and metric not in COMPARISON_METRICS:
+        before, after = (read_metric(run_dir, name, model, metric) for name in (STANDARD, CONTROL))
+        return _compared(before, after)
+    return _read_records(run_dir / condition / "data" / f"{model}.parquet", metric)
+
+
+def _read_csv(path: Path, condition: str, metric: str) -> pd.DataFrame:
     import pandas as pd
 
-    path = metric_path(run_dir, condition, model, metric)
     rows = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8")
     values = np.array([json.loads(numbers) for numbers in rows["values"]], np.float64)
     frame = pd.DataFrame(values, index=pd.Index(rows["sentence"], name="sentence"))
-    axis = {**METRICS, **COMPARISON_METRICS}[metric].axis
-    frame.columns.name = axis
+    frame.columns.name = {**METRICS, **COMPARISON_METRICS}[metric].axis
     if condition == COMPARATIVE and metric not in COMPARISON_METRICS:
         quantities = QUANTITIES * (len(rows) // len(QUANTITIES))
         texts = [label.removesuffix(f" ({name})") for label, name in zip(rows["sentence"], quantities, strict=True)]
         frame.index = pd.MultiIndex.from_arrays([texts, quantities], names=["sentence", "quantity"])
+    return frame
+
+
+def _read_records(path: Path, metric: str) -> pd.DataFrame:
+    """Return the mean over each sentence's records, as the CSV file would have it."""
+    import pandas as pd
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: the run wrote neither CSV nor Parquet; set output.csv or output.parquet")
+    table = pq.read_table(path, columns=[SENTENCE_ID, SENTENCE, metric])
+    starts = np.flatnonzero(np.diff(table[SENTENCE_ID].to_numpy(), prepend=-1))
+    values = table[metric].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    means = mean_by_group(values, np.diff(starts, append=len(table)))
+    about = {**METRICS, **COMPARISON_METRICS}[metric]
+    if about.axis == "block":
+        num_blocks = int(table.schema.field(metric).metadata[b"shape"].split()[0])
+        means = means.reshape(len(means), num_blocks, -1).mean(axis=2)
+    numbers = means.astype(np.float32).astype(np.float64)
+    numbers[~np.isfinite(numbers)] = np.nan
+    sentences = table[SENTENCE].take(starts).to_pylist()
+    frame = pd.DataFrame(numbers, index=pd.Index(sentences, name="sentence"))
+    frame.columns.name = about.axis
+    return frame
+
+
+def _compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    import pandas as pd
+
+    first, second = before.to_numpy(), after.to_numpy()
+    four = np.stack([first, second, difference(first, second), percent_change(first, second)], axis=1)
+    texts, quantities = before.index.repeat(len(QUANTITIES)), pd.Index(QUANTITIES * len(before))
+    index = pd.MultiIndex.from_arrays([texts, quantities], names=["sentence", "quantity"])
+    frame = pd.DataFrame(four.reshape(-1, first.shape[1]), index=index)
+    frame.columns.name = before.columns.name
     return frame

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -69,17 +71,18 @@ class Target:
     """The model's sizes."""
     num_sentences: int
     """How many sentences will come."""
+    csv: bool
+    """Whether there are CSV files."""
     parquet: bool
-    """Whether every record is written as Parquet too."""
+    """Whether every record is written as Parquet."""
     files: ExitStack
     """Holds the open files; they are complete when it is closed."""
 
-    def open_csv(self, path: Path, header: bytes) -> BinaryIO:
-        """Open a CSV file and write its header."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = self.files.enter_context(path.open("wb"))
-        stream.write(header)
-        return stream
+    def open_csv(self, path: Path, header: bytes) -> CsvFile:
+        """Open a CSV file, where there is to be one, and write its header."""
+        file = CsvFile(path if self.csv else None, self.files)
+        file.write(lambda: pa.array([header.decode()]))
+        return file
 
     def open_records(self, condition: str, schema: pa.Schema) -> list[RecordFile]:
         """Open the Parquet file of a condition, where there is to be one: a list of one, or of none."""
@@ -88,6 +91,26 @@ class Target:
         metadata = {"llm_entropy": "records", "model": self.model, "condition": condition}
         path = self.folder / condition / "data" / f"{self.model}.parquet"
         return [RecordFile(path, schema.with_metadata(metadata), self.files)]
+
+
+class CsvFile:
+    """A CSV file, or none: then no line is made either."""
+
+    def __init__(self, path: Optional[Path], files: ExitStack) -> None:
+        """Open `path`, if there is one; it is complete when `files` is closed."""
+        self._stream: Optional[BinaryIO] = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = files.enter_context(path.open("wb"))
+
+    def write(self, make_lines: Callable[[], pa.StringArray]) -> None:
+        """Write lines.
+
+        Args:
+            make_lines: Makes them.
+        """
+        if self._stream is not None:
+            self._stream.write(text.as_bytes(make_lines()))
 
 
 class RecordFile:
@@ -118,7 +141,7 @@ class Condition:
 
     def __init__(self, name: str, target: Target) -> None:
         """Open the condition's files."""
-        self.name, self._shape = name, target.shape
+        self.name, self._shape, self._csv = name, target.shape, target.csv
         metrics = [metric for metric in METRICS if column(name, metric) in target.schema.names]
         self.curves = {metric: CurveBuilder(_width(metric, target), target.num_sentences) for metric in metrics}
         self._metric_files = {metric: _open_metric(target, name, metric) for metric in metrics}
@@ -139,16 +162,16 @@ class Condition:
             chunk: Their records.
 
         Returns:
-            Each metric, [sentence, layer], and the lines of predictions, as many for each answer.
+            Each metric, [sentence, layer], and the lines of predictions, as many for each answer, if there is CSV.
         """
         sentences = text.text_fields(chunk.sentences)
         rows = {metric: self._rows(chunk, metric) for metric in self.curves}
         for metric, values in rows.items():
             self.curves[metric].add(values)
-            self._metric_files[metric].write(text.as_bytes(text.lines(sentences, text.list_fields(values))))
+            self._metric_files[metric].write(partial(_metric_lines, sentences, values))
         answered = _repeat(sentences, chunk.answer_counts)
-        predictions = self._prediction_lines(chunk, answered)
-        self._predictions.write(text.as_bytes(predictions))
+        predictions = self._prediction_lines(chunk, answered) if self._csv else answered
+        self._predictions.write(lambda: predictions)
         self._add_tracks(chunk, answered)
         for file in self._record_files:
             file.add(chunk.table.select(list(self._fields)).columns)
@@ -174,9 +197,13 @@ class Condition:
         probabilities = flat.reshape(len(flat), -1, num_layers)
         num_tracked = probabilities.shape[1]
         tokens = _of_answers(chunk, column(self.name, TRACKED_TOKENS), num_tracked)
-        values = text.list_fields(probabilities.reshape(-1, num_layers))
-        lines = text.lines(_repeat(answered, num_tracked), text.text_fields(tokens), values)
-        self._token_file.write(text.as_bytes(lines))
+        self._token_file.write(
+            lambda: text.lines(
+                _repeat(answered, num_tracked),
+                text.text_fields(tokens),
+                text.list_fields(probabilities.reshape(-1, num_layers)),
+            )
+        )
         self.tracks.add(chunk, tokens.to_pylist(), probabilities)
 
 
@@ -205,19 +232,16 @@ class Comparative:
             control: Each metric, [sentence, layer].
             predictions: The lines of predictions of the standard, then of the control condition.
         """
-        labels = [text.text_fields(chunk.sentences, f" ({quantity})") for quantity in QUANTITIES]
         for metric, builder in self.curves.items():
             before, after = standard[metric], control[metric]
             change = difference(before, after)
             builder.add(change)
-            four = (before, after, change, percent_change(before, after))
-            rows = [text.lines(label, text.list_fields(values)) for label, values in zip(labels, four, strict=True)]
-            self._metric_files[metric].write(text.as_bytes(text.interleave(rows)))
+            self._metric_files[metric].write(partial(_four_lines, chunk, before, after, change))
         kl = chunk.numbers(column(CONTROL, KL_FROM_STANDARD))
         means = mean_by_group(kl, chunk.counts)
         self.kl_from_standard.add(means)
-        self._kl_file.write(text.as_bytes(text.lines(text.text_fields(chunk.sentences), text.list_fields(means))))
-        self._predictions.write(text.as_bytes(_sentence_by_sentence(chunk, predictions)))
+        self._kl_file.write(lambda: text.lines(text.text_fields(chunk.sentences), text.list_fields(means)))
+        self._predictions.write(lambda: _sentence_by_sentence(chunk, predictions))
         for file in self._record_files:
             file.add([*chunk.table.select(RECORD_COLUMNS).columns, *self._differences(chunk), _as_lists(kl)])
 
@@ -230,7 +254,7 @@ def _width(metric: str, target: Target) -> int:
     return target.shape.num_layers if METRICS[metric].axis == "layer" else target.shape.num_blocks
 
 
-def _open_metric(target: Target, condition: str, metric: str) -> BinaryIO:
+def _open_metric(target: Target, condition: str, metric: str) -> CsvFile:
     return target.open_csv(metric_path(target.folder, condition, target.model, metric), text.METRIC_HEADER)
 
 
@@ -258,6 +282,17 @@ def _as_lists(values: npt.NDArray[np.floating]) -> pa.Array:
     with np.errstate(over="ignore"):
         numbers = values.astype(np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
+
+
+def _metric_lines(sentences: pa.StringArray, values: Rows) -> pa.StringArray:
+    return text.lines(sentences, text.list_fields(values))
+
+
+def _four_lines(chunk: Chunk, before: Rows, after: Rows, change: Rows) -> pa.StringArray:
+    """Return the four lines of each sentence in a comparison."""
+    labels = [text.text_fields(chunk.sentences, f" ({quantity})") for quantity in QUANTITIES]
+    four = (before, after, change, percent_change(before, after))
+    return text.interleave([text.lines(name, text.list_fields(rows)) for name, rows in zip(labels, four, strict=True)])
 
 
 def _of_answers(chunk: Chunk, name: str, size: int) -> pa.StringArray:

@@ -1,0 +1,138 @@
+"""From the shards of all tasks to what people open: merge, draw, and say in `run.json` what the run was."""
+
+from __future__ import annotations
+
+import logging
+import time
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+from llm_entropy import manifest
+from llm_entropy.configuration import read_config
+from llm_entropy.ledger import Ledger, read_ledger
+from llm_entropy.merge import SummaryRow, merge_model, summary_rows
+from llm_entropy.plots import draw_model, draw_side_by_side
+from llm_entropy.results import ModelResult, RunResult
+from llm_entropy.runlog import run_log
+from llm_entropy.schema import ModelShape, ModelTables
+from llm_entropy.session import merge_lock
+from llm_entropy.settings import Settings
+from llm_entropy.status import refuse_incomplete
+
+log = logging.getLogger("llm_entropy")
+
+
+def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
+    """Make the tables and plots of a run, from the shards of all its tasks.
+
+    Args:
+        run_dir: The run's folder.
+        quiet: Whether the terminal shows warnings and errors alone.
+
+    Raises:
+        ValueError: There is no such run, its shards are not complete, or one is corrupt.
+    """
+    with run_log(quiet=quiet) as messages:
+        about = manifest.read_manifest(run_dir)
+        settings = read_config(run_dir / manifest.CONFIG)
+        messages.open(run_dir / "run.log")
+        ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
+        return make_outputs(run_dir, settings, about, ledgers)
+
+
+def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledgers: dict[str, Ledger]) -> RunResult:
+    """Merge and draw every model, and write down that the run is complete.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        about: What `run.json` says.
+        ledgers: By model, complete.
+
+    Raises:
+        ValueError: Something is missing or corrupt, a sentence is not there exactly once, or somebody else is merging.
+    """
+    refuse_incomplete(run_dir, about, ledgers)
+    lock = merge_lock(run_dir)
+    if not lock.acquire({}):
+        raise ValueError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
+    try:
+        models, tables = {}, []
+        for key, ledger in ledgers.items():
+            model = manifest.read_model(run_dir, key)
+            assert model is not None, "a complete model has a model.json"
+            tables.append(_merge_model(run_dir, settings, key, model, ledger))
+            summary = [_plain(row) for row in summary_rows(tables[-1])]
+            models[key] = {**model, **manifest.model_totals(ledger), "summary": summary}
+        if settings.output.plots:
+            draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
+        corpus = about["corpus"]
+        if corpus["num_windows"] is None:
+            corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
+        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        changes = {"finished": finished, "corpus": corpus, "models": models, "output": made_of(settings)}
+        manifest.update_manifest(run_dir, "complete", **changes)
+        for model in models.values():
+            _report(model)
+        return read_result(run_dir, settings, manifest.read_manifest(run_dir))
+    finally:
+        lock.release()
+
+
+def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
+    output = settings.output
+    tables = merge_model(
+        run_dir,
+        key,
+        model["name"],
+        settings.analysis,
+        ModelShape(**model["shape"]),
+        kind=model["kind"],
+        ledger=ledger,
+        csv=output.csv,
+        parquet=output.parquet,
+    )
+    if output.plots:
+        draw_model(tables, run_dir, settings.analysis.mode)
+    return tables
+
+
+def made_of(settings: Settings) -> dict[str, bool]:
+    """Return what is made of the records, as `run.json` says it."""
+    return {"csv": settings.output.csv, "parquet": settings.output.parquet, "plots": settings.output.plots}
+
+
+def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> RunResult:
+    """Return the outputs of a run that is complete.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        about: What `run.json` says.
+    """
+    models = {
+        key: ModelResult(run_dir, key, settings.analysis, [_summary_row(row) for row in model["summary"]])
+        for key, model in about["models"].items()
+    }
+    return RunResult(run_dir, settings.analysis.mode, models)
+
+
+def _plain(row: SummaryRow) -> dict[str, Any]:
+    """Return a row as JSON can hold it, which has no word for what is not finite."""
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in row._asdict().items()
+    }
+
+
+def _summary_row(about: dict[str, Any]) -> SummaryRow:
+    missing = {name: nan for name in ("first_layer", "last_layer") if about[name] is None}
+    return SummaryRow(**{**about, **missing})
+
+
+def _report(model: dict[str, Any]) -> None:
+    if model["num_cut"]:
+        log.warning("%s: %d sentences were cut at %s tokens", model["name"], model["num_cut"], model["max_length"])
+    if model["num_unread"]:
+        log.warning("%s: %d sentences hold no token to read; run.json lists them", model["name"], model["num_unread"])

@@ -1,0 +1,199 @@
+"""Files that are whole or absent, even after the power fails; and locks that do not outlive whoever holds them."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Optional, TextIO
+
+CHUNK = 2**20
+ATTEMPTS = 5
+SAMPLES, SAMPLE_BYTES = 16, 2**16
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a hidden name beside `path` that no other process uses, on this machine or another."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write to; at the end it is on the disk and has its name, or it is gone.
+
+    Args:
+        path: What the file is to be called; one that is there is replaced.
+    """
+    temporary = temporary_name(path)
+    try:
+        yield temporary
+        publish(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a finished file its name, once its bytes are on the disk, and make the name last.
+
+    Args:
+        temporary: What was written.
+        path: Its name, on the same file system.
+    """
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Write a text file unless there is one of that name, and return whether it was written.
+
+    Of several processes that try at once one succeeds; the others find the whole file.
+    """
+    temporary = temporary_name(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    _sync(path.parent)
+    return True
+
+
+def checksum(path: Path) -> str:
+    """Return a file's SHA-256, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a name for the content of a folder's files, hidden ones left out, that is made in a moment.
+
+    Of large files 16 pieces of 64 KiB are read, spread evenly: other weights differ there, whatever their age and size.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as stream:
+            step = max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // (SAMPLES - 1))
+            for place in range(0, size, step):
+                stream.seek(place)
+                digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:32]
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- locks -------------------------------------------------------------------------------------------------------
+
+
+class Lock:
+    """A file that one process at a time can hold; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        path: The file; it stays when the lock is released, and says who held it last.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.is_real = True
+        """Whether the file system knows locks; told once it was acquired."""
+        self._stream: Optional[TextIO] = None
+
+    def acquire(self, about: dict[str, Any]) -> bool:
+        """Take the lock, unless another process holds it, and return whether it is ours.
+
+        Where the file system knows no locks it is ours at once: that each record is there once is checked at the end.
+
+        Args:
+            about: What others should know of the holder, beside host, process and time.
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        stream = self.path.open("a+", encoding="utf-8")
+        for _ in range(ATTEMPTS):  # whoever only asks whether it is held holds it for a moment
+            locked = _try_flock(stream)
+            if locked is not False:
+                break
+            time.sleep(0.05)
+        else:
+            stream.close()
+            return False
+        self.is_real = locked is True
+        stream.truncate(0)
+        held_by = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        stream.write(json.dumps({**held_by, **about}))
+        stream.flush()
+        self._stream = stream
+        return True
+
+    def release(self) -> None:
+        """Let go of the lock."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether any process, this one included, holds it."""
+        if self._stream is not None:
+            return True
+        try:
+            stream = self.path.open("r+", encoding="utf-8")
+        except FileNotFoundError:
+            return False
+        with stream:
+            return _try_flock(stream) is False
+
+    @property
+    def holder(self) -> str:
+        """Who holds it, or held it last, in words."""
+        try:
+            about = json.loads(self.path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            return "another process"
+        return f"process {about['pid']} on {about['host']} since {about['since']}"
+
+
+def _try_flock(stream: TextIO) -> Optional[bool]:
+    """Return whether the lock is now held through this stream; None where the file system knows no locks."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return None
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
