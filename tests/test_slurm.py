@@ -1,0 +1,194 @@
+"""The scripts in slurm/, on a real SLURM: arrays, kills, requeueing, data-parallel jobs, and the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from slurm_cluster import missing_programs, slurm_cluster
+
+from llm_entropy.builtin import read_sentences
+
+REPOSITORY = Path(__file__).parents[1]
+PROGRAM = Path(sys.executable).with_name("llm-entropy")
+OPTIONS = {
+    "models": "{gpt2: builtin:tiny-gpt2}",
+    "analysis.num_sentences": "null",
+    "analysis.metrics": "[entropy, surprisal]",
+    "analysis.compare_control": "true",
+    "analysis.control.control_vector": "[0.4, -0.9, 0.7]",
+    "data.path": "corpus.txt",
+    "data.tokens_per_batch": "64",
+    "trainer.accelerator": "cpu",
+    "output.part_seconds": "0",
+    "output.plots": "false",
+}
+"""Small batches, each a part of its own: so that there is a middle in which a task can be killed."""
+WORDS = [f"--{key}={value}" for key, value in OPTIONS.items()]
+SECONDS = 150
+"""How long a test waits for what must come."""
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing_programs()), reason=f"SLURM is not installed: no {', '.join(missing_programs())}"),
+    pytest.mark.xdist_group("slurm"),
+]
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[dict[str, str]]:
+    """The environment of a cluster."""
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, slurm_cluster(Path(folder)) as environment:
+        yield {
+            **environment,
+            "LLM_ENTROPY": str(PROGRAM),
+            "MASTER_ADDR": "127.0.0.1",  # the nodes' names are made up
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+
+@pytest.fixture(scope="module")
+def room(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a corpus, and `single`: the run of one process."""
+    folder = tmp_path_factory.mktemp("room")
+    texts = [row["prompt"] for row in read_sentences()]
+    lines = [f"{text} {index}\n" for index in range(3) for text in texts]
+    (folder / "corpus.txt").write_text("".join(lines), encoding="utf-8")
+    command = [str(PROGRAM), "predict", *WORDS, "--output.dir=runs", "--output.run_name=single"]
+    run(command, folder, {**os.environ, "OMP_NUM_THREADS": "1"})
+    return folder
+
+
+def run(command: list[str], folder: Path, environment: dict[str, str], status: int = 0) -> str:
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def wait_for(found: Callable[[], Any], what: str, folder: Path) -> Any:
+    end = time.monotonic() + SECONDS
+    while not (value := found()):
+        if time.monotonic() > end:
+            logs = "".join(f"\n== {path.name}\n{path.read_text()[-2000:]}" for path in folder.glob("*.log"))
+            raise TimeoutError(f"{what}: not there after {SECONDS} s{logs}")
+        time.sleep(0.05)
+    return value
+
+
+def tables_of(run_dir: Path) -> dict[str, bytes]:
+    paths = [
+        path for path in run_dir.glob("*/*/*") if path.suffix in (".csv", ".parquet") and "shards" not in path.parts
+    ]
+    assert len([path for path in paths if path.suffix == ".csv"]) == 2 * 4 + 4
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
+
+
+def markers_of(run_dir: Path, task: int) -> list[Path]:
+    return sorted(run_dir.glob(f"shards/gpt2/task-{task:05d}-of-*/rank-*/part-*.json"))
+
+
+def submit(room: Path, slurm: dict[str, str]) -> tuple[str, str]:
+    """Submit what is missing of the array of four, and return the jobs of the array and the merge."""
+    command = [str(REPOSITORY / "slurm/submit_array.sh"), "4", "runs/array", "--", *WORDS]
+    jobs = dict(line.split(":")[0].split() for line in run(command, room, slurm).splitlines())
+    return jobs.get("array", ""), jobs["merge"]
+
+
+def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_process(room: Path, slurm: dict[str, str]):
+    run_dir = room / "runs/array"
+    array, merge = submit(room, slurm)
+
+    # One task is killed without warning, another asked to stop, as before its time limit; both in the middle.
+    first = wait_for(lambda: markers_of(run_dir, 1), "a part of task 1", room)[0]
+    os.kill(json.loads(first.read_text())["process"]["pid"], signal.SIGKILL)
+    wait_for(lambda: markers_of(run_dir, 2), "a part of task 2", room)
+    run(["scancel", "--signal=USR1", f"{array}_2"], room, slurm)
+    log = room / f"array-{array}_2.log"
+    log = next(iter(room.glob(f"*-{array}_2.log")), log)
+    wait_for(lambda: "stopped by SIGUSR1" in log.read_text(), "task 2 says that it stopped", room)
+    before = len(markers_of(run_dir, 2))
+    wait_for(lambda: "resuming" in log.read_text(), "task 2 goes on by itself", room)
+    wait_for(lambda: not queue(room, slurm, f"--job={array}"), "the array ends", room)
+    assert len(markers_of(run_dir, 2)) > before
+
+    # The merge does not run behind a task that failed, and the run says what is missing.
+    wait_for(lambda: not queue(room, slurm, f"--job={merge}"), "the merge vanishes", room)
+    assert not (run_dir / "standard").exists()
+    words = run([str(PROGRAM), "merge", "runs/array"], room, slurm, status=2)
+    assert "is not complete: gpt2 lacks" in words
+    assert "--array=1 " in words
+    assert run([str(PROGRAM), "status", "runs/array", "--missing"], room, slurm, status=1) == "1\n"
+
+    # The same line again runs the one task that was lost, and then the merge.
+    kept = {path: path.stat().st_mtime_ns for task in range(4) for path in markers_of(run_dir, task)}
+    submit(room, slurm)
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    assert {path.parents[1].name[5:10] for path in set(run_dir.glob("shards/*/*/*/*.json")) - set(kept)} == {"00001"}
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing that was done is done again"
+    assert tables_of(run_dir) == tables_of(room / "runs/single")
+    about = json.loads((run_dir / "run.json").read_text())
+    assert about["status"] == "complete"
+    launches = {(process["task"][0], process["slurm_job"]) for process in about["models"]["gpt2"]["processes"]}
+    assert [task for task, _ in sorted(launches)] in ([0, 1, 1, 2, 2, 3], [0, 1, 1, 2, 3])
+    assert len({process["launch"] for process in about["models"]["gpt2"]["processes"]}) == 6
+
+
+def queue(room: Path, slurm: dict[str, str], *options: str) -> str:
+    done = subprocess.run(["squeue", "--noheader", *options], env=slurm, capture_output=True, text=True, timeout=30)
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [("single_node", ["--ntasks-per-node=2"]), ("multi_node", ["--nodes=2", "--ntasks-per-node=1"])],
+)
+def test_two_processes_of_a_job_give_the_bytes_of_one(
+    room: Path, slurm: dict[str, str], script: str, options: list[str]
+):
+    name = script.replace("_", "-")
+    words = [*WORDS, "--output.dir=runs", f"--output.run_name={name}"]
+    run(["sbatch", "--wait", *options, str(REPOSITORY / f"slurm/{script}.sbatch"), *words], room, slurm)
+    assert tables_of(room / "runs" / name) == tables_of(room / "runs/single")
+    about = json.loads((room / "runs" / name / "run.json").read_text())
+    processes = about["models"]["gpt2"]["processes"]
+    assert [process["rank"] for process in processes] == [[0, 2], [1, 2]]
+    tokens = [process["num_tokens"] for process in processes]
+    assert max(tokens) <= 1.05 * min(tokens)
+
+
+def test_a_job_without_srun_is_refused_and_not_half_done(room: Path, slurm: dict[str, str]):
+    words = [*WORDS, "--output.dir=runs", "--output.run_name=half", "--trainer.devices=2"]
+    script = f"exec {PROGRAM} predict {' '.join(map(repr, words))}"
+    (room / "half.sbatch").write_text(f"#!/bin/bash\n#SBATCH --job-name=half --ntasks=1 --output=half.log\n{script}\n")
+    run(["sbatch", "--wait", "half.sbatch"], room, slurm, status=2)
+    assert "start with srun, one task for each device" in (room / "half.log").read_text()
+    assert not (room / "runs/half").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["4"], "expected NUM_TASKS RUN_DIR"),
+        (["many", "runs/array", "--"], "NUM_TASKS: got 'many'"),
+        (["4", "runs/array", "--config", "x.yaml"], "there is no -- before"),
+        (["5", "runs/array", "--", *WORDS], "was begun with another number of tasks than 5"),
+    ],
+)
+def test_a_wrong_call_is_refused(room: Path, slurm: dict[str, str], words: list[str], complaint: str):
+    if complaint.startswith("was begun"):
+        (room / "runs/begun").mkdir(exist_ok=True)
+        shutil.copy(room / "runs/single/run.json", room / "runs/begun/run.json")
+        words = [words[0], "runs/begun", *words[2:]]
+    assert complaint in run([str(REPOSITORY / "slurm/submit_array.sh"), *words], room, slurm, status=2)
+    assert not queue(room, slurm)
