@@ -391,5 +391,5 @@ def _give_up(state: _Run, error: BaseException) -> None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         command = resume_command(run_dir, state.settings, state.session.task)
         raise RunIncompleteError(
-            f"{run_dir}: cannot write: {error.strerror}; what was done is kept; make room and go on with: {command}"
+            f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; make room and go on with: {command}"
         ) from error

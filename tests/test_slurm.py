@@ -158,7 +158,8 @@ def test_two_processes_of_a_job_give_the_bytes_of_one(
 ):
     name = script.replace("_", "-")
     words = [*WORDS, "--output.dir=runs", f"--output.run_name={name}"]
-    run(["sbatch", "--wait", *options, str(REPOSITORY / f"slurm/{script}.sbatch"), *words], room, slurm)
+    run(["sbatch", *options, str(REPOSITORY / f"slurm/{script}.sbatch"), *words], room, slurm)
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
     assert tables_of(room / "runs" / name) == tables_of(room / "runs/single")
     about = json.loads((room / "runs" / name / "run.json").read_text())
     processes = about["models"]["gpt2"]["processes"]
@@ -171,7 +172,8 @@ def test_a_job_without_srun_is_refused_and_not_half_done(room: Path, slurm: dict
     words = [*WORDS, "--output.dir=runs", "--output.run_name=half", "--trainer.devices=2"]
     script = f"exec {PROGRAM} predict {' '.join(map(repr, words))}"
     (room / "half.sbatch").write_text(f"#!/bin/bash\n#SBATCH --job-name=half --ntasks=1 --output=half.log\n{script}\n")
-    run(["sbatch", "--wait", "half.sbatch"], room, slurm, status=2)
+    run(["sbatch", "half.sbatch"], room, slurm)
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
     assert "start with srun, one task for each device" in (room / "half.log").read_text()
     assert not (room / "runs/half").exists()
 

@@ -1,0 +1,281 @@
+"""Pull the plug at any moment, run the printed command, and get the same folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from launcher import Launcher
+
+from llm_entropy.storage import Lock
+
+OPTIONS = {
+    "models": "{gpt2: builtin:tiny-gpt2, bert: builtin:tiny-bert}",
+    "analysis.num_sentences": "150",
+    "analysis.metrics": "[entropy, attention_entropy]",
+    "analysis.compare_control": "true",
+    "analysis.control.control_vector": "[0.4, -0.9, 0.7]",
+    "data.tokens_per_batch": "48",
+    "trainer.accelerator": "cpu",
+    "output.dir": "runs",
+    "output.part_seconds": "0",
+    "output.plots": "false",
+}
+WORDS = [f"--{key}={value}" for key, value in OPTIONS.items()]
+OUTPUTS = ("standard", "control", "comparative")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("crash")
+
+
+@pytest.fixture(scope="module")
+def launch(room: Path) -> Iterator[Launcher]:
+    with Launcher(room) as launcher:
+        yield launcher
+
+
+@pytest.fixture(scope="module")
+def whole(room: Path, launch: Launcher) -> dict[str, bytes]:
+    """The outputs of an unbroken run."""
+    ended = launch(["predict", *WORDS, "--output.run_name=whole"])
+    assert ended.status == 0, ended.said
+    outputs = outputs_of(room / "runs/whole")
+    assert len(outputs) == 2 * (2 * (2 + 1 + 1 + 1) + (2 + 1 + 1 + 1))
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def seconds(launch: Launcher, whole: dict[str, bytes]) -> float:
+    """What an unbroken run takes, once everything has been read before."""
+    return launch(["predict", *WORDS, "--output.run_name=timed"]).seconds
+
+
+def outputs_of(run_dir: Path) -> dict[str, bytes]:
+    files = [path for name in OUTPUTS for path in (run_dir / name).rglob("*") if path.is_file()]
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files}
+
+
+def num_parts(run_dir: Path) -> int:
+    return len(list(run_dir.glob("shards/*/*/*/part-*.json")))
+
+
+def printed_command(said: str) -> list[str]:
+    """Return the arguments of the command that the program said would go on with the run."""
+    command = re.findall(r"go on with: (llm-entropy .*)", said)[-1]
+    return shlex.split(command)[1:]
+
+
+def wait_for(found: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, f"not there after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_that_is_killed_four_times_leaves_what_an_unbroken_one_does(
+    room: Path, launch: Launcher, whole: dict[str, bytes], seconds: float, seed: int
+):
+    moments = random.Random(seed)
+    run_dir = room / f"runs/killed-{seed}"
+    first = command = ["predict", *WORDS, f"--output.run_name=killed-{seed}"]
+    num_killed, kept = 0, 0
+    while num_killed < 4:
+        ended = launch(command, [(moments.uniform(0.1, 0.8) * seconds, signal.SIGKILL)])
+        if ended.status == 0:  # it was quicker than its killer: begin anew, under another name
+            run_dir = run_dir.with_name(f"{run_dir.name}-again")
+            first = command = ["predict", *WORDS, f"--output.run_name={run_dir.name}"]
+            kept = 0
+            continue
+        assert ended.status == -signal.SIGKILL, ended.said
+        num_killed += 1
+        assert num_parts(run_dir) >= kept
+        kept = num_parts(run_dir)
+        for name, content in outputs_of(run_dir).items():
+            assert content == whole[name], "a file is whole or absent"
+        # before the run's folder is there, nothing has been begun
+        command = printed_command(ended.said) if "go on with" in ended.said else [*first, "--resume"]
+    ended = launch(command)
+    assert ended.status == 0, ended.said
+    assert outputs_of(run_dir) == whole
+    assert not list(run_dir.rglob("*.tmp"))
+    assert not list(run_dir.glob(".merge-*"))
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "complete"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_merge_that_is_killed_leaves_whole_files_and_can_be_done_again(
+    room: Path, launch: Launcher, whole: dict[str, bytes], seed: int
+):
+    run_dir = room / "runs/whole"
+    for name in outputs_of(run_dir):
+        (run_dir / name).unlink()
+    took = launch(["merge", "runs/whole"]).seconds
+    ended = launch(["merge", "runs/whole"], [(random.Random(seed).uniform(0.2, 1.0) * took, signal.SIGKILL)])
+    assert ended.status in (0, -signal.SIGKILL)
+    assert outputs_of(run_dir) == whole, "what an earlier merge left stays until it is replaced"
+    assert launch(["merge", "runs/whole"]).status == 0
+    assert outputs_of(run_dir) == whole
+    assert not list(run_dir.glob(".merge-*"))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_signal_stops_after_the_batch_and_the_printed_command_goes_on(
+    room: Path, launch: Launcher, whole: dict[str, bytes], seconds: float, signum: signal.Signals, quiet: bool
+):
+    name = f"{signum.name}-{quiet}"
+    run_dir = room / "runs" / name
+    command = ["predict", *WORDS, f"--output.run_name={name}", *(["--quiet"] if quiet else [])]
+    ended = launch(command, [(0.5 * seconds, signum)])
+    assert ended.status == 128 + signum, ended.said
+    assert f"stopped by {signum.name}; what was done is kept" in ended.said
+    assert "Traceback" not in ended.said
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "stopped"
+    assert num_parts(run_dir) > 0
+    before = {path: path.stat().st_mtime_ns for path in run_dir.glob("shards/*/*/*/*")}
+    assert launch(printed_command(ended.said)).status == 0
+    assert outputs_of(run_dir) == whole
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is done twice"
+
+
+def test_two_interrupts_stop_at_once_and_leave_nothing_half_written(
+    room: Path, launch: Launcher, whole: dict[str, bytes], seconds: float
+):
+    run_dir = room / "runs/twice"
+    moment = 0.5 * seconds
+    ended = launch(
+        ["predict", *WORDS, "--output.run_name=twice", "--output.part_seconds=60"],
+        [(moment, signal.SIGINT), (moment + 0.001, signal.SIGINT)],
+    )
+    assert ended.status == 130, ended.said
+    assert not list(run_dir.rglob("*.tmp"))
+    assert launch(printed_command(ended.said)).status == 0
+    assert outputs_of(run_dir) == whole
+
+
+def test_a_part_that_a_crash_left_half_written_is_never_read(room: Path, launch: Launcher, whole: dict[str, bytes]):
+    run_dir = room / "runs/torn"
+    assert launch(["predict", *WORDS, "--output.run_name=torn"]).status == 0
+    for name in ("shards/gpt2", "shards/bert"):
+        marker = sorted((run_dir / name).glob("*/*/part-*.json"))[2]
+        part = marker.with_suffix(".parquet")
+        part.write_bytes(part.read_bytes()[:100])
+        marker.rename(marker.with_name(f".{marker.name}.host-1.tmp"))
+    ended = launch(["predict", *WORDS, "--output.run_name=torn", "--resume"])
+    assert ended.status == 0, ended.said
+    assert outputs_of(run_dir) == whole
+    assert not list(run_dir.rglob("*.tmp"))
+    for part in run_dir.glob("shards/*/*/*/*.parquet"):
+        pq.read_metadata(part)
+
+
+def test_a_full_disk_is_one_line_and_what_was_done_is_kept(room: Path, launch: Launcher, whole: dict[str, bytes]):
+    # A limit on the size of files gives the same error at the same place as a disk without room, to this process alone.
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
+        "from llm_entropy.cli import main; main(sys.argv[1:])"
+    )
+    words = ["predict", *WORDS, "--output.run_name=full"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words, "--quiet", "--output.part_seconds=60", "--output.part_megabytes=0.02"],
+        cwd=room,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert "cannot write: File too large; what was done is kept; make room and go on with: llm-entropy" in last
+    assert "Traceback" not in done.stderr
+    assert not list((room / "runs/full").rglob("*.tmp"))
+    assert launch(printed_command(last)).status == 0
+    assert outputs_of(room / "runs/full") == whole
+
+
+# --- two processes -----------------------------------------------------------------------------------------------
+
+
+def start(room: Path, *words: str) -> subprocess.Popen[str]:
+    """Start the real command line, as the leader of a group of processes, as a shell does."""
+    command = [sys.executable, "-m", "llm_entropy", "predict", *WORDS, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        command, cwd=room, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
+    )
+
+
+def lock_of(run_dir: Path, rank: int) -> Path:
+    return run_dir / f".locks/task-00000-of-00001.rank-{rank:04d}.lock"
+
+
+def wait_for_parts(run_dir: Path) -> None:
+    """Wait until both processes have written a part."""
+    wait_for(lambda: all(list(run_dir.glob(f"shards/gpt2/*/rank-000{rank}/*.json")) for rank in (0, 1)))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_two_processes_either_can_be_killed(room: Path, launch: Launcher, whole: dict[str, bytes], rank: int):
+    run_dir = room / f"runs/rank-{rank}"
+    with start(room, f"--output.run_name=rank-{rank}", "--trainer.devices=2") as process:
+        wait_for_parts(run_dir)
+        os.kill(json.loads(lock_of(run_dir, rank).read_text())["pid"], signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_for(lambda: not any(Lock(lock_of(run_dir, other)).is_held for other in (0, 1)), 30)
+    ended = launch([*printed_command(said), "--trainer.devices=1"])
+    assert ended.status == 0, ended.said
+    assert outputs_of(run_dir) == whole
+
+
+@pytest.mark.parametrize("to_group", [False, True])
+def test_two_processes_stop_together_and_go_on_together(room: Path, whole: dict[str, bytes], to_group: bool):
+    name = f"stopped-{to_group}"
+    run_dir = room / "runs" / name
+    signum = signal.SIGINT if to_group else signal.SIGTERM
+    with start(room, f"--output.run_name={name}", "--trainer.devices=2") as process:
+        wait_for_parts(run_dir)
+        os.killpg(process.pid, signum) if to_group else process.send_signal(signum)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, said
+    assert said.count(f"stopped by {signum.name}; what was done is kept") == 1
+    assert not any(Lock(lock_of(run_dir, rank)).is_held for rank in (0, 1)), "no process is left behind"
+    with start(room, f"--output.run_name={name}", "--trainer.devices=2", "--resume") as process:
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert outputs_of(run_dir) == whole
+
+
+def test_a_second_process_is_refused_as_long_as_the_first_one_lives(
+    room: Path, launch: Launcher, whole: dict[str, bytes]
+):
+    run_dir = room / "runs/busy"
+    with start(room, "--output.run_name=busy") as process:
+        wait_for(lambda: num_parts(run_dir))
+        os.kill(process.pid, signal.SIGSTOP)
+        ended = launch(["predict", *WORDS, "--output.run_name=busy", "--resume"])
+        assert ended.status == 2
+        assert f"process {process.pid} on " in ended.said
+        assert "is at work on it" in ended.said
+        process.kill()
+        process.communicate(timeout=60)
+    assert launch(["predict", *WORDS, "--output.run_name=busy", "--resume"]).status == 0
+    assert outputs_of(run_dir) == whole
