@@ -390,6 +390,7 @@ def _give_up(state: _Run, error: BaseException) -> None:
             manifest.update_manifest(run_dir, "failed")
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         command = resume_command(run_dir, state.settings, state.session.task)
+        reason = f"cannot write: {os.strerror(error.errno)}"
         raise RunIncompleteError(
-            f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; make room and go on with: {command}"
+            f"{run_dir}: {reason}; what was done is kept; make room and go on with: {command}"
         ) from error

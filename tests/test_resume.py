@@ -1,0 +1,294 @@
+"""Going on with a run: what is done again, what is refused, what arrays and streams give."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tiny_models import HIDDEN, SENTENCES, save_model
+
+from llm_entropy import merge_run, windows
+from llm_entropy.results import RunResult
+from llm_entropy.run import run
+from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
+from llm_entropy.status import run_status
+
+# Where a stream is left before its end, `datasets` does not close its files.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
+    monkeypatch.setattr(windows, "MIN_BATCH_TOKENS", 32)
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_model("gpt2", tmp_path_factory.mktemp("models") / "gpt2"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "corpus.txt"
+    path.write_text("".join(f"{SENTENCES[i % 8]} {i}\n" for i in range(70)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def settings(gpt2: str, corpus: Path, tmp_path: Path) -> Settings:
+    control = ControlSettings(control_vector=[0.4, -0.9, 0.7])
+    return Settings(
+        analysis=AnalysisSettings(num_sentences=None, metrics=["entropy"], compare_control=True, control=control),
+        models={"gpt2": gpt2},
+        data=DataSettings(path=str(corpus), tokens_per_batch=64),
+        output=OutputSettings(dir=str(tmp_path / "runs"), run_name="one", plots=False, part_seconds=0),
+    )
+
+
+def changed(settings: Any, key: str, value: Any) -> Any:
+    """Return settings with another value under a dotted key."""
+    name, _, rest = key.partition(".")
+    return replace(settings, **{name: changed(getattr(settings, name), rest, value) if rest else value})
+
+
+def named(settings: Settings, name: str, **data: Any) -> Settings:
+    settings = changed(settings, "output.run_name", name)
+    for key, value in data.items():
+        settings = changed(settings, f"data.{key}", value)
+    return settings
+
+
+def tables_of(run_dir: Path) -> dict[str, bytes]:
+    paths = [path for path in run_dir.rglob("*") if path.suffix in (".csv", ".parquet") and "shards" not in path.parts]
+    assert paths
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
+
+
+def everything_in(folder: Path) -> dict[str, tuple[bytes, int]]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".log")]
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in paths}
+
+
+def lose(run_dir: Path, *numbers: int) -> list[Path]:
+    """Remove parts with their markers, as if a process had never written them."""
+    markers = sorted(run_dir.glob("shards/*/*/*/part-*.json"))
+    lost = [markers[number] for number in numbers]
+    for marker in lost:
+        marker.unlink()
+        marker.with_suffix(".parquet").unlink()
+    return lost
+
+
+# --- what is done again ------------------------------------------------------------------------------------------
+
+
+def test_only_what_is_missing_is_computed_and_the_bytes_are_the_same(settings: Settings):
+    whole = run(settings, quiet=True)
+    before = tables_of(whole.run_dir)
+    lost = lose(whole.run_dir, 1, 5, -1)
+    kept = everything_in(whole.run_dir / "shards")
+    again = run(settings, quiet=True, resume=True)
+    assert tables_of(again.run_dir) == before
+    after = everything_in(whole.run_dir / "shards")
+    assert {name: after[name] for name in kept} == kept
+    assert len(after) - len(kept) == 2 * len(lost)
+    about = json.loads((whole.run_dir / "run.json").read_text())
+    assert about["status"] == "complete"
+    assert [process["num_parts"] for process in about["models"]["gpt2"]["processes"]][-1] == 3
+    assert about["models"]["gpt2"]["num_records"] == 70
+
+
+def test_a_complete_run_is_left_as_it_is(settings: Settings):
+    whole = run(settings, quiet=True)
+    before = everything_in(whole.run_dir)
+    again = run(settings, quiet=True, resume=True)
+    assert everything_in(whole.run_dir) == before
+    assert again["gpt2"].summary == whole["gpt2"].summary
+    assert list(again["gpt2"]["standard"]["entropy"].index) == list(whole["gpt2"]["standard"]["entropy"].index)
+
+
+def test_other_outputs_are_made_of_a_complete_run(settings: Settings):
+    run(changed(settings, "output.csv", False), quiet=True)
+    result = run(settings, quiet=True, resume=True)
+    assert (result.run_dir / "standard/data/gpt2_entropy.csv").is_file()
+
+
+def test_resuming_what_was_never_begun_begins_it(settings: Settings):
+    assert run(settings, quiet=True, resume=True)["gpt2"].summary
+
+
+def test_an_existing_run_is_not_touched_without_being_asked(settings: Settings):
+    whole = run(settings, quiet=True)
+    before = everything_in(whole.run_dir)
+    with pytest.raises(ValueError, match=r"exists already and is never overwritten; .* --resume"):
+        run(settings, quiet=True)
+    assert everything_in(whole.run_dir) == before
+
+
+def test_resuming_needs_a_name(settings: Settings):
+    with pytest.raises(ValueError, match=r"output\.run_name: --resume needs the name of the run"):
+        run(changed(settings, "output.run_name", None), quiet=True, resume=True)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("seed", 3, "seed was 0, now 3"),
+        ("analysis.temperature", 0.5, "analysis.temperature was 1.0, now 0.5"),
+        ("analysis.metrics", ["entropy", "margin"], r'analysis.metrics was \["entropy"\], now \["entropy", "margin"\]'),
+        ("analysis.lens", "raw", 'analysis.lens was "logit", now "raw"'),
+        ("analysis.compare_control", False, "analysis.compare_control was true, now false"),
+        ("analysis.control.strength", 2.0, "analysis.control.strength was 1.0, now 2.0"),
+        ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering was "\w+", now "\w+"'),
+        ("analysis.num_sentences", 9, r'corpus was "\w+", now "\w+"; analysis.num_sentences was null, now 9'),
+        ("data.tokens_per_batch", 65, "data.tokens_per_batch was 64, now 65"),
+        ("data.max_length", 9, "models.gpt2.max_length was 60, now 9"),
+        ("trainer.precision", "bf16-true", 'trainer.precision was "32-true", now "bf16-true"'),
+    ],
+)
+def test_a_changed_configuration_is_refused_and_the_difference_named(
+    settings: Settings, key: str, value: Any, words: str
+):
+    whole = run(settings, quiet=True)
+    before = everything_in(whole.run_dir)
+    with pytest.raises(ValueError, match=f"was begun with another configuration: .*{words}"):
+        run(changed(settings, key, value), quiet=True, resume=True)
+    assert everything_in(whole.run_dir) == before
+
+
+def test_other_weights_and_other_sentences_are_refused(settings: Settings, corpus: Path, tmp_path: Path):
+    other = save_model("gpt2", tmp_path / "gpt2", seed=1)
+    run(changed(settings, "models", {"gpt2": str(other)}), quiet=True)
+    save_model("gpt2", other, seed=2)
+    with pytest.raises(ValueError, match=r'configuration: models.gpt2.content was "\w+", now "\w+";'):
+        run(changed(settings, "models", {"gpt2": str(other)}), quiet=True, resume=True)
+    save_model("gpt2", other, seed=1)
+    corpus.write_text(corpus.read_text().replace("3", "4"))
+    with pytest.raises(ValueError, match=r'configuration: corpus was "\w+", now "\w+";'):
+        run(changed(settings, "models", {"gpt2": str(other)}), quiet=True, resume=True)
+
+
+def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings):
+    whole = run(settings, quiet=True)
+    (whole.run_dir / "hpc_ckpt_1.ckpt").write_bytes(b"weights of another day")
+    with pytest.raises(
+        ValueError, match=r"hpc_ckpt_1\.ckpt: Lightning would load it over the models' weights; remove it"
+    ):
+        run(settings, quiet=True, resume=True)
+
+
+def test_a_folder_that_is_no_run_is_not_taken_for_one(settings: Settings):
+    folder = Path(settings.output.dir) / "one"
+    folder.mkdir(parents=True)
+    (folder / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match="exists and is no run"):
+        run(settings, quiet=True, resume=True)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+# --- arrays ------------------------------------------------------------------------------------------------------
+
+
+def run_tasks(settings: Settings, name: str, count: int, order: Iterator[int] | range, **data: Any) -> RunResult:
+    for index in order:
+        result = run(named(settings, name, num_shards=count, shard_index=index, **data), quiet=True)
+    return result
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, count: int):
+    whole = run(settings, quiet=True)
+    result = run_tasks(settings, "array", count, reversed(range(count)))
+    assert not result, "a task makes no outputs"
+    assert not (result.run_dir / "standard").exists()
+    merged = merge_run(result.run_dir, quiet=True)
+    assert tables_of(merged.run_dir) == tables_of(whole.run_dir)
+    about = json.loads((merged.run_dir / "run.json").read_text())
+    tasks = [process["task"] for process in about["models"]["gpt2"]["processes"]]
+    assert tasks == sorted(tasks)
+    assert about["models"]["gpt2"]["num_sentences"] == 70
+
+
+def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(settings: Settings):
+    whole = run(settings, quiet=True)
+    run_dir = run_tasks(settings, "array", 5, range(0, 5, 2)).run_dir
+    status = run_status(run_dir)
+    assert (status.is_complete, status.missing_tasks, status.workers) == (False, [1, 3], [])
+    with pytest.raises(ValueError, match=r"is not complete: gpt2 lacks .* --array=1,3 each of them runs: llm-entropy"):
+        merge_run(run_dir, quiet=True)
+    run(named(settings, "array", num_shards=3, shard_index=1), quiet=True, resume=True)
+    assert run_status(run_dir).missing_tasks
+    result = run(named(settings, "array"), quiet=True, resume=True)
+    assert run_status(run_dir).is_complete
+    assert tables_of(result.run_dir) == tables_of(whole.run_dir)
+
+
+def test_a_task_that_was_begun_is_gone_on_with_only_when_asked(settings: Settings):
+    run_dir = run_tasks(settings, "array", 2, range(1)).run_dir
+    before = everything_in(run_dir)
+    with pytest.raises(ValueError, match="task 0 has been begun already; add --resume"):
+        run_tasks(settings, "array", 2, range(1))
+    assert everything_in(run_dir) == before
+
+
+def test_the_tasks_number_comes_from_the_array(settings: Settings, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    result = run(named(settings, "array", num_shards=2), quiet=True)
+    assert [path.name for path in result.run_dir.glob("shards/gpt2/task-*")] == ["task-00001-of-00002"]
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+    with pytest.raises(ValueError, match=r"SLURM_ARRAY_TASK_ID: got 2, but data.num_shards is 2; .*--array=0-1"):
+        run(named(settings, "array", num_shards=2), quiet=True, resume=True)
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    with pytest.raises(ValueError, match=r"data.shard_index: got null, and SLURM_ARRAY_TASK_ID is not set"):
+        run(named(settings, "array", num_shards=2), quiet=True, resume=True)
+    with pytest.raises(ValueError, match=r"output.run_name: data.num_shards needs the name of the run"):
+        run(changed(named(settings, "x", num_shards=2, shard_index=0), "output.run_name", None), quiet=True)
+
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_gives_the_bytes_of_the_mapped_corpus_and_is_gone_on_with(settings: Settings):
+    whole = run(settings, quiet=True)
+    streamed = run(named(settings, "stream", streaming=True), quiet=True)
+    assert tables_of(streamed.run_dir) == tables_of(whole.run_dir)
+    lose(streamed.run_dir, 0, 4, -1)
+    assert not run_status(streamed.run_dir).is_complete
+    again = run(named(settings, "stream", streaming=True), quiet=True, resume=True)
+    assert tables_of(again.run_dir) == tables_of(whole.run_dir)
+    about = json.loads((again.run_dir / "run.json").read_text())
+    assert (about["corpus"]["num_rows"], about["corpus"]["num_windows"]) == (70, None)
+    assert tables_of(merge_run(again.run_dir, quiet=True).run_dir) == tables_of(whole.run_dir)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_files_of_a_stream_are_shared_by_tasks(settings: Settings, tmp_path: Path, count: int):
+    texts = [line for line in Path(str(settings.data.path)).read_text().splitlines()]
+    edges = [0, 33, 34, 70]
+    for number, (first, end) in enumerate(itertools.pairwise(edges)):
+        Dataset.from_dict({"text": texts[first:end]}).to_parquet(tmp_path / f"part-{number}.parquet")
+    whole = run(settings, quiet=True)
+    data = {"path": str(tmp_path / "part-*.parquet"), "streaming": True}
+    result = run_tasks(settings, "files", count, range(count), **data)
+    if count > 1:
+        merge_run(result.run_dir, quiet=True)
+    before, after = tables_of(whole.run_dir), tables_of(result.run_dir)
+    # the ids, and so the batches, are others; the order and the numbers are not
+    for name in (name for name in before if name.endswith("entropy.csv")):
+        rows = [[line.split(',"')[0] for line in table.decode().splitlines()] for table in (before[name], after[name])]
+        assert rows[0] == rows[1]
+    assert json.loads((result.run_dir / "run.json").read_text())["corpus"]["num_files"] == 3
