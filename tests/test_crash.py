@@ -7,6 +7,7 @@ import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,36 @@ def test_a_full_disk_is_one_line_and_what_was_done_is_kept(room: Path, launch: L
     assert not list((room / "runs/full").rglob("*.tmp"))
     assert launch(printed_command(last)).status == 0
     assert outputs_of(room / "runs/full") == whole
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_no_output_is_ever_opened_for_writing_each_comes_by_a_rename_after_it_was_synced(
+    room: Path, whole: dict[str, bytes]
+):
+    words = ["predict", *WORDS, "--output.run_name=traced", "--output.plots=true", "--models={gpt2: builtin:tiny-gpt2}"]
+    calls = "openat,open,creat,rename,renameat,renameat2,link,linkat,fsync,fdatasync,truncate,ftruncate"
+    command = ["strace", "-f", "-y", "-qq", "-o", "trace", "-e", f"trace={calls}", sys.executable, "-m", "llm_entropy"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, *words], cwd=room, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    final = re.compile(r"runs/traced/((?:standard|control|comparative|shards)/.*|run\.json|config\.yaml)")
+    synced, renamed = set(), set()
+    for line in (room / "trace").read_text().splitlines():
+        quoted = [
+            os.path.relpath(text, room) if text.startswith("/") else text for text in re.findall(r'"([^"]*)"', line)
+        ]
+        if " openat(" in line or " open(" in line or " creat(" in line:
+            writes = re.search(r"O_WRONLY|O_RDWR|O_CREAT|creat\(", line) and "O_DIRECTORY" not in line
+            assert not (writes and final.fullmatch(quoted[0]) and not Path(quoted[0]).name.startswith(".")), line
+        elif "sync(" in line:
+            synced |= {os.path.relpath(text, room) for text in re.findall(r"<(/[^>]*)>", line)}
+        elif (" rename" in line or " link" in line) and (arrived := final.fullmatch(quoted[1])):
+            assert quoted[0] in synced, f"{quoted[0]} was renamed before it was on the disk"
+            renamed.add(arrived[1])
+    files = [path for path in (room / "runs/traced").rglob("*") if path.is_file()]
+    expected = {str(path.relative_to(room / "runs/traced")) for path in files if final.search(str(path))}
+    assert renamed == expected
+    assert sum(name.endswith(".png") for name in expected) > 10
 
 
 # --- two processes -----------------------------------------------------------------------------------------------

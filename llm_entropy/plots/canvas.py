@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL.Image import Dither, Image, Quantize, fromarray
 from llm_entropy.plots.lettering import FAMILY, plain, shorten
 from llm_entropy.schema import Curves, ModelTables
 from llm_entropy.settings import COMPARISON_METRICS, CONTROL, METRICS, STANDARD, Metric
+from llm_entropy.storage import written_whole
 
 Numbers = npt.NDArray[np.floating[Any]]
 
@@ -85,12 +85,8 @@ def figure(path: Path, width: float, height: float, drawn: list[Path]) -> Iterat
         yield canvas
         image = _rendered(canvas)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
+        with written_whole(path) as temporary:
             image.save(temporary, format="png", dpi=(DPI, DPI))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     drawn.append(path)
 
 
