@@ -244,26 +244,34 @@ class Done:
         return [index for index in batches if index not in done]
 
 
-def find_markers(model_folder: Path) -> list[Path]:
-    """Return the markers below `shards/{model}`, by name; none where there is no such folder."""
-    return sorted(
-        path for path in model_folder.glob(f"task-*/rank-*/part-*{MARKER_SUFFIX}") if not path.name.startswith(".")
-    )
+def find_markers(model_folder: Path, task: Optional[Task] = None) -> list[Path]:
+    """Return the markers below `shards/{model}`, by name; none where there is no such folder.
+
+    Args:
+        model_folder: Where to look.
+        task: Leave out other tasks of its array: they own other batches, and there may be thousands of them.
+    """
+    folders = sorted(model_folder.glob("task-*"))
+    if task is not None:
+        own = task_folder(model_folder, task)
+        folders = [path for path in folders if path == own or not path.name.endswith(f"-of-{task.count:05d}")]
+    return [marker for folder in folders for marker in sorted(folder.glob(f"rank-*/part-*{MARKER_SUFFIX}"))]
 
 
-def read_ledger(model_folder: Path, config_hash: str) -> Ledger:
+def read_ledger(model_folder: Path, config_hash: str, task: Optional[Task] = None) -> Ledger:
     """Read the markers of a model.
 
     Args:
         model_folder: `shards/{model}` of the run.
         config_hash: What the parts must have been made with.
+        task: Leave out other tasks of its array.
 
     Raises:
         ValueError: A marker cannot be read, a part is missing or of another size or run, or a batch is there twice.
     """
     ledger = Ledger()
     places: dict[BatchKey, Marker] = {}
-    for path in find_markers(model_folder):
+    for path in find_markers(model_folder, task):
         marker = Marker.read(path)
         if marker.config_hash != config_hash:
             raise ValueError(

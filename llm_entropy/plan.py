@@ -37,7 +37,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What makes the records of this model what they are, beside the settings of the analysis."""
         source, settings = self.source, self.source.settings
-        content = None if source.revision else fingerprint(Path(source.location))
+        folder = Path(source.location)
+        content = fingerprint(folder) if source.revision is None and folder.is_dir() else None
         steering = None
         if self.steering is not None:
             tensors = [self.steering.vectors, self.steering.token_weights]

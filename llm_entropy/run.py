@@ -234,7 +234,7 @@ def _predict(plan: Plan, state: _Run) -> None:
     state.trainer = trainer
     ledger = Ledger()
     if session.run_dir is not None and _is_first_process():
-        ledger = read_ledger(session.run_dir / "shards" / source.key, session.config_hash)
+        ledger = read_ledger(session.run_dir / "shards" / source.key, session.config_hash, session.task)
         if trainer.world_size == 1 and not missing_of_task(ledger, state.expected, session.task):
             log.info("%s: nothing is missing", source.key)
             return
@@ -332,8 +332,8 @@ def _finish(state: _Run, plans: Sequence[Plan]) -> RunResult:
         assert state.trainer is not None
         session.wait_for_others(state.trainer.strategy)
     ledgers = {
-        plan.source.key: read_ledger(session.run_dir / "shards" / plan.source.key, session.config_hash)
-        for plan in plans
+        key: read_ledger(session.run_dir / "shards" / key, session.config_hash, session.task)
+        for key in (plan.source.key for plan in plans)
     }
     lost = [
         key for key, ledger in ledgers.items() if missing_of_task(ledger, state.expected, session.task, for_sure=True)

@@ -55,17 +55,20 @@ class Session:
             ValueError: A living process writes what this task would write.
         """
         self.run_dir = run_dir
+        self._acquire()
+        own = _lock_path(run_dir, self.task, self.rank)
         for path in sorted(_locks(run_dir).glob("task-*.lock")):
             # tasks of the same array do not disturb each other; those of another division of the corpus would
-            if f"-of-{self.task.count:05d}." in path.name and not path.name.startswith(f"{_task_name(self.task)}."):
-                continue
+            other_task = f"-of-{self.task.count:05d}." in path.name and not path.name.startswith(
+                f"{_task_name(self.task)}."
+            )
             lock = Lock(path)
-            if lock.is_held:
+            if path != own and not other_task and lock.is_held:
+                self.release()
                 raise ValueError(
                     f"{run_dir}: {lock.holder} is at work on it ({path.name.removesuffix('.lock')}); "
                     "wait until it ends, or stop it"
                 )
-        self._acquire()
         for folder in run_dir.glob(f"shards/*/{_task_name(self.task)}"):
             ledger.remove_leftovers(folder)
 

@@ -253,7 +253,7 @@ class OutputSettings:
     """Whether plots are drawn."""
     parquet: bool = True
     """Whether every record is written as Parquet beside the CSV files."""
-    part_megabytes: float = 32.0
+    part_megabytes: float = 16.0
     """A process writes its records to a file of shards when so much has come together."""
     part_seconds: float = 60.0
     """It writes them after so many seconds at the latest: what a kill costs; 0: after every batch."""

@@ -124,7 +124,7 @@ def missing_of_task(ledger: Ledger, expected: Expected, task: Task, *, for_sure:
         ledger: Of the model.
         expected: What must be there in the end, from all tasks.
         task: Which one.
-        for_sure: Whether windows are left out that a stream may have or not have, behind those that are known.
+        for_sure: Whether that is left out of which it is not known yet whether the task has any of it.
     """
     return [
         one for one in find_missing(ledger, expected) if task.index in _tasks_of(one, expected, task.count, for_sure)
@@ -211,7 +211,9 @@ def _tasks_of(missing: Missing, expected: Expected, num_tasks: int, for_sure: bo
         return list(range(num_tasks)) if missing.reaches_on and not for_sure else [number % num_tasks]
     if missing.batches is None:
         first = window * num_tasks // expected.num_windows
-        return list(range(first, -(-(window + 1) * num_tasks // expected.num_windows)))
+        tasks = list(range(first, -(-(window + 1) * num_tasks // expected.num_windows)))
+        # of several tasks some may own nothing of it: that is known once somebody has planned it
+        return [] if for_sure and len(tasks) > 1 else tasks
     assert missing.num_batches is not None
     owners = {owner(window, b, missing.num_batches, expected.num_windows, num_tasks) for b in missing.batches}
     return sorted(owners)

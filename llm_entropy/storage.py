@@ -171,7 +171,7 @@ class Lock:
             return True
         try:
             stream = self.path.open("r+", encoding="utf-8")
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # nobody ever, or nobody that this user could disturb
             return False
         with stream:
             return _try_flock(stream) is False

@@ -39,6 +39,9 @@ from llm_entropy.storage import checksum, written_whole
 
 ROW_GROUP = 4096
 """Records of a part that are read together: the merge reads ranges of sentences."""
+BATCHES_TOGETHER = 4
+"""So many batches are copied into one table: what waits must not lie scattered among what comes and goes, or the memory
+between is never given back."""
 REPLACEMENT = "\ufffd"
 """What decoding makes of a token that is only a part of a character."""
 
@@ -91,7 +94,7 @@ class ShardWriter(BasePredictionWriter):
         model: str,
         session: Session,
         *,
-        part_bytes: float = 32 * 2**20,
+        part_bytes: float = 16 * 2**20,
         part_seconds: float = 60.0,
     ) -> None:
         super().__init__(write_interval="batch")
@@ -146,7 +149,7 @@ class ShardWriter(BasePredictionWriter):
             return
         path = self._folder / f"part-{self.num_parts:06d}{PART_SUFFIX}"
         self.num_parts += 1
-        table = pa.concat_tables(waiting.tables).sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
+        table = waiting.table()
         with written_whole(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
             sha256, num_bytes = checksum(temporary), temporary.stat().st_size
@@ -169,7 +172,8 @@ class _Waiting:
     """The records that have not been written yet."""
 
     def __init__(self) -> None:
-        self.tables: list[pa.Table] = []
+        self._tables: list[pa.Table] = []
+        self._latest: list[pa.Table] = []
         self.batches: list[tuple[BatchKey, int]] = []
         self.notes: dict[int, WindowNotes] = {}
         self.num_bytes = 0
@@ -178,13 +182,24 @@ class _Waiting:
 
     def add(self, table: pa.Table, records: Records) -> None:
         """Take the records of a batch."""
-        self.tables.append(table)
+        self._latest.append(table)
+        if len(self._latest) == BATCHES_TOGETHER:
+            self._copy_latest()
         self.batches.append((records.key, len(table)))
         if records.notes is not None:
             self.notes[records.key.window] = records.notes
         self.num_bytes += table.nbytes
         self._num_sentences += records.num_sentences
         self._num_tokens += records.num_tokens
+
+    def _copy_latest(self) -> None:
+        self._tables.append(pa.concat_tables(self._latest).combine_chunks())
+        self._latest = []
+
+    def table(self) -> pa.Table:
+        """Return all records, in the order of the corpus and of the positions in a sentence."""
+        whole = pa.concat_tables([*self._tables, *self._latest])
+        return whole.sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
 
     @property
     def seconds(self) -> float:

@@ -249,9 +249,8 @@ def start(room: Path, *words: str) -> subprocess.Popen[str]:
     """Start the real command line, as the leader of a group of processes, as a shell does."""
     command = [sys.executable, "-m", "llm_entropy", "predict", *WORDS, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        command, cwd=room, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, process_group=0
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=room, env=environment, start_new_session=True, **pipes)
 
 
 def lock_of(run_dir: Path, rank: int) -> Path:

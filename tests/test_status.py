@@ -22,6 +22,7 @@ def test_a_single_batch_belongs_to_its_owner_and_an_unknown_window_to_all_who_ma
     assert _tasks_of(Missing(1, [3], 8), expected, 4) == [owner(1, 3, 8, 2, 4)] == [2]
     assert _tasks_of(Missing(1, None, None), expected, 4) == [2, 3]
     assert _tasks_of(Missing(1, None, None), expected, 3) == [1, 2]
+    assert _tasks_of(Missing(1, None, None), expected, 3, for_sure=True) == []
     assert _tasks_of(Missing(1, None, None), Expected(8), 2) == [0]
 
 
