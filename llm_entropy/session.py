@@ -10,6 +10,7 @@ import secrets
 import subprocess
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
@@ -40,7 +41,8 @@ class Session:
     """Tells the processes of one start from those of another; that of the first process counts."""
     rank: int = 0
     world_size: int = 1
-    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="microseconds"))
+    """To the microsecond: the processes of a run are listed in the order in which they started."""
     _lock: Optional[Lock] = None
 
     def take(self, run_dir: Path) -> None:
