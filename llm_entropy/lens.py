@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -54,24 +55,29 @@ class Lens(nn.Module):
             self.translators.to(device=view.decoder.weight.device, dtype=view.decoder.weight.dtype)
 
     @torch.inference_mode()
-    def project(self, states: Tensor) -> Tensor:
+    def project(self, states: Tensor, layers: Sequence[int]) -> Tensor:
         """Return what goes into the decoder.
 
         Args:
-            states: [condition, layer, record, hidden], all layers 0..L.
+            states: [slot, record, hidden].
+            layers: [slot], the layer of each slot, 0..L.
 
         Returns:
-            [condition, layer, record, width], float32.
+            [slot, record, width].
         """
         view = self.view
         if self.translators is not None:
-            moved = [states[:, layer] + move(states[:, layer]) for layer, move in enumerate(self.translators)]
-            states = torch.stack([*moved, states[:, -1]], dim=1)
+            states = torch.stack([self._translate(state, layer) for state, layer in zip(states, layers, strict=True)])
         if view.final_norm is not None and self.kind != "raw":
             states = view.final_norm(states)
         for step in view.head:
             states = step(states)
-        return states.float()
+        return states
+
+    def _translate(self, states: Tensor, layer: int) -> Tensor:
+        """Apply the affine map of a layer, the identity at the last one."""
+        assert self.translators is not None
+        return states if layer == len(self.translators) else states + self.translators[layer](states)
 
 
 def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.ModuleList:
@@ -151,13 +157,13 @@ def check_lens(view: ModelView, name: str) -> float:
     rows, positions = mask.nonzero(as_tuple=True)
     with read_layers(view, rows, positions) as states:
         run_base(view, input_ids, mask)
-    inputs = Lens(view).project(states.stack().unsqueeze(0))
+    inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
     if inputs.shape[-1] != decoder.in_features:
         raise ValueError(
             f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {decoder.in_features}; correct "
             f"the row of {model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py): its head"
         )
-    seen = kernels.logits_of(inputs[0, -1], view.unembedding(temperature=1.0))
+    seen = kernels.logits_of(inputs[0], view.unembedding(temperature=1.0))
     truth = model(input_ids=input_ids, attention_mask=mask).logits.flatten(0, 1).float()
     if seen.shape != truth.shape:
         raise ValueError(

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import lightning as L
 import torch
 from torch import Tensor
 
-from llm_entropy import kernels
 from llm_entropy.architectures import ModelView, run_base
 from llm_entropy.attention import read_attention_entropy
+from llm_entropy.decode import Slots, Tokens, Wanted, decode
 from llm_entropy.layers import read_layers
 from llm_entropy.lens import Lens
 from llm_entropy.metrics import FROM_STATISTICS
-from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Records, RowStatistics
+from llm_entropy.prefix import BlockOutput, keep_output, start_behind
+from llm_entropy.schema import Batch, ConditionRecords, LayerStatistics, Records
 from llm_entropy.settings import ATTENTION_ENTROPY, CONTROL, KL_FROM_STANDARD, AnalysisSettings
 from llm_entropy.steering import SteeringPlan, steer
 
-TILE_STATES = 2**24
-"""Numbers of the residual stream, over conditions, layers and records, that go through the lens together: 64 MiB."""
+log = logging.getLogger("llm_entropy")
+
+TILE_STATES = 2**22
+"""Numbers of the residual stream, over slots and records, that go through the lens together: 16 MiB in float32."""
 
 
 class _Forward(NamedTuple):
@@ -31,26 +35,6 @@ class _Forward(NamedTuple):
     """[layer, record, hidden]."""
     attention: Optional[Tensor]
     """[block, record, head], in nats; None if it was not asked for."""
-
-
-class _Tokens(NamedTuple):
-    """The tokens that a batch names, and what the layers think of them."""
-
-    targets: Tensor
-    """[condition, record], the token whose probability is read."""
-    listed: Tensor
-    """[condition, record, top_k], the predictions of the last layer, or [condition, record, 1], the sampled token."""
-    listed_probabilities: Tensor
-    """As `listed`, at the last layer."""
-    tracked: Tensor
-    """[condition, record, tracked], the likeliest tokens of the last layer."""
-    tracked_probabilities: Tensor
-    """[condition, record, tracked, layer]."""
-
-    @classmethod
-    def join(cls, parts: Sequence[_Tokens]) -> _Tokens:
-        """Return the tokens of several tiles of records, in order."""
-        return cls(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
 
 
 class EntropyModule(L.LightningModule):
@@ -71,10 +55,29 @@ class EntropyModule(L.LightningModule):
         self.view = view
         self.analysis = analysis
         self.plan = plan
+        num_layers, first = view.shape.num_layers, None if plan is None else plan.first_layer
+        self.slots = Slots(len(analysis.conditions), num_layers, num_layers if first is None else first)
+        self.names = [name for name in analysis.metrics if name != ATTENTION_ENTROPY]
+        self.wanted = Wanted(
+            top_k=analysis.top_k,
+            num_tracked=analysis.tracked_tokens,
+            use_sampling=analysis.use_sampling,
+            square="varentropy" in self.names,
+            final_cross="kl_to_final" in self.names,
+            standard_cross=len(analysis.conditions) > 1,
+            target_rank="target_rank" in self.names,
+        )
+        self._most_rows: Optional[int] = None
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on the device, copied while the device still works on the one before."""
+        if device.type == "cuda":
+            return batch.pin_memory().to(device, non_blocking=True)
+        return batch.to(device)
 
     @torch.inference_mode()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Records:
-        """Return the records of one batch, on the CPU.
+        """Return the records of one batch, on the CPU or on their way there.
 
         The conditions run on the same batch, one after the other; their layers go through the lens together, so that
         what compares them needs no second pass over the vocabulary.
@@ -83,111 +86,164 @@ class EntropyModule(L.LightningModule):
             batch: Padded sentences and the positions to read.
             batch_idx: Not used.
         """
+        host = batch.host or batch
+        conditions = self._measure_what_fits(batch) if batch.sentences else {}
+        conditions, wait = _to_host(conditions, batch.input_ids.device)
         return Records(
-            sentence_ids=batch.sentence_ids.cpu(),
-            sentences=[batch.sentences[row] for row in batch.rows.tolist()],
-            positions=batch.positions.cpu(),
-            token_ids=batch.input_ids[batch.rows, batch.positions].cpu(),
-            starts=batch.starts.cpu(),
-            ends=batch.ends.cpu(),
-            conditions=self._measure(batch) if batch.sentences else {},
-            num_tokens=int(batch.attention_mask.sum()),
-            num_sentences=len(batch.sentences),
-            key=batch.key,
-            notes=batch.notes,
+            sentence_ids=host.sentence_ids,
+            sentences=[host.sentences[row] for row in host.rows.tolist()],
+            positions=host.positions,
+            token_ids=host.input_ids[host.rows, host.positions],
+            starts=host.starts,
+            ends=host.ends,
+            conditions=conditions,
+            num_tokens=int(host.attention_mask.sum()),
+            num_sentences=len(host.sentences),
+            key=host.key,
+            notes=host.notes,
+            wait=wait,
         )
+
+    def _measure_what_fits(self, batch: Batch) -> dict[str, ConditionRecords]:
+        """Run every condition on a batch; one that the device has no memory for is run in halves, and so is the next.
+
+        Raises:
+            torch.OutOfMemoryError: There is no memory for a single sentence.
+        """
+        num_rows = len(batch.sentences)
+        size = min(num_rows, self._most_rows or num_rows)
+        parts: list[dict[str, ConditionRecords]] = []
+        start = 0
+        while start < num_rows:
+            stop = min(start + size, num_rows)
+            part = batch if (start, stop) == (0, num_rows) else batch.rows_between(start, stop)
+            try:
+                parts.append(self._measure(part))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = self._most_rows = size // 2
+                log.warning(
+                    "out of memory with a batch of %d sentences: %d at a time from here on; "
+                    "a smaller data.tokens_per_batch does without this",
+                    stop - start,
+                    size,
+                )
+            else:
+                start = stop
+        if len(parts) == 1:
+            return parts[0]
+        return {name: ConditionRecords.join([part[name] for part in parts]) for name in parts[0]}
 
     def _measure(self, batch: Batch) -> dict[str, ConditionRecords]:
         """Run every condition on a batch."""
-        forwards = [self._forward(batch, condition) for condition in self.analysis.conditions]
-        metrics, tokens = self._decode(torch.stack([forward.states for forward in forwards]), batch)
+        forwards = self._forwards(batch)
+        metrics, tokens = self._decode(torch.cat([forward.states for forward in forwards]), batch)
         return {
             condition: self._condition_records(index, condition, forwards[index].attention, metrics, tokens)
             for index, condition in enumerate(self.analysis.conditions)
         }
 
-    def _forward(self, batch: Batch, condition: str) -> _Forward:
-        """Run the model under one condition and read it at the batch's positions."""
+    def _forwards(self, batch: Batch) -> list[_Forward]:
+        """Run the model under each condition; a second one starts behind the blocks that it shares with the first.
+
+        Returns:
+            For each condition its attention, and its states, of a second condition those of the layers that differ.
+        """
+        first, *others = self.analysis.conditions
+        if not others:
+            return [self._forward(batch, first)]
+        num_shared, num_blocks = self.slots.num_shared, self.view.shape.num_blocks
+        if num_shared == 0:
+            return [self._forward(batch, condition) for condition in self.analysis.conditions]
+        if num_shared > num_blocks:  # nothing is steered
+            one = self._forward(batch, first)
+            return [one, one._replace(states=one.states[:0])]
+        common = num_shared - 1  # the block whose output is steered first: up to there both conditions are alike
+        with keep_output(self.view, common) as kept:
+            one = self._forward(batch, first)
+        other = self._forward(batch, others[0], behind=(common, kept))
+        attention = one.attention
+        if attention is not None and other.attention is not None:
+            attention = torch.cat([attention[:num_shared], other.attention])
+        return [one, _Forward(other.states[num_shared:], attention)]
+
+    def _forward(self, batch: Batch, condition: str, behind: Optional[tuple[int, BlockOutput]] = None) -> _Forward:
+        """Run the model under one condition and read it at the batch's positions.
+
+        Args:
+            batch: What it runs on.
+            condition: Which one.
+            behind: A block that does not run again, nor do those before it, and what it returned.
+        """
         with ExitStack() as hooks:
             if condition == CONTROL:
                 assert self.plan is not None
                 hooks.enter_context(steer(self.view.blocks, self.plan, batch.attention_mask))
+            if behind is not None:
+                hooks.enter_context(start_behind(self.view, *behind))
             states = hooks.enter_context(read_layers(self.view, batch.rows, batch.positions))
             attention = None
-            if ATTENTION_ENTROPY in self.analysis.metrics:
+            runs_blocks = behind is None or behind[0] < self.view.shape.num_blocks - 1
+            if ATTENTION_ENTROPY in self.analysis.metrics and runs_blocks:
                 attention = hooks.enter_context(read_attention_entropy(self.view, batch.rows, batch.positions))
             run_base(self.view, batch.input_ids, batch.attention_mask)
         return _Forward(states.stack(), None if attention is None else attention.stack())
 
-    def _decode(self, states: Tensor, batch: Batch) -> tuple[dict[str, Tensor], _Tokens]:
-        """Turn states [condition, layer, record, hidden] into metrics [condition, layer, record] and named tokens.
+    def _decode(self, states: Tensor, batch: Batch) -> tuple[dict[str, Tensor], Tokens]:
+        """Turn states [slot, record, hidden] into metrics [condition, layer, record] and named tokens.
 
         Some records at a time: what a lens makes of the states must not take a multiple of their memory.
         """
-        size = max(1, TILE_STATES // states[:, :, 0].numel())
-        parts = [
-            self._decode_tile(states[:, :, tile], batch.targets[tile], batch.uniforms[tile])
-            for tile in (slice(start, start + size) for start in range(0, states.shape[2], size))
-        ]
+        size = max(1, TILE_STATES // states[:, 0].numel())
+        unembedding = self.view.unembedding(self.analysis.temperature)
+        parts = []
+        for start in range(0, states.shape[1], size):
+            tile = slice(start, start + size)
+            inputs = self.lens.project(states[:, tile], self.slots.layers)
+            statistics, tokens = decode(
+                inputs, self.slots, unembedding, batch.targets[tile], batch.uniforms[tile], self.wanted
+            )
+            parts.append((self._metrics(statistics), tokens))
         metrics = {name: torch.cat([part[name] for part, _ in parts], dim=2) for name in parts[0][0]}
-        return metrics, _Tokens.join([tokens for _, tokens in parts])
+        return metrics, Tokens.join([tokens for _, tokens in parts])
 
-    def _decode_tile(self, states: Tensor, targets: Tensor, uniforms: Tensor) -> tuple[dict[str, Tensor], _Tokens]:
-        """Decode a tile of records; `targets` and `uniforms` are [record]."""
-        analysis, wanted = self.analysis, self.analysis.metrics
-        inputs = self.lens.project(states)
-        unembedding = self.view.unembedding(analysis.temperature)
-        statistics = kernels.lens_statistics(
-            inputs,
-            unembedding,
-            top_k=max(analysis.top_k, analysis.tracked_tokens),
-            square="varentropy" in wanted,
-            final_cross="kl_to_final" in wanted,
-            standard_cross=len(analysis.conditions) > 1,
-        )
-        log_sum = statistics.log_sum.unsqueeze(-1)
-        listed = statistics.top_ids[..., : analysis.top_k]
-        listed_probabilities = (statistics.top[..., : analysis.top_k] - log_sum[:, -1]).exp()
-        predicted = statistics.top_ids[..., 0]
-        if analysis.use_sampling:
-            log_normalizer = statistics.maximum[:, -1] + statistics.log_sum[:, -1]
-            predicted = kernels.sample_tokens(inputs[:, -1], unembedding, log_normalizer, uniforms)
-        targets = torch.where(targets == PREDICTED, predicted, targets)
-        tracked = statistics.top_ids[..., : analysis.tracked_tokens]
-        named = torch.cat([targets.unsqueeze(-1), predicted.unsqueeze(-1), tracked], dim=-1)
-        logits = kernels.token_logits(inputs, unembedding, named)
-        shifted = logits - statistics.maximum.unsqueeze(-1)
-        if analysis.use_sampling:
-            listed, listed_probabilities = predicted.unsqueeze(-1), (shifted[:, -1, :, 1:2] - log_sum[:, -1]).exp()
-        statistics = statistics._replace(target=shifted[..., 0])
-        if "target_rank" in wanted:
-            ranks = kernels.count_larger(inputs, unembedding, targets, logits[..., 0])
-            statistics = statistics._replace(target_rank=ranks)
-        tracked_probabilities = (shifted[..., 2:] - log_sum).exp().permute(0, 2, 3, 1)
-        tokens = _Tokens(targets, listed, listed_probabilities, tracked, tracked_probabilities)
-        return self._metrics(statistics), tokens
-
-    def _metrics(self, statistics: RowStatistics) -> dict[str, Tensor]:
+    def _metrics(self, statistics: LayerStatistics) -> dict[str, Tensor]:
         """Return every metric that is made from statistics, [condition, layer, record]."""
-        names = [name for name in self.analysis.metrics if name != ATTENTION_ENTROPY]
-        if len(self.analysis.conditions) > 1:
-            names.append(KL_FROM_STANDARD)
+        names = [*self.names, KL_FROM_STANDARD] if len(self.analysis.conditions) > 1 else self.names
         return {name: FROM_STATISTICS[name](statistics, self.view.shape.vocab_size) for name in names}
 
     def _condition_records(
-        self, index: int, condition: str, attention: Optional[Tensor], metrics: dict[str, Tensor], tokens: _Tokens
+        self, index: int, condition: str, attention: Optional[Tensor], metrics: dict[str, Tensor], tokens: Tokens
     ) -> ConditionRecords:
-        """Return the part of one condition, the record's axis first, on the CPU."""
+        """Return the part of one condition, the record's axis first."""
         own = {name: values[index].T for name, values in metrics.items()}
         if condition != CONTROL:
             own.pop(KL_FROM_STANDARD, None)
         if attention is not None:
             own[ATTENTION_ENTROPY] = attention.transpose(0, 1)
         return ConditionRecords(
-            target_ids=tokens.targets[index].cpu(),
-            metrics={name: values.contiguous().cpu() for name, values in own.items()},
-            top_ids=tokens.listed[index].cpu(),
-            top_probabilities=tokens.listed_probabilities[index].cpu(),
-            tracked_ids=tokens.tracked[index].cpu(),
-            tracked_probabilities=tokens.tracked_probabilities[index].contiguous().cpu(),
+            target_ids=tokens.targets[index],
+            metrics={name: values.contiguous() for name, values in own.items()},
+            top_ids=tokens.listed[index],
+            top_probabilities=tokens.listed_probabilities[index],
+            tracked_ids=tokens.tracked[index],
+            tracked_probabilities=tokens.tracked_probabilities[index].contiguous(),
         )
+
+
+def _to_host(
+    conditions: dict[str, ConditionRecords], device: torch.device
+) -> tuple[dict[str, ConditionRecords], Optional[Callable[[], None]]]:
+    """Send records to the CPU, and return them and what waits until they are there; None if they are."""
+    if device.type != "cuda":
+        return {name: own.changed(Tensor.cpu) for name, own in conditions.items()}, None
+
+    def send(values: Tensor) -> Tensor:
+        place = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return place.copy_(values, non_blocking=True)
+
+    sent = {name: own.changed(send) for name, own in conditions.items()}
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return sent, arrived.synchronize

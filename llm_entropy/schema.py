@@ -6,7 +6,8 @@ Nothing here imports torch or pyarrow when it is imported.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, AnalysisSettings
@@ -116,11 +117,37 @@ class Batch:
     notes: Optional[WindowNotes] = None
     """Of its window, where it is the window's first batch."""
 
+    host: Optional[Batch] = None
+    """The batch that this one was moved from: what the CPU needs to know is asked there, without waiting."""
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on a device; Lightning calls it."""
-        tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
-        moved = {name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()}
-        return replace(self, **moved)
+        return replace(self, host=self, **self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking)))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in memory from which a GPU copies while others compute."""
+        return replace(self, **self._each(lambda tensor: tensor.pin_memory()))
+
+    def rows_between(self, start: int, stop: int) -> Batch:
+        """Return some rows of the batch, with their records, as a batch without padding that they do not need."""
+        own = (self.rows >= start) & (self.rows < stop)
+        width = int(self.attention_mask[start:stop].sum(dim=1).max())
+        return replace(
+            self,
+            **{name: getattr(self, name)[own] for name in _OF_RECORDS},
+            rows=self.rows[own] - start,
+            input_ids=self.input_ids[start:stop, :width],
+            attention_mask=self.attention_mask[start:stop, :width],
+            sentences=self.sentences[start:stop],
+            host=None,
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        return {name: change(getattr(self, name)) for name in ("input_ids", "attention_mask", "rows", *_OF_RECORDS)}
+
+
+_OF_RECORDS = ("positions", "targets", "uniforms", "sentence_ids", "starts", "ends")
+"""The fields of a batch that are numbers of its records, and no places in it."""
 
 
 class Unembedding(NamedTuple):
@@ -139,10 +166,10 @@ class Unembedding(NamedTuple):
 
 
 class RowStatistics(NamedTuple):
-    """Sufficient statistics of rows of logits z, each [condition, layer, row], float32, shifted by the row maximum m.
+    """Sufficient statistics of rows of logits z, each [slot, row], float32, shifted by the row maximum m.
 
-    z are the logits after bias, softcap, logit scale and temperature; p = softmax(z). Fields that were not asked for
-    are None.
+    z are the logits after bias, softcap, logit scale and temperature; p = softmax(z). A slot is a layer of a condition;
+    one that several conditions share is there once. Fields that were not asked for are None.
     """
 
     maximum: Tensor
@@ -154,9 +181,27 @@ class RowStatistics(NamedTuple):
     runner_up: Tensor
     """Second largest z - m; 0 where the maximum occurs twice."""
     top_ids: Tensor
-    """[condition, row, k], int64: the tokens with the largest logits at the last layer, the largest first."""
+    """[top slot, row, k], int64: the tokens with the largest logits, the largest first."""
     top: Tensor
-    """[condition, row, k]: z - m of these tokens."""
+    """[top slot, row, k]: z - m of these tokens."""
+    square: Optional[Tensor] = None
+    """sum p (z - m)^2."""
+    cross: Optional[Tensor] = None
+    """[pair, row]: sum p_a (z_b - m_b), the logit of slot b expected under the distribution of slot a."""
+
+
+class LayerStatistics(NamedTuple):
+    """What metrics are made from: statistics by condition and layer, each [condition, layer, row], float32.
+
+    The names are those of `RowStatistics`. Fields that were not asked for are None.
+    """
+
+    log_sum: Tensor
+    """ln sum exp(z - m)."""
+    mean: Tensor
+    """sum p (z - m)."""
+    runner_up: Tensor
+    """Second largest z - m."""
     square: Optional[Tensor] = None
     """sum p (z - m)^2."""
     target: Optional[Tensor] = None
@@ -186,6 +231,21 @@ class ConditionRecords:
     tracked_probabilities: Tensor
     """[record, tracked, layer], their probability at every layer."""
 
+    @classmethod
+    def join(cls, parts: Sequence[ConditionRecords]) -> ConditionRecords:
+        """Return the records of several batches, in order."""
+        import torch
+
+        first = parts[0]
+        metrics = {name: torch.cat([part.metrics[name] for part in parts]) for name in first.metrics}
+        names = [field.name for field in fields(cls) if field.name != "metrics"]
+        return cls(metrics=metrics, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> ConditionRecords:
+        """Return the records with every tensor changed."""
+        tensors = {name: change(value) for name, value in vars(self).items() if name != "metrics"}
+        return ConditionRecords(metrics={name: change(value) for name, value in self.metrics.items()}, **tensors)
+
 
 @dataclass
 class Records:
@@ -213,6 +273,8 @@ class Records:
     """Which batch of the corpus it is."""
     notes: Optional[WindowNotes] = None
     """Of its window, where it is the window's first batch."""
+    wait: Optional[Callable[[], None]] = None
+    """Waits until the numbers have come from the device, and has to be called before they are read; None: they are there."""
 
 
 # --- records on disk ---------------------------------------------------------------------------------------------

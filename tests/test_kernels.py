@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,10 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy import kernels
 from llm_entropy.kernels import reference
-from llm_entropy.metrics import FROM_STATISTICS
 from llm_entropy.schema import RowStatistics, Unembedding
 
-CONDITIONS, LAYERS, ROWS, WIDTH, VOCAB = 2, 4, 5, 16, 103
+SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
+PAIRS = [(3, 0), (3, 1), (5, 0), (1, 4), (2, 5)]
+TOP_SLOTS = [3, 5]
 UNEMBEDDINGS = {
     "plain": Unembedding(torch.empty(0)),
     "temperature": Unembedding(torch.empty(0), temperature=0.7),
@@ -43,7 +43,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def make_states(seed: int = 0) -> Tensor:
-    return torch.randn(CONDITIONS, LAYERS, ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(SLOTS, ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
 def true_logits(states: Tensor, unembedding: Unembedding) -> Tensor:
@@ -57,7 +57,7 @@ def true_logits(states: Tensor, unembedding: Unembedding) -> Tensor:
 
 
 def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> RowStatistics:
-    wanted = {"top_k": 3, "square": True, "final_cross": True, "standard_cross": True, **options}
+    wanted = {"top_slots": TOP_SLOTS, "top_k": 3, "square": True, "pairs": PAIRS, **options}
     return kernels.lens_statistics(states, unembedding, **wanted)
 
 
@@ -75,9 +75,8 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
         "mean": (p * (z - m)).sum(-1),
         "square": (p * (z - m) ** 2).sum(-1),
         "runner_up": z.topk(2).values[..., 1] - m.squeeze(-1),
-        "final_cross": (p[:, -1:] * (z - m)).sum(-1),
-        "standard_cross": (p[:1] * (z - m)).sum(-1),
-        "top": z[:, -1].topk(3).values - m[:, -1],
+        "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
+        "top": z[TOP_SLOTS].topk(3).values - m[TOP_SLOTS],
     }
     for name, expected in truth.items():
         got = getattr(seen, name)
@@ -85,56 +84,22 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
         torch.testing.assert_close(
             got.double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
-    assert torch.equal(seen.top_ids, z[:, -1].topk(3).indices)
+    assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
 
 
-@pytest.mark.usefixtures("blocks")
-def test_metrics_are_those_of_the_textbook(unembedding: Unembedding) -> None:
-    states = make_states()
-    targets = torch.randint(VOCAB, (CONDITIONS, ROWS), generator=torch.Generator().manual_seed(3))
-    log_p = true_logits(states, unembedding).log_softmax(-1)
-    p = log_p.exp()
-    statistics = statistics_of(states, unembedding)
-    logits = kernels.token_logits(states, unembedding, targets.unsqueeze(-1)).squeeze(-1)
-    statistics = statistics._replace(
-        target=logits - statistics.maximum,
-        target_rank=kernels.count_larger(states, unembedding, targets, logits),
-    )
-    target_log_p = log_p.gather(-1, targets[:, None, :, None].expand(-1, LAYERS, -1, -1)).squeeze(-1)
-    entropy = -(p * log_p).sum(-1)
-    top = true_logits(states, unembedding).topk(2).values
-    truth = {
-        "entropy": entropy,
-        "perplexity": entropy.exp(),
-        "margin": top[..., 0] - top[..., 1],
-        "kl_divergence": math.log(VOCAB) - entropy,
-        "surprisal": -target_log_p,
-        "kl_to_final": (p[:, -1:] * (log_p[:, -1:] - log_p)).sum(-1),
-        "kl_from_standard": (p[:1] * (log_p[:1] - log_p)).sum(-1),
-        "target_rank": (log_p > target_log_p.unsqueeze(-1)).sum(-1).double(),
-        "varentropy": (p * (-log_p - entropy.unsqueeze(-1)) ** 2).sum(-1),
-    }
-    assert set(truth) == set(FROM_STATISTICS)
-    for name, expected in truth.items():
-        got = FROM_STATISTICS[name](statistics, VOCAB).double()
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
-
-
-@pytest.mark.usefixtures("blocks")
-def test_a_row_does_not_differ_from_itself() -> None:
-    states = make_states()
-    states[1] = states[0]
-    unembedding = Unembedding(torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)))
-    statistics = statistics_of(states, unembedding)
-    assert not FROM_STATISTICS["kl_from_standard"](statistics, VOCAB).any()
-    assert not FROM_STATISTICS["kl_to_final"](statistics, VOCAB)[:, -1].any()
+@pytest.mark.parametrize("backend", kernels.BACKENDS)
+def test_what_is_not_asked_for_is_left_open(backend: str) -> None:
+    seen = kernels.lens_statistics(make_states(), Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
+    assert seen.square is None
+    assert seen.cross is None
+    assert len(seen.top_ids) == len(seen.top) == 0
 
 
 @pytest.mark.usefixtures("blocks")
 def test_equal_logits_have_no_margin() -> None:
     weight = torch.zeros(VOCAB, WIDTH)
     weight[[20, 60, 61]] = 1.0
-    statistics = statistics_of(torch.ones(1, 2, 3, WIDTH), Unembedding(weight))
+    statistics = statistics_of(torch.ones(2, 3, WIDTH), Unembedding(weight), top_slots=[1], pairs=[(0, 1)])
     assert not statistics.runner_up.any()
     assert statistics.top_ids[0].sort(-1).values.tolist() == [[20, 60, 61]] * 3
 
@@ -143,9 +108,8 @@ def test_a_common_offset_of_the_logits_changes_nothing() -> None:
     states, weight = make_states(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
     near = statistics_of(states, Unembedding(weight, torch.zeros(VOCAB)))
     far = statistics_of(states, Unembedding(weight, torch.full((VOCAB,), -300.0)))
-    for name in ("entropy", "margin", "varentropy", "kl_to_final"):
-        metric = FROM_STATISTICS[name]
-        torch.testing.assert_close(metric(near, VOCAB), metric(far, VOCAB), rtol=1e-4, atol=1e-4)
+    for name in ("log_sum", "mean", "runner_up", "square", "cross"):
+        torch.testing.assert_close(getattr(near, name), getattr(far, name), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -178,21 +142,19 @@ def test_no_tensor_grows_with_rows_and_vocabulary(
     monkeypatch.setattr(reference, "TILE_LOGITS", 2**16)
     monkeypatch.setattr(reference, "VOCAB_CHUNK", 512)
     monkeypatch.setattr(reference, "GATHER_NUMBERS", 2**16)
-    states = torch.randn(2, 3, num_rows, 8)
+    states = torch.randn(SLOTS, num_rows, 8)
     unembedding = Unembedding(torch.randn(vocab_size, 8))
     with LargestTensor() as largest:
         statistics = statistics_of(states, unembedding)
-        logits = kernels.token_logits(states, unembedding, statistics.top_ids)
-        kernels.count_larger(states, unembedding, statistics.top_ids[..., 0], logits[..., 0])
-        kernels.sample_tokens(
-            states[:, -1], unembedding, torch.full((2, num_rows), 20.0), torch.rand(num_rows).double()
-        )
+        logits = kernels.token_logits(states, unembedding, statistics.top_ids[0])
+        kernels.count_larger(states, unembedding, statistics.top_ids[0, :, 0], logits[..., 0])
+        kernels.sample_tokens(states[:2], unembedding, torch.full((2, num_rows), 20.0), torch.rand(num_rows).double())
     assert largest.numel <= 2**16
 
 
 @pytest.mark.usefixtures("blocks")
 def test_sampling_inverts_the_cumulative_distribution(unembedding: Unembedding) -> None:
-    states = make_states()[:, -1]
+    states = make_states()[:2]
     cumulative = true_logits(states, unembedding).softmax(-1).cumsum(-1)
     log_normalizer = true_logits(states, unembedding).logsumexp(-1).float()
     uniforms = torch.rand(ROWS, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -202,7 +164,7 @@ def test_sampling_inverts_the_cumulative_distribution(unembedding: Unembedding) 
 
 @pytest.mark.usefixtures("blocks")
 def test_a_draw_close_to_one_still_gives_a_token(unembedding: Unembedding) -> None:
-    states = make_states()[:, -1]
+    states = make_states()[:2]
     log_normalizer = true_logits(states, unembedding).logsumexp(-1).float()
     nearly_one = torch.full((ROWS,), 1.0 - 2.0**-53, dtype=torch.float64)
     sampled = kernels.sample_tokens(states, unembedding, log_normalizer + 1e-5, nearly_one)
@@ -212,7 +174,7 @@ def test_a_draw_close_to_one_still_gives_a_token(unembedding: Unembedding) -> No
 def test_the_rank_does_not_count_the_target_itself() -> None:
     states, weight = make_states(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
     unembedding = Unembedding(weight)
-    best = true_logits(states, unembedding)[:, 0].argmax(-1)
+    best = true_logits(states, unembedding)[0].argmax(-1)
     # a target's logit that is rounded down must not put the target behind itself
     logits = kernels.token_logits(states, unembedding, best.unsqueeze(-1)).squeeze(-1) - 1e-6
-    assert not kernels.count_larger(states, unembedding, best, logits)[:, 0].any()
+    assert not kernels.count_larger(states, unembedding, best, logits)[0].any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -22,14 +22,14 @@ class Backend(Protocol):
         states: Tensor,
         unembedding: Unembedding,
         *,
+        top_slots: Sequence[int],
         top_k: int,
         square: bool,
-        final_cross: bool,
-        standard_cross: bool,
+        pairs: Sequence[tuple[int, int]],
     ) -> RowStatistics: ...
 
 
-BACKENDS: dict[str, Callable[..., RowStatistics]] = {"reference": reference.lens_statistics}
+BACKENDS: dict[str, Backend] = {"reference": reference.lens_statistics}
 """Every backend by name."""
 
 
@@ -37,37 +37,30 @@ def lens_statistics(
     states: Tensor,
     unembedding: Unembedding,
     *,
+    top_slots: Sequence[int] = (),
     top_k: int = 1,
     square: bool = False,
-    final_cross: bool = False,
-    standard_cross: bool = False,
+    pairs: Sequence[tuple[int, int]] = (),
     backend: str = "reference",
 ) -> RowStatistics:
     """Return the statistics of the logits of each row, without a tensor that has both rows and vocabulary in full.
 
     Equals, in float32,
 
-        z = softcap(scale * (states @ weight.T + bias)) / temperature        # [condition, layer, row, vocab]
+        z = softcap(scale * (states @ weight.T + bias)) / temperature        # [slot, row, vocab]
         m = z.amax(-1); p = z.softmax(-1); mean = (p * (z - m)).sum(-1); ...
 
     Args:
-        states: [condition, layer, row, width], what goes into the decoder, float32; the standard condition first.
+        states: [slot, row, width], what goes into the decoder; a slot is a layer of a condition.
         unembedding: The decoder and what follows it.
-        top_k: How many of the largest logits of the last layer are named.
+        top_slots: The slots of which the largest logits are named.
+        top_k: How many of them.
         square: Whether `square` is wanted.
-        final_cross: Whether `final_cross` is wanted.
-        standard_cross: Whether `standard_cross` is wanted.
+        pairs: Slots a and b of which `cross` is wanted.
         backend: A key of `BACKENDS`.
 
     Returns:
-        The statistics, each [condition, layer, row], float32; `target` and `target_rank` are left open.
+        The statistics, each [slot, row], float32.
     """
-    run: Backend = BACKENDS[backend]
-    return run(
-        states,
-        unembedding,
-        top_k=top_k,
-        square=square,
-        final_cross=final_cross,
-        standard_cross=standard_cross,
-    )
+    run = BACKENDS[backend]
+    return run(states, unembedding, top_slots=top_slots, top_k=top_k, square=square, pairs=pairs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 from typing import NamedTuple, Optional
 
 import torch
@@ -50,36 +50,46 @@ def _vocabulary_chunks(unembedding: Unembedding) -> Iterator[slice]:
         yield slice(start, min(start + VOCAB_CHUNK, vocab_size))
 
 
-def _tiles(num_rows: int, copies: int, unembedding: Unembedding) -> Iterator[slice]:
-    """Yield parts of the rows, such that one chunk of `copies` times their logits stays within `TILE_LOGITS`."""
-    tile = max(1, TILE_LOGITS // (copies * min(VOCAB_CHUNK, unembedding.weight.shape[0])))
+def _tiles(num_rows: int, num_slots: int, unembedding: Unembedding) -> Iterator[slice]:
+    """Yield parts of the rows, such that one chunk of the logits of all slots stays within `TILE_LOGITS`."""
+    tile = max(1, TILE_LOGITS // (num_slots * min(VOCAB_CHUNK, unembedding.weight.shape[0])))
     for start in range(0, num_rows, tile):
         yield slice(start, start + tile)
 
 
 def lens_statistics(
-    states: Tensor, unembedding: Unembedding, *, top_k: int, square: bool, final_cross: bool, standard_cross: bool
+    states: Tensor,
+    unembedding: Unembedding,
+    *,
+    top_slots: Sequence[int],
+    top_k: int,
+    square: bool,
+    pairs: Sequence[tuple[int, int]],
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
-    num_conditions, num_layers, num_rows, _ = states.shape
+    wanted = _Wanted(list(top_slots), top_k, square, list(pairs))
+    num_slots, num_rows, _ = states.shape
     tiles = [
-        _tile_statistics(states[:, :, rows], unembedding, top_k, square, final_cross, standard_cross)
-        for rows in _tiles(num_rows, num_conditions * num_layers, unembedding)
+        _tile_statistics(states[:, rows], unembedding, wanted) for rows in _tiles(num_rows, num_slots, unembedding)
     ]
-    row_axis = {"top_ids": 1, "top": 1}
-    joined = {
-        name: torch.cat([getattr(part, name) for part in tiles], dim=row_axis.get(name, 2))
-        for name in RowStatistics._fields
-        if getattr(tiles[0], name) is not None
-    }
-    return RowStatistics(**joined)
+    columns = zip(*tiles, strict=True)  # None in one tile is None in all
+    return RowStatistics(*(None if column[0] is None else torch.cat(column, dim=1) for column in columns))
+
+
+class _Wanted(NamedTuple):
+    """What is asked for beside the statistics that are always made."""
+
+    top_slots: list[int]
+    top_k: int
+    square: bool
+    pairs: list[tuple[int, int]]
 
 
 class _Sums(NamedTuple):
     """Running sums over the vocabulary of a tile, shifted by the running maximum m; float64 across chunks."""
 
     maximum: Tensor
-    """m, [condition, layer, row], float32."""
+    """m, [slot, row], float32."""
     second: Tensor
     """The second largest logit."""
     exp: Tensor
@@ -88,75 +98,64 @@ class _Sums(NamedTuple):
     """sum exp(z - m) (z - m)."""
     second_moment: Optional[Tensor]
     """sum exp(z - m) (z - m)^2."""
-    final: Optional[Tensor]
-    """sum exp(z_final - m_final) (z - m)."""
-    standard: Optional[Tensor]
-    """sum exp(z_standard - m_standard) (z - m)."""
+    cross: Optional[Tensor]
+    """[pair, row], sum exp(z_a - m_a) (z_b - m_b)."""
     top: Tensor
-    """[condition, row, k], the largest logits of the last layer."""
+    """[top slot, row, k], the largest logits."""
     top_ids: Tensor
-    """[condition, row, k], their tokens."""
-    top_k: int
-    """How many are wanted; a small chunk may have fewer."""
+    """[top slot, row, k], their tokens."""
 
 
-def _tile_statistics(
-    states: Tensor, unembedding: Unembedding, top_k: int, square: bool, final_cross: bool, standard_cross: bool
-) -> RowStatistics:
+def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) -> RowStatistics:
     chunks = (
-        _chunk_sums(logits_of(states, unembedding, tokens), tokens.start, top_k, square, final_cross, standard_cross)
+        _chunk_sums(logits_of(states, unembedding, tokens), tokens.start, wanted)
         for tokens in _vocabulary_chunks(unembedding)
     )
-    sums = reduce(_add, chunks)
-    final_exp, standard_exp = sums.exp[:, -1:], sums.exp[:1]
+    sums = reduce(partial(_add, wanted=wanted), chunks)
     return RowStatistics(
         maximum=sums.maximum,
         log_sum=sums.exp.log().float(),
         mean=(sums.first_moment / sums.exp).float(),
         runner_up=sums.second - sums.maximum,
         top_ids=sums.top_ids,
-        top=sums.top - sums.maximum[:, -1].unsqueeze(-1),
+        top=sums.top - sums.maximum[wanted.top_slots].unsqueeze(-1),
         square=None if sums.second_moment is None else (sums.second_moment / sums.exp).float(),
-        final_cross=None if sums.final is None else (sums.final / final_exp).float(),
-        standard_cross=None if sums.standard is None else (sums.standard / standard_exp).float(),
+        cross=None if sums.cross is None else (sums.cross / sums.exp[[a for a, _ in wanted.pairs]]).float(),
     )
 
 
-def _chunk_sums(
-    logits: Tensor, first_token: int, top_k: int, square: bool, final_cross: bool, standard_cross: bool
-) -> _Sums:
-    """Return the sums over one chunk of logits [condition, layer, row, token]."""
+def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
+    """Return the sums over one chunk of logits [slot, row, token]."""
     largest = logits.topk(min(2, logits.shape[-1]), dim=-1).values
     maximum = largest[..., 0]
     second = largest[..., 1] if largest.shape[-1] == 2 else torch.full_like(maximum, -torch.inf)
-    top, top_ids = logits[:, -1].topk(min(top_k, logits.shape[-1]), dim=-1)
+    top, top_ids = logits[wanted.top_slots].topk(min(wanted.top_k, logits.shape[-1]), dim=-1)
     shifted = logits - maximum.unsqueeze(-1)
     exp = shifted.exp()
     weighted = exp * shifted
+    cross = [torch.linalg.vecdot(exp[a], shifted[b]) for a, b in wanted.pairs]
     return _Sums(
         maximum=maximum,
         second=second,
         exp=exp.sum(-1).double(),
         first_moment=weighted.sum(-1).double(),
-        second_moment=(weighted * shifted).sum(-1).double() if square else None,
-        final=(exp[:, -1:] * shifted).sum(-1).double() if final_cross else None,
-        standard=(exp[:1] * shifted).sum(-1).double() if standard_cross else None,
+        second_moment=(weighted * shifted).sum(-1).double() if wanted.square else None,
+        cross=torch.stack(cross).double() if cross else None,
         top=top,
         top_ids=top_ids + first_token,
-        top_k=top_k,
     )
 
 
-def _add(a: _Sums, b: _Sums) -> _Sums:
+def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
     """Return the sums over two parts of the vocabulary, of which `a` comes first."""
     maximum = torch.maximum(a.maximum, b.maximum)
     second = torch.maximum(torch.maximum(a.second, b.second), torch.minimum(a.maximum, b.maximum))
-    a, b = _shift(a, maximum), _shift(b, maximum)
+    a, b = _shift(a, maximum, wanted), _shift(b, maximum, wanted)
 
     def plus(x: Optional[Tensor], y: Optional[Tensor]) -> Optional[Tensor]:
         return None if x is None or y is None else x + y
 
-    top, order = torch.cat([a.top, b.top], -1).sort(dim=-1, descending=True)
+    top, order = torch.cat([a.top, b.top], -1).sort(dim=-1, descending=True, stable=True)
     top_ids = torch.cat([a.top_ids, b.top_ids], -1).gather(-1, order)
     return _Sums(
         maximum=maximum,
@@ -164,30 +163,26 @@ def _add(a: _Sums, b: _Sums) -> _Sums:
         exp=a.exp + b.exp,
         first_moment=a.first_moment + b.first_moment,
         second_moment=plus(a.second_moment, b.second_moment),
-        final=plus(a.final, b.final),
-        standard=plus(a.standard, b.standard),
-        top=top[..., : a.top_k],
-        top_ids=top_ids[..., : a.top_k],
-        top_k=a.top_k,
+        cross=plus(a.cross, b.cross),
+        top=top[..., : wanted.top_k],
+        top_ids=top_ids[..., : wanted.top_k],
     )
 
 
-def _shift(sums: _Sums, maximum: Tensor) -> _Sums:
+def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
     """Return the sums relative to another maximum."""
     step = (sums.maximum - maximum).double()
     factor = step.exp()
-
-    def cross(total: Optional[Tensor], weights: Tensor, weight_factor: Tensor) -> Optional[Tensor]:
-        # sum e_w (z - m) with e_w = exp(z_w - m_w): the weights' maximum moves as well as that of z
-        return None if total is None else weight_factor * (total + step * weights)
-
-    first, second = sums.first_moment, sums.second_moment
+    first, second, cross = sums.first_moment, sums.second_moment, sums.cross
+    if cross is not None:
+        # sum e_a (z_b - m_b) with e_a = exp(z_a - m_a): the maxima of both slots move
+        weights, others = [a for a, _ in wanted.pairs], [b for _, b in wanted.pairs]
+        cross = factor[weights] * (cross + step[others] * sums.exp[weights])
     return sums._replace(
         exp=factor * sums.exp,
         first_moment=factor * (first + step * sums.exp),
         second_moment=None if second is None else factor * (second + 2 * step * first + step.square() * sums.exp),
-        final=cross(sums.final, sums.exp[:, -1:], factor[:, -1:]),
-        standard=cross(sums.standard, sums.exp[:1], factor[:1]),
+        cross=cross,
     )
 
 
@@ -195,47 +190,46 @@ def token_logits(states: Tensor, unembedding: Unembedding, tokens: Tensor) -> Te
     """Return the logits of a few tokens of each row.
 
     Args:
-        states: [condition, layer, row, width].
+        states: [slot, row, width].
         unembedding: The decoder and what follows it.
-        tokens: [condition, row, token].
+        tokens: [row, token].
 
     Returns:
-        [condition, layer, row, token], float32.
+        [slot, row, token], float32.
     """
-    per_row = tokens.shape[0] * tokens.shape[2] * states.shape[-1]
-    tile = max(1, GATHER_NUMBERS // max(1, per_row))
+    tile = max(1, GATHER_NUMBERS // max(1, tokens.shape[1] * states.shape[-1]))
     parts = []
-    for start in range(0, tokens.shape[1], tile):
-        chosen = tokens[:, start : start + tile]
+    for start in range(0, tokens.shape[0], tile):
+        chosen = tokens[start : start + tile]
         weight = unembedding.weight[chosen].float()
-        logits = torch.einsum("clrw,crtw->clrt", states[:, :, start : start + tile].float(), weight)
+        logits = torch.einsum("srw,rtw->srt", states[:, start : start + tile].float(), weight)
         if unembedding.bias is not None:
-            logits = logits + unembedding.bias[chosen].float().unsqueeze(1)
+            logits = logits + unembedding.bias[chosen].float()
         parts.append(_finish(logits, unembedding))
-    return torch.cat(parts, dim=2)
+    return torch.cat(parts, dim=1)
 
 
 def count_larger(states: Tensor, unembedding: Unembedding, targets: Tensor, target_logits: Tensor) -> Tensor:
     """Return how many tokens have a larger logit than the target's.
 
     Args:
-        states: [condition, layer, row, width].
+        states: [slot, row, width].
         unembedding: The decoder and what follows it.
-        targets: [condition, row].
-        target_logits: [condition, layer, row].
+        targets: [row].
+        target_logits: [slot, row].
 
     Returns:
-        [condition, layer, row], int64; 0 where the target is the most likely token.
+        [slot, row], int64; 0 where the target is the most likely token.
     """
-    num_conditions, num_layers, num_rows, _ = states.shape
+    num_slots, num_rows, _ = states.shape
     counts = torch.zeros_like(target_logits, dtype=torch.int64)
-    for rows in _tiles(num_rows, num_conditions * num_layers, unembedding):
+    for rows in _tiles(num_rows, num_slots, unembedding):
         for tokens in _vocabulary_chunks(unembedding):
-            larger = logits_of(states[:, :, rows], unembedding, tokens) > target_logits[:, :, rows].unsqueeze(-1)
+            larger = logits_of(states[:, rows], unembedding, tokens) > target_logits[:, rows].unsqueeze(-1)
             ids = torch.arange(tokens.start, tokens.stop, device=states.device)
             # the target's own logit, which another product rounds otherwise, is not larger than itself
-            larger &= (ids != targets[:, rows].unsqueeze(-1)).unsqueeze(1)
-            counts[:, :, rows] += larger.sum(-1)
+            larger &= ids != targets[rows].unsqueeze(-1)
+            counts[:, rows] += larger.sum(-1)
     return counts
 
 
@@ -245,17 +239,17 @@ def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tens
     The same draw at two conditions gives the same token wherever their distributions agree.
 
     Args:
-        states: [condition, row, width], at the last layer.
+        states: [slot, row, width].
         unembedding: The decoder and what follows it.
-        log_normalizer: [condition, row], ln sum exp(z).
+        log_normalizer: [slot, row], ln sum exp(z).
         uniforms: [row], float64 in [0, 1).
 
     Returns:
-        [condition, row], int64.
+        [slot, row], int64.
     """
-    num_conditions, num_rows, _ = states.shape
-    sampled = torch.empty((num_conditions, num_rows), dtype=torch.int64, device=states.device)
-    for rows in _tiles(num_rows, num_conditions, unembedding):
+    num_slots, num_rows, _ = states.shape
+    sampled = torch.empty((num_slots, num_rows), dtype=torch.int64, device=states.device)
+    for rows in _tiles(num_rows, num_slots, unembedding):
         below = torch.zeros_like(sampled[:, rows])
         reached = torch.zeros_like(log_normalizer[:, rows], dtype=torch.float64)
         for tokens in _vocabulary_chunks(unembedding):
