@@ -5,7 +5,7 @@ A layer that steering does not reach is the same in every condition and is looke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -171,6 +171,6 @@ def _cross(rows: RowStatistics, measured: Sequence[tuple[int, int]], wanted: Pai
     """
     if not wanted:
         return None
-    different = iter([] if rows.cross is None else rows.cross)
+    different: Iterator[Tensor] = iter([] if rows.cross is None else rows.cross.unbind())
     cross = {(a, b): rows.mean[a] if a == b else next(different) for a, b in measured}
     return torch.stack([torch.stack([cross[pair] for pair in pairs]) for pairs in wanted])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, AnalysisSettings
 
@@ -142,7 +142,7 @@ class Batch:
             host=None,
         )
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         return {name: change(getattr(self, name)) for name in ("input_ids", "attention_mask", "rows", *_OF_RECORDS)}
 
 
@@ -274,7 +274,7 @@ class Records:
     notes: Optional[WindowNotes] = None
     """Of its window, where it is the window's first batch."""
     wait: Optional[Callable[[], None]] = None
-    """Waits until the numbers have come from the device, and has to be called before they are read; None: they are there."""
+    """Waits until the numbers have come from the device; to be called before they are read. None: they are there."""
 
 
 # --- records on disk ---------------------------------------------------------------------------------------------

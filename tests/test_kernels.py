@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy import kernels
-from llm_entropy.kernels import reference
+from llm_entropy.kernels import compiled, reference
 from llm_entropy.schema import RowStatistics, Unembedding
 
 SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
@@ -24,6 +24,13 @@ UNEMBEDDINGS = {
     ),
 }
 BLOCKS = {"many blocks": (7, 64), "one block": (4096, 2**22)}
+ON_CPU = [name for name in kernels.BACKENDS if name != "triton"]
+
+
+@pytest.fixture(params=ON_CPU)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Return a backend that runs on the CPU."""
+    return str(request.param)
 
 
 @pytest.fixture(params=UNEMBEDDINGS)
@@ -40,6 +47,9 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(reference, "VOCAB_CHUNK", chunk)
     monkeypatch.setattr(reference, "TILE_LOGITS", tile)
     monkeypatch.setattr(reference, "GATHER_NUMBERS", tile)
+    monkeypatch.setattr(compiled, "VOCAB_CHUNK", chunk)
+    monkeypatch.setattr(compiled, "TILE_ROWS", tile)
+    monkeypatch.setattr(compiled, "MIN_LOGITS_OF_THREAD", 1)
 
 
 def make_states(seed: int = 0) -> Tensor:
@@ -62,7 +72,6 @@ def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> R
 
 
 @pytest.mark.usefixtures("blocks")
-@pytest.mark.parametrize("backend", kernels.BACKENDS)
 def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backend: str) -> None:
     states = make_states()
     z = true_logits(states, unembedding)
@@ -87,7 +96,30 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
     assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
 
 
-@pytest.mark.parametrize("backend", kernels.BACKENDS)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_threads_and_tiles_change_no_bit(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    states, unembedding = make_states(), Unembedding(torch.randn(VOCAB, WIDTH))
+    whole = statistics_of(states, unembedding, backend="compiled")
+    monkeypatch.setattr(compiled, "MIN_LOGITS_OF_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    for one, other in zip(whole, statistics_of(states, unembedding, backend="compiled"), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_logits_that_are_no_numbers_are_not_hidden(backend: str) -> None:
+    states = make_states()
+    states[2, 3] = torch.nan
+    seen = statistics_of(states, Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
+    assert seen.mean[2, 3].isnan()
+    assert seen.mean.isnan().sum() == 1
+
+
+def test_a_vocabulary_of_one_token_is_certain(backend: str) -> None:
+    seen = statistics_of(make_states(), Unembedding(torch.randn(1, WIDTH)), top_k=1, backend=backend)
+    assert not seen.log_sum.any()
+    assert not seen.mean.any()
+
+
 def test_what_is_not_asked_for_is_left_open(backend: str) -> None:
     seen = kernels.lens_statistics(make_states(), Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
     assert seen.square is None
@@ -96,28 +128,30 @@ def test_what_is_not_asked_for_is_left_open(backend: str) -> None:
 
 
 @pytest.mark.usefixtures("blocks")
-def test_equal_logits_have_no_margin() -> None:
+def test_equal_logits_have_no_margin(backend: str) -> None:
     weight = torch.zeros(VOCAB, WIDTH)
     weight[[20, 60, 61]] = 1.0
-    statistics = statistics_of(torch.ones(2, 3, WIDTH), Unembedding(weight), top_slots=[1], pairs=[(0, 1)])
+    statistics = statistics_of(
+        torch.ones(2, 3, WIDTH), Unembedding(weight), top_slots=[1], pairs=[(0, 1)], backend=backend
+    )
     assert not statistics.runner_up.any()
     assert statistics.top_ids[0].sort(-1).values.tolist() == [[20, 60, 61]] * 3
 
 
-def test_a_common_offset_of_the_logits_changes_nothing() -> None:
+def test_a_common_offset_of_the_logits_changes_nothing(backend: str) -> None:
     states, weight = make_states(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
-    near = statistics_of(states, Unembedding(weight, torch.zeros(VOCAB)))
-    far = statistics_of(states, Unembedding(weight, torch.full((VOCAB,), -300.0)))
+    near = statistics_of(states, Unembedding(weight, torch.zeros(VOCAB)), backend=backend)
+    far = statistics_of(states, Unembedding(weight, torch.full((VOCAB,), -300.0)), backend=backend)
     for name in ("log_sum", "mean", "runner_up", "square", "cross"):
         torch.testing.assert_close(getattr(near, name), getattr(far, name), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch.dtype) -> None:
+def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch.dtype, backend: str) -> None:
     states = make_states().to(dtype)
     weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
-    half = statistics_of(states, Unembedding(weight))
-    full = statistics_of(states.float(), Unembedding(weight.float()))
+    half = statistics_of(states, Unembedding(weight), backend=backend)
+    full = statistics_of(states.float(), Unembedding(weight.float()), backend=backend)
     for name in ("maximum", "log_sum", "mean", "runner_up", "square"):
         assert torch.equal(getattr(half, name), getattr(full, name))
 
@@ -137,15 +171,17 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.mark.parametrize(("num_rows", "vocab_size"), [(10, 5_000), (400, 5_000), (400, 20_000)])
 def test_no_tensor_grows_with_rows_and_vocabulary(
-    num_rows: int, vocab_size: int, monkeypatch: pytest.MonkeyPatch
+    num_rows: int, vocab_size: int, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reference, "TILE_LOGITS", 2**16)
     monkeypatch.setattr(reference, "VOCAB_CHUNK", 512)
     monkeypatch.setattr(reference, "GATHER_NUMBERS", 2**16)
+    monkeypatch.setattr(compiled, "TILE_ROWS", 128)
+    monkeypatch.setattr(compiled, "VOCAB_CHUNK", 512)
     states = torch.randn(SLOTS, num_rows, 8)
     unembedding = Unembedding(torch.randn(vocab_size, 8))
     with LargestTensor() as largest:
-        statistics = statistics_of(states, unembedding)
+        statistics = statistics_of(states, unembedding, backend=backend)
         logits = kernels.token_logits(states, unembedding, statistics.top_ids[0])
         kernels.count_larger(states, unembedding, statistics.top_ids[0, :, 0], logits[..., 0])
         kernels.sample_tokens(states[:2], unembedding, torch.full((2, num_rows), 20.0), torch.rand(num_rows).double())

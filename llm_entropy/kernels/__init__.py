@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Optional, Protocol
 
+import torch
 from torch import Tensor
 
-from llm_entropy.kernels import reference
 from llm_entropy.kernels.reference import count_larger, logits_of, sample_tokens, token_logits
 from llm_entropy.schema import RowStatistics, Unembedding
 
-__all__ = ["BACKENDS", "count_larger", "lens_statistics", "logits_of", "sample_tokens", "token_logits"]
+__all__ = [
+    "BACKENDS",
+    "choose_backend",
+    "count_larger",
+    "lens_statistics",
+    "logits_of",
+    "sample_tokens",
+    "token_logits",
+]
 
 
 class Backend(Protocol):
@@ -29,8 +40,25 @@ class Backend(Protocol):
     ) -> RowStatistics: ...
 
 
-BACKENDS: dict[str, Backend] = {"reference": reference.lens_statistics}
-"""Every backend by name."""
+BACKENDS = {"reference": "reference", "compiled": "compiled", "triton": "triton_lens"}
+"""Every backend, and the module that holds it: any device, the CPU, CUDA. What only one device needs is not imported
+elsewhere."""
+
+
+def choose_backend(device: torch.device) -> str:
+    """Return the backend of a device: the fastest that it has."""
+    if device.type == "cpu":
+        return "compiled"
+    if device.type == "cuda" and find_spec("triton") is not None:
+        return "triton"
+    return "reference"
+
+
+@cache
+def _backend(name: str) -> Backend:
+    module = import_module(f"llm_entropy.kernels.{BACKENDS[name]}")
+    run: Backend = module.lens_statistics
+    return run
 
 
 def lens_statistics(
@@ -41,7 +69,7 @@ def lens_statistics(
     top_k: int = 1,
     square: bool = False,
     pairs: Sequence[tuple[int, int]] = (),
-    backend: str = "reference",
+    backend: Optional[str] = None,
 ) -> RowStatistics:
     """Return the statistics of the logits of each row, without a tensor that has both rows and vocabulary in full.
 
@@ -57,10 +85,10 @@ def lens_statistics(
         top_k: How many of them.
         square: Whether `square` is wanted.
         pairs: Slots a and b of which `cross` is wanted.
-        backend: A key of `BACKENDS`.
+        backend: A key of `BACKENDS`; None: what `choose_backend` says.
 
     Returns:
         The statistics, each [slot, row], float32.
     """
-    run = BACKENDS[backend]
+    run = _backend(backend or choose_backend(states.device))
     return run(states, unembedding, top_slots=top_slots, top_k=top_k, square=square, pairs=pairs)

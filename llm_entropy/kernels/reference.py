@@ -72,8 +72,8 @@ def lens_statistics(
     tiles = [
         _tile_statistics(states[:, rows], unembedding, wanted) for rows in _tiles(num_rows, num_slots, unembedding)
     ]
-    columns = zip(*tiles, strict=True)  # None in one tile is None in all
-    return RowStatistics(*(None if column[0] is None else torch.cat(column, dim=1) for column in columns))
+    asked = [name for name in RowStatistics._fields if getattr(tiles[0], name) is not None]
+    return RowStatistics(**{name: torch.cat([getattr(part, name) for part in tiles], dim=1) for name in asked})
 
 
 class _Wanted(NamedTuple):

@@ -1,0 +1,209 @@
+"""The compiled loops behind a product: a chunk of logits in, running sums of its rows brought up to date.
+
+A pass for the maximum, then one for everything else, while the chunk is still in the cache. Numba compiles the loops
+when they are first called and keeps the result on the disk. They let go of the interpreter's lock, so that each thread
+takes a part of the rows. Sums within a chunk are float32 in as many lanes as the processor has, across chunks float64.
+
+Legend: z a logit, m the maximum of its row so far, e = exp(z - m).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba.core import types
+from numba.extending import intrinsic
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Bits = npt.NDArray[np.int32]
+Integers = npt.NDArray[np.int64]
+
+_LOG2_E = np.float32(1.4426950408889634)
+_SMALLEST_POWER = np.float32(-126.0)
+# Minimax polynomial of 2^x on [-1/2, 1/2], relative error below 2e-7 in float32 (Moshier, Cephes: exp2f).
+_C1, _C2, _C3 = np.float32(6.931472028550421e-1), np.float32(2.402264791363012e-1), np.float32(5.550332471162809e-2)
+_C4, _C5, _C6 = np.float32(9.618437357674640e-3), np.float32(1.339887440266574e-3), np.float32(1.535336188319500e-4)
+_ONE, _HALF = np.float32(1.0), np.float32(0.5)
+
+
+def _bitcast(context: Any, bits: Any) -> Any:
+    """Return the float32 that an int32 is the bit pattern of."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+
+    return types.float32(types.int32), generate
+
+
+_float_of_bits: Any = intrinsic(_bitcast)
+
+
+@numba.njit(inline="always")
+def _exp(x: Any) -> Any:
+    """Return exp(x) for x <= 0, float32, without a branch, so that a loop over it becomes vector instructions.
+
+    2^n by its bit pattern, times a polynomial for the rest. Working in powers of two needs no subtraction of n ln 2,
+    which must not be reordered; it costs a relative error of |x| 6e-8, where exp(x) is small.
+    """
+    power = x * _LOG2_E
+    power = power if power > _SMALLEST_POWER else _SMALLEST_POWER
+    whole = np.int32(power - _HALF)  # cut towards zero: the nearest integer of a number that is not positive
+    f = power - np.float32(whole)
+    rest = _ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
+    return rest * _float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+
+
+@numba.njit(inline="always")
+def _key(bits: Any) -> Any:
+    """Return the bits of a float32 as an int32 of the same order; the same again turns it back."""
+    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+
+
+_SMALLEST_KEY = np.int32(-(2**31))
+_REORDERED = {"nsz", "arcp", "contract", "reassoc"}
+"""Sums may be reordered; NaN and infinity stay what they are."""
+
+
+@numba.njit(nogil=True, cache=True)
+def add_chunk(
+    logits: Floats,
+    first: int,
+    stop: int,
+    first_token: int,
+    square: bool,
+    pairs: Integers,
+    top_slots: Integers,
+    maximum: Floats,
+    second: Floats,
+    sums: Doubles,
+    gaps: Doubles,
+    top: Floats,
+    top_ids: Integers,
+) -> None:
+    """Bring what is known of rows `first` .. `stop - 1` up to date with a chunk of their logits.
+
+    Args:
+        logits: [row, slot, token].
+        first: The first of the rows that are this thread's.
+        stop: One past the last.
+        first_token: The id of the chunk's first token.
+        square: Whether sum e (z - m)^2 is wanted.
+        pairs: [pair, 2], slots a and b.
+        top_slots: [top slot].
+        maximum: [row, slot], m, minus infinity at first; changed, as are all below.
+        second: [row, slot], the second largest logit, minus infinity at first.
+        sums: [row, slot, 3], sum e, sum e (z - m), sum e (z - m)^2.
+        gaps: [row, pair], sum e_a ((z_a - m_a) - (z_b - m_b)): nothing where both are alike.
+        top: [row, top slot, k], the largest logits, the largest first; minus infinity at first.
+        top_ids: [row, top slot, k], their tokens; of equal logits the one with the lowest id goes first.
+    """
+    num_slots = logits.shape[1]
+    moved = np.empty((num_slots, 3))
+    for row in range(first, stop):
+        for slot in range(num_slots):
+            z = logits[row, slot]
+            largest, next_largest = _two_largest(z.view(np.int32))
+            _add_sums(z, largest, next_largest, square, slot, maximum[row], second[row], sums[row], moved)
+        for pair in range(len(pairs)):
+            a, b = pairs[pair]
+            gap = _gap(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
+            # what the chunks before gave, relative to the maxima of now
+            before = gaps[row, pair] + (moved[a, 0] - moved[b, 0]) * moved[a, 2]
+            gaps[row, pair] = moved[a, 1] * before + gap
+        for index in range(len(top_slots)):
+            _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
+
+
+@numba.njit(nogil=True, cache=True)
+def _two_largest(bits: Bits) -> Any:
+    """Return the largest number and the second largest, minus infinity where there is one number alone.
+
+    They are sought among integers of the same order: the compiler makes vector instructions of those.
+    """
+    largest, second, count = _SMALLEST_KEY, _SMALLEST_KEY, np.int32(0)
+    for j in range(len(bits)):
+        key = _key(bits[j])
+        largest = key if key > largest else largest
+    for j in range(len(bits)):
+        key = _key(bits[j])
+        below = key if key < largest else _SMALLEST_KEY
+        second = below if below > second else second
+        count += np.int32(key == largest)
+    if len(bits) == 1:
+        return _float_of_bits(_key(largest)), np.float32(-np.inf)
+    return _float_of_bits(_key(largest)), _float_of_bits(_key(largest if count > 1 else second))
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_sums(
+    z: Floats,
+    largest: Any,
+    next_largest: Any,
+    square: bool,
+    slot: int,
+    maximum: Floats,
+    second: Floats,
+    sums: Doubles,
+    moved: Doubles,
+) -> None:
+    """Bring the sums of a slot up to date; in `moved` [slot, 3] m before minus m, its exponential, and sum e before."""
+    before = maximum[slot]
+    m = max(before, largest)
+    s0, s1, s2 = _sums(z, m, square)
+    second[slot] = max(second[slot], next_largest, min(before, largest))
+    maximum[slot] = m
+    old0, old1, old2 = sums[slot]
+    # at first there is nothing to shift, and minus infinity minus m would be no number
+    step = np.float64(before) - np.float64(m) if old0 > 0.0 else 0.0
+    factor = np.exp(step)
+    moved[slot] = step, factor, old0
+    sums[slot, 0] = factor * old0 + s0
+    sums[slot, 1] = factor * (old1 + step * old0) + s1
+    sums[slot, 2] = factor * (old2 + 2.0 * step * old1 + step * step * old0) + s2
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_REORDERED)
+def _sums(z: Floats, m: Any, square: bool) -> Any:
+    """Return sum e, sum e (z - m), and, if asked for, sum e (z - m)^2."""
+    s0 = s1 = s2 = np.float32(0.0)
+    if square:
+        for j in range(len(z)):
+            x = z[j] - m
+            e = _exp(x)
+            s0 += e
+            s1 += e * x
+            s2 += e * x * x
+    else:
+        for j in range(len(z)):
+            x = z[j] - m
+            e = _exp(x)
+            s0 += e
+            s1 += e * x
+    return s0, s1, s2
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_REORDERED)
+def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
+    """Return sum e_a ((z_a - m_a) - (z_b - m_b))."""
+    total = np.float32(0.0)
+    for j in range(len(za)):
+        x = za[j] - ma
+        total += _exp(x) * (x - (zb[j] - mb))
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -> None:
+    """Put logits that are larger than the least of those kept in their places."""
+    last = len(kept) - 1
+    for j in range(len(z)):
+        if z[j] > kept[last]:
+            place = last
+            while place > 0 and kept[place - 1] < z[j]:
+                kept[place], tokens[place] = kept[place - 1], tokens[place - 1]
+                place -= 1
+            kept[place], tokens[place] = z[j], first_token + j
