@@ -82,7 +82,8 @@ class SentenceDataModule(lightning.LightningDataModule):
             corpus: As the model's kind reads it.
             encoder: Makes examples of sentences.
             pad_token_id: Fills the batches.
-            tokens_per_batch: What a batch holds at most, padding included; a longer example is a batch of its own.
+            tokens_per_batch: What a batch holds at most, padding included; a longer example is a batch of its own. What
+                the first process says counts.
             seed: Of the random numbers with which tokens are sampled.
             task: Which share of the corpus; None: all of it.
             done: What need not be done again; what the first process says counts.
@@ -105,9 +106,9 @@ class SentenceDataModule(lightning.LightningDataModule):
         return round(num_sentences * max(0.0, 1 / self.task.count - done))
 
     def setup(self, stage: str) -> None:
-        """Agree with the other processes on what is done: they must deal the same batches."""
+        """Agree with the other processes on what is done and what fills a batch: they must deal the same batches."""
         assert self.trainer is not None
-        self.done = self.trainer.strategy.broadcast(self.done)
+        self.done, self.tokens_per_batch = self.trainer.strategy.broadcast((self.done, self.tokens_per_batch))
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of this process."""

@@ -138,8 +138,10 @@ def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
     return str(path)
 
 
-def write_model(run_dir: Path, key: str, about: dict[str, Any]) -> None:
+def write_model(run_dir: Path, key: str, about: dict[str, Any]) -> dict[str, Any]:
     """Write down what a model is, in `shards/{model}/model.json`, unless that was done before.
+
+    Returns what was written first: other processes of the run have gone by it.
 
     Args:
         run_dir: The run's folder.
@@ -149,6 +151,7 @@ def write_model(run_dir: Path, key: str, about: dict[str, Any]) -> None:
     folder = run_dir / "shards" / key
     folder.mkdir(parents=True, exist_ok=True)
     storage.create_text(folder / MODEL, _json(about))
+    return _read(folder / MODEL)
 
 
 def read_model(run_dir: Path, key: str) -> Optional[dict[str, Any]]:

@@ -179,7 +179,8 @@ class EntropyModule(L.LightningModule):
         with ExitStack() as hooks:
             if condition == CONTROL:
                 assert self.plan is not None
-                hooks.enter_context(steer(self.view.blocks, self.plan, batch.attention_mask))
+                self.plan = self.plan.to(batch.attention_mask.device)
+                hooks.enter_context(steer(self.view.blocks, self.plan, (batch.host or batch).attention_mask))
             if behind is not None:
                 hooks.enter_context(start_behind(self.view, *behind))
             states = hooks.enter_context(read_layers(self.view, batch.rows, batch.positions))

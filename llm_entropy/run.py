@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import lightning as L
+import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy import manifest
-from llm_entropy.architectures import view_model
+from llm_entropy.architectures import ModelView, view_model
+from llm_entropy.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule
 from llm_entropy.ledger import Expected, Ledger, read_ledger
@@ -247,7 +249,7 @@ def _predict(plan: Plan, state: _Run) -> None:
         state.corpus.for_kind(kind),
         plan.encoder,
         pad_token_id=source.pad_token_id,
-        tokens_per_batch=settings.data.tokens_per_batch,
+        tokens_per_batch=_tokens_per_batch(settings, view, trainer, plan.max_length),
         seed=settings.seed,
         task=session.task,
         done=ledger.done,
@@ -277,9 +279,11 @@ def _predict(plan: Plan, state: _Run) -> None:
             "attention": model.config._attn_implementation,
             "lens_error_logits": lens_error,
             "max_length": plan.max_length,
+            "tokens_per_batch": data.tokens_per_batch,
             "first_steered_layer": None if plan.steering is None else plan.steering.first_layer,
         }
-        manifest.write_model(session.run_dir, source.key, about_model)
+        # Whoever goes on with a run, or takes part in it, has to plan the same batches.
+        data.tokens_per_batch = manifest.write_model(session.run_dir, source.key, about_model)["tokens_per_batch"]
     trainer.callbacks += [writer, progress, StopBetweenBatches(state.signals)]  # type: ignore[attr-defined]
     state.has_predicted = True
     try:
@@ -287,6 +291,26 @@ def _predict(plan: Plan, state: _Run) -> None:
     finally:
         state.children += children(trainer)
     log.info("%s: this process took %.1f s", source.key, progress.seconds)
+
+
+def _tokens_per_batch(settings: Settings, view: ModelView, trainer: L.Trainer, max_length: Optional[int]) -> int:
+    """Return how many tokens fill a batch."""
+    wanted = settings.data.tokens_per_batch
+    if wanted != "auto":
+        return wanted
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return CPU_TOKENS
+    weights = view.decoder.weight
+    model_bytes = sum(parameter.nbytes for parameter in view.model.parameters())
+    return gpu_tokens(
+        torch.cuda.mem_get_info(device)[0] - model_bytes,
+        view.shape,
+        bytes_per_number=weights.itemsize,
+        num_conditions=len(settings.analysis.conditions),
+        reads_all=settings.analysis.positions == "all",
+        map_length=max_length if view.model.config._attn_implementation == "eager" else None,
+    )
 
 
 def _trainer(settings: Settings, run_dir: Optional[Path]) -> L.Trainer:
@@ -388,6 +412,11 @@ def _give_up(state: _Run, error: BaseException) -> None:
     if state.session.task.count == 1:
         with suppress(OSError):  # the reason may be that nothing can be written
             manifest.update_manifest(run_dir, "failed")
+    if isinstance(error, torch.OutOfMemoryError):
+        raise RunIncompleteError(
+            f"{run_dir}: the device has no memory for a single sentence ({str(error).splitlines()[0]}); what was done is "
+            "kept; start another run with a smaller data.max_length or another trainer.precision, or use a larger device"
+        ) from error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         command = resume_command(run_dir, state.settings, state.session.task)
         reason = f"cannot write: {os.strerror(error.errno)}"

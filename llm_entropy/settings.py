@@ -201,8 +201,8 @@ class DataSettings:
     """Read rows as they come, instead of fetching the whole data set first: for corpora larger than the disk."""
     max_length: Optional[int] = None
     """Most tokens of a sentence; null: what the model allows. Longer sentences are cut and counted."""
-    tokens_per_batch: int = 8192
-    """How many tokens, padding included, fill a batch."""
+    tokens_per_batch: Union[int, Literal["auto"]] = "auto"
+    """How many tokens, padding included, fill a batch; auto: by the cache of a CPU, by the memory of a GPU."""
     num_workers: int = 0
     """Processes that read and tokenise beside each process that runs a model."""
     num_shards: int = 1
@@ -213,7 +213,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.max_length is not None:
             _check_at_least("data.max_length", self.max_length, 3)
-        _check_at_least("data.tokens_per_batch", self.tokens_per_batch, 1)
+        if self.tokens_per_batch != "auto":
+            _check_at_least("data.tokens_per_batch", self.tokens_per_batch, 1)
         _check_at_least("data.num_workers", self.num_workers, 0)
         _check_at_least("data.num_shards", self.num_shards, 1)
         if self.shard_index is not None and not 0 <= self.shard_index < self.num_shards:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,13 +37,21 @@ class SteeringPlan:
     token_weights: Tensor | None
     """[n], float32, interpolated over each sentence's real tokens; None: 1 at every one."""
 
-    @property
+    @cached_property
     def steered_layers(self) -> list[int]:
         """The layers, 0 .. L, at which something else than zero is added, in rising order."""
         if self.token_weights is not None and not self.token_weights.any():
             return []
         layers: list[int] = self.vectors.any(dim=1).nonzero().flatten().tolist()
         return layers
+
+    def to(self, device: torch.device) -> SteeringPlan:
+        """Return the plan with its vectors on a device; itself, where they are there."""
+        if self.vectors.device == device:
+            return self
+        moved = SteeringPlan(self.vectors.to(device), self.token_weights)
+        moved.__dict__["steered_layers"] = self.steered_layers  # asking the device for them would wait for it
+        return moved
 
     @property
     def first_layer(self) -> int | None:
@@ -172,8 +180,9 @@ def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tenso
     Args:
         blocks: [L] in the order in which they run. A module that runs several times (ALBERT) stands there as often;
             every forward inside of the `with` must then run all of them.
-        plan: What to add.
-        attention_mask: [batch, seq], 0 at padding, as the model gets it.
+        plan: What to add, on the model's device.
+        attention_mask: [batch, seq], 0 at padding, as the model gets it; best on the CPU, where looking at it takes no
+            waiting for the device.
     """
     assert attention_mask.ndim == 2, f"attention mask {tuple(attention_mask.shape)}, expected [batch, seq]"
     assert len(plan.vectors) == len(blocks) + 1, f"{len(plan.vectors)} rows for {len(blocks)} blocks"
@@ -181,8 +190,8 @@ def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tenso
     if not layers:
         yield
         return
-    token_weights = token_weights_for(plan, attention_mask)[..., None]
-    vectors = plan.vectors.to(attention_mask.device)
+    vectors = plan.vectors
+    token_weights = token_weights_for(plan, attention_mask)[..., None].to(vectors.device, non_blocking=True)
     # All applications of a steered module are hooked, so that each can be told from the others by counting.
     steered = {id(blocks[layer - 1]) for layer in layers if layer > 0}
     applied = [(layer, block) for layer, block in enumerate(blocks, start=1) if id(block) in steered]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Optional
 
 import lightning as L
@@ -42,6 +44,8 @@ ROW_GROUP = 4096
 BATCHES_TOGETHER = 4
 """So many batches are copied into one table: what waits must not lie scattered among what comes and goes, or the memory
 between is never given back."""
+MOST_WAITING = 2
+"""Batches that may wait for the thread that writes."""
 REPLACEMENT = "\ufffd"
 """What decoding makes of a token that is only a part of a character."""
 
@@ -78,6 +82,8 @@ class TokenTexts:
 class ShardWriter(BasePredictionWriter):
     """Writes each process's records as Parquet parts below a model's folder of shards, each with its marker.
 
+    A thread of its own does that, beside the next batch; it is never more than `MOST_WAITING` batches behind.
+
     Args:
         schema: `schema.shard_schema` of the model.
         tokenizer: Of the model, for the texts of tokens.
@@ -104,6 +110,8 @@ class ShardWriter(BasePredictionWriter):
         self._texts = TokenTexts(tokenizer)
         self._part_bytes, self._part_seconds = part_bytes, part_seconds
         self._waiting = _Waiting()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="llm_entropy-writer")
+        self._submitted: deque[Future[None]] = deque()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Agree with the other processes on the run, and find the first free number for a part."""
@@ -127,20 +135,39 @@ class ShardWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Take the records of a batch, and write a part when there are enough."""
+        """Hand the records of a batch to the thread; what has gone wrong with those before is raised here."""
         assert isinstance(prediction, Records)
-        self._waiting.add(records_table(prediction, self.schema, self._texts), prediction)
-        if self._waiting.num_bytes >= self._part_bytes or self._waiting.seconds >= self._part_seconds:
-            self._write_part()
+        self._submitted.append(self._thread.submit(self._take, prediction))
+        self._wait(MOST_WAITING)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last part."""
-        self._write_part()
+        self._finish()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Keep the batches that are done, whatever has gone wrong with the next one."""
         cannot_write = isinstance(exception, OSError)
-        if not cannot_write and not getattr(exception, "at_once", False):
+        if cannot_write or getattr(exception, "at_once", False):
+            self._thread.shutdown(cancel_futures=True)
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._wait(0)
+        self._thread.shutdown()
+        self._write_part()
+
+    def _wait(self, most: int) -> None:
+        """Wait until at most so many batches are left to the thread."""
+        while len(self._submitted) > most:
+            self._submitted.popleft().result()
+
+    def _take(self, records: Records) -> None:
+        """Take the records of a batch, and write a part when there are enough."""
+        if records.wait is not None:
+            records.wait()
+        self._waiting.add(records_table(records, self.schema, self._texts), records)
+        if self._waiting.num_bytes >= self._part_bytes or self._waiting.seconds >= self._part_seconds:
             self._write_part()
 
     def _write_part(self) -> None:

@@ -232,7 +232,7 @@ sys.exit(status)
         (["predict", "--help"], 0, ["--analysis.temperature", "Every logit is divided by it", "--num-sentences for"]),
         (["merge", "--help"], 0, ["run_dir"]),
         (["--version"], 0, ["llm-entropy 0."]),
-        (["predict", "--print_config"], 0, ["tokens_per_batch: 8192", "google-bert/bert-base-uncased"]),
+        (["predict", "--print_config"], 0, ["tokens_per_batch: auto", "google-bert/bert-base-uncased"]),
         (["predict", "--config", "configs/comparative.yaml", "--print_config"], 0, ["compare_control: true"]),
         (["predict", "--temperature", "0"], 2, []),
         (["predict", "--config", "nowhere.yaml"], 2, []),
