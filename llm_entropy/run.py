@@ -414,8 +414,8 @@ def _give_up(state: _Run, error: BaseException) -> None:
             manifest.update_manifest(run_dir, "failed")
     if isinstance(error, torch.OutOfMemoryError):
         raise RunIncompleteError(
-            f"{run_dir}: the device has no memory for a single sentence ({str(error).splitlines()[0]}); what was done is "
-            "kept; start another run with a smaller data.max_length or another trainer.precision, or use a larger device"
+            f"{run_dir}: the device has no memory for a single sentence ({str(error).splitlines()[0]}); what was done "
+            "is kept; start another run with a smaller data.max_length, another trainer.precision, or a larger device"
         ) from error
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         command = resume_command(run_dir, state.settings, state.session.task)
