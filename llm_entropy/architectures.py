@@ -12,7 +12,7 @@ from typing import Any, Optional, Union, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, activations
 
 from llm_entropy.schema import ModelShape, Unembedding
 from llm_entropy.settings import Kind
@@ -144,6 +144,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
 }
 """Every family that can be measured, by the `model_type` of its configuration."""
+
+
+FUSED_ACTIVATIONS: dict[type[nn.Module], Callable[[], nn.Module]] = {
+    # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), written out: eight passes over four times the stream
+    activations.NewGELUActivation: partial(nn.GELU, approximate="tanh"),
+    activations.FastGELUActivation: partial(nn.GELU, approximate="tanh"),
+}
+"""Activations of transformers for which torch has the same function as one operation."""
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Let torch compute a model's activations in one operation where transformers takes several.
+
+    The function is the same; its rounding is not, where it rounds less often.
+
+    Args:
+        model: Changed in place.
+    """
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if fused := FUSED_ACTIVATIONS.get(type(child)):
+                setattr(parent, name, fused())
 
 
 def find_architecture(config: PretrainedConfig, name: str) -> Architecture:

@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from llm_entropy.architectures import Architecture, find_architecture, most_tokens, shape_of
+from llm_entropy.architectures import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
@@ -140,6 +140,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             "for another task, give one with a language-model head"
         )
     model.config.use_cache = False
+    fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 

@@ -73,6 +73,20 @@ def test_attention_is_eager_only_where_it_is_read(gpt2: Path, tmp_path: Path):
     assert attention(find(save_model("gemma2", tmp_path)), False) == "eager", "sdpa would leave its softcap out"
 
 
+@pytest.mark.parametrize("written_out", ["gelu_new", "gelu_fast"])
+def test_activations_become_one_operation_of_the_same_values(written_out: str, tmp_path: Path):
+    save_model("gpt2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "activation_function": written_out}))
+    loaded = load_model(find(tmp_path), precision="32-true", needs_attention=False)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert type(plain.transformer.h[1].mlp.act) is not torch.nn.GELU
+    assert all(type(block.mlp.act) is torch.nn.GELU for block in loaded.transformer.h)
+    ids = torch.arange(12)[None] + 3
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded(ids).logits, plain(ids).logits, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype", "expected"),
     [
