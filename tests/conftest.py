@@ -1,4 +1,4 @@
-"""What every test stands on: no network, and a single thread."""
+"""What every test stands on: no network, a single thread, and Triton's interpreter where there is no GPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
+
+# Before triton is imported, which transformers does: its own functions too are made for one of the two.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # The models are tiny: threads would cost more than they give, much more on a machine that is busy.
 torch.set_num_threads(1)
