@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, NoReturn, Optional
 
 from llm_entropy import storage
 from llm_entropy.schema import BatchKey, WindowNotes
@@ -202,11 +202,14 @@ def find_missing(ledger: Ledger, expected: Expected) -> list[Missing]:
     """
     if expected.num_windows is not None:
         return [missing for w in range(expected.num_windows) if (missing := _missing(ledger, w))]
+    last_known: dict[int, int] = {}  # by file
+    for window in ledger.windows:
+        file = window // WINDOWS_PER_FILE
+        last_known[file] = max(window, last_known.get(file, window))
     found = []
     for file in range(expected.num_files):
         first = file * WINDOWS_PER_FILE
-        known = [w for w in ledger.windows if first <= w < first + WINDOWS_PER_FILE]
-        end = max(known, default=first - 1) + 1
+        end = last_known.get(file, first - 1) + 1
         found += [missing for w in range(first, end) if (missing := _missing(ledger, w))]
         last = ledger.windows.get(end - 1)
         if last is None or last.notes is None or not last.notes.is_last:
@@ -270,7 +273,6 @@ def read_ledger(model_folder: Path, config_hash: str, task: Optional[Task] = Non
         ValueError: A marker cannot be read, a part is missing or of another size or run, or a batch is there twice.
     """
     ledger = Ledger()
-    places: dict[BatchKey, Marker] = {}
     for path in find_markers(model_folder, task):
         marker = Marker.read(path)
         if marker.config_hash != config_hash:
@@ -279,19 +281,20 @@ def read_ledger(model_folder: Path, config_hash: str, task: Optional[Task] = Non
                 "it does not belong to this run: remove it and its part"
             )
         marker.check(content=False)
-        ledger.markers.append(marker)
         for key, num_records in marker.batches:
             state = ledger.windows.setdefault(key.window, WindowState(key.num_batches))
             if state.num_batches != key.num_batches or key.index in state.done:
-                _refuse_double(key, marker, places.get(key))
-            places[key] = marker
+                _refuse_double(key, marker, ledger.markers)
             state.done[key.index] = num_records
         for window, notes in marker.notes.items():
             ledger.windows[window].notes = notes
+        ledger.markers.append(marker)
     return ledger
 
 
-def _refuse_double(key: BatchKey, marker: Marker, other: Optional[Marker]) -> None:
+def _refuse_double(key: BatchKey, marker: Marker, before: Sequence[Marker]) -> NoReturn:
+    # Looked for now: a table of every batch of a large run would take more memory than all else.
+    other = next((one for one in before if any(own == key for own, _ in one.batches)), None)
     if other is None:
         raise ValueError(
             f"{marker.part}: window {key.window} has {key.num_batches} batches here, and another number elsewhere; "
