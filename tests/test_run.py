@@ -435,54 +435,69 @@ def test_merging_makes_the_same_bytes_from_the_shards(gpt2: dict[str, str], tmp_
     pd.testing.assert_frame_equal(again["gpt2"][CONTROL]["entropy"], first["gpt2"][CONTROL]["entropy"])
 
 
-LAUNCHED_BY_TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+LAUNCHERS = {"plain": (), "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_sentences", ["null", "1"], ids=["many batches", "a process without batches"])
-@pytest.mark.parametrize("launch", [(), LAUNCHED_BY_TORCHRUN], ids=["plain", "torchrun"])
-def test_two_processes_give_the_bytes_of_one(
-    folders: dict[str, str], corpus: str, tmp_path: Path, num_sentences: str, launch: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("num_processes", "launcher", "tokens_per_batch", "num_sentences"),
+    [
+        pytest.param(2, "plain", 40, None, id="2 processes"),
+        pytest.param(3, "plain", 40, None, id="3 processes"),
+        pytest.param(2, "torchrun", 40, None, id="2 by torchrun"),
+        pytest.param(3, "torchrun", 1, None, id="3 by torchrun, a sentence to a batch"),
+        pytest.param(2, "plain", 40, 1, id="2 processes, one without batches"),
+        pytest.param(3, "torchrun", 40, 1, id="3 by torchrun, two without batches"),
+    ],
+)
+def test_many_processes_give_the_bytes_of_one(
+    folders: dict[str, str],
+    corpus: str,
+    tmp_path: Path,
+    num_processes: int,
+    launcher: str,
+    tokens_per_batch: int,
+    num_sentences: int | None,
 ):
-    def predict(devices: int) -> Path:
-        launcher = [sys.executable, *(launch if devices > 1 else ()), "-m", "llm_entropy"]
-        options = {
-            "models": json.dumps(folders),
-            "data.path": corpus,
-            "data.tokens_per_batch": "40",
-            "analysis.num_sentences": num_sentences,
-            "analysis.metrics": "[entropy, attention_entropy]",
-            "analysis.positions": "all",
-            "analysis.use_sampling": "true",
-            "analysis.compare_control": "true",
-            "analysis.control.control_vector": "[0.3, -0.2]",
-            "trainer.devices": str(devices),
-            "trainer.accelerator": "cpu",
-            "output.dir": str(tmp_path),
-            "output.run_name": f"on-{devices}",
-            "output.plots": "false",
-        }
-        arguments = [f"--{key}={value}" for key, value in options.items()]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-        done = subprocess.run(
-            [*launcher, "predict", *arguments], env=environment, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Tables and plots:") == 1
-        return tmp_path / f"on-{devices}"
-
-    one, two = predict(1), predict(2)
-    assert tables_of(one) == tables_of(two)
-    assert tables_of(one, ".parquet") == tables_of(two, ".parquet")
+    options = {
+        "models": folders,
+        "data": {"path": corpus, "tokens_per_batch": tokens_per_batch},
+        "analysis": {
+            "num_sentences": num_sentences,
+            "metrics": ["entropy", ATTENTION_ENTROPY],
+            "positions": "all",
+            "use_sampling": True,
+            "compare_control": True,
+            "control": {"control_vector": [0.3, -0.2]},
+        },
+        "trainer": {"accelerator": "cpu"},
+        "output": {"dir": str(tmp_path), "run_name": "one", "plots": False},
+    }
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(options), encoding="utf-8")
+    one = run(dataclasses.replace(read_config(config), trainer=TrainerSettings("cpu", 1)), quiet=True).run_dir
+    count = str(num_processes)
+    starter = [*LAUNCHERS[launcher], *([count] if launcher == "torchrun" else []), "-m", "llm_entropy", "predict"]
+    done = subprocess.run(
+        [sys.executable, *starter, f"--config={config}", f"--trainer.devices={count}", "--output.run_name=many"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Tables and plots:") == 1
+    many = tmp_path / "many"
+    assert tables_of(one) == tables_of(many)
+    assert tables_of(one, ".parquet") == tables_of(many, ".parquet")
+    busy = 1 if num_sentences == 1 else num_processes
     for model in MODELS:
-        shards = sorted((two / "shards" / model).rglob("*.parquet"))
-        assert [path.parent.name for path in shards] == ["rank-0000", "rank-0001"][
-            : 2 if num_sentences == "null" else 1
-        ]
-        assert len(manifest_of(two)["models"][model]["processes"]) == len(shards)
-    log = (two / "run.log").read_text(encoding="utf-8")
+        shards = sorted((many / "shards" / model).rglob("*.parquet"))
+        assert [path.parent.name for path in shards] == [f"rank-{rank:04d}" for rank in range(busy)]
+        assert len(manifest_of(many)["models"][model]["processes"]) == busy
+    log = (many / "run.log").read_text(encoding="utf-8")
     assert "py.warnings" not in log, "a warning that users can do nothing about"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "on-1", "on-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "many", "one"]
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------
