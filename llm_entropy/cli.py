@@ -104,7 +104,8 @@ def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
 
 def _predict(parser: SettingsParser, chosen: Namespace) -> None:
     settings = to_settings(parser, chosen)
-    from llm_entropy.run import RunIncompleteError, run
+    from llm_entropy.outputs import RunIncompleteError
+    from llm_entropy.run import run
     from llm_entropy.summary import print_summary
 
     try:
@@ -116,10 +117,14 @@ def _predict(parser: SettingsParser, chosen: Namespace) -> None:
 
 
 def _merge(chosen: Namespace) -> None:
-    from llm_entropy.outputs import merge_run
+    from llm_entropy.outputs import RunIncompleteError, merge_run
     from llm_entropy.summary import print_summary
 
-    print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
+    try:
+        result = merge_run(chosen.run_dir, quiet=chosen.quiet)
+    except RunIncompleteError as error:
+        fail(str(error), INCOMPLETE)
+    print_summary(result, quiet=chosen.quiet)
 
 
 def _status(chosen: Namespace) -> None:

@@ -90,14 +90,22 @@ def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional
         about: What `run.json` says.
         sentences: The corpus, where it was given in memory.
         shared: Whether others may be creating it at this moment.
+
+    Raises:
+        ValueError: It cannot be written.
     """
     output = settings.output
     name = output.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
     run_dir = Path(output.dir) / name
     run_dir.mkdir(parents=True, exist_ok=shared)
-    stored = _storable(settings, sentences, run_dir)
-    storage.create_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
-    storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))  # the last: it is what makes it a run
+    try:
+        stored = _storable(settings, sentences, run_dir)
+        storage.create_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
+        storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))  # the last: it is what makes it a run
+    except OSError as error:
+        if not shared:
+            remove_run(run_dir)
+        raise ValueError(f"output.dir: cannot write to {run_dir}: {error.strerror}; give another folder") from error
     return run_dir
 
 

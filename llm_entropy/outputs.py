@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import shlex
 import time
 from math import isfinite, nan
 from pathlib import Path
@@ -22,6 +25,30 @@ from llm_entropy.status import refuse_incomplete
 
 log = logging.getLogger("llm_entropy")
 
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+class RunIncompleteError(RuntimeError):
+    """The run could not be brought to its end; what was done is kept, and it can be resumed."""
+
+
+def refuse_full_disk(error: OSError, run_dir: Path, command: str) -> None:
+    """Say that the disk is full, if that is what an error means.
+
+    Args:
+        error: What went wrong.
+        run_dir: The run's folder.
+        command: What goes on, once there is room.
+
+    Raises:
+        RunIncompleteError: There is no room.
+    """
+    if error.errno in NO_ROOM:
+        raise RunIncompleteError(
+            f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; "
+            f"make room and go on with: {command}"
+        ) from error
+
 
 def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
     """Make the tables and plots of a run, from the shards of all its tasks.
@@ -32,13 +59,18 @@ def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
 
     Raises:
         ValueError: There is no such run, its shards are not complete, or one is corrupt.
+        RunIncompleteError: The disk is full.
     """
     with run_log(quiet=quiet) as messages:
         about = manifest.read_manifest(run_dir)
         settings = read_config(run_dir / manifest.CONFIG)
         messages.open(run_dir / "run.log")
         ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
-        return make_outputs(run_dir, settings, about, ledgers)
+        try:
+            return make_outputs(run_dir, settings, about, ledgers)
+        except OSError as error:
+            refuse_full_disk(error, run_dir, f"llm-entropy merge {shlex.quote(str(run_dir))}")
+            raise
 
 
 def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledgers: dict[str, Ledger]) -> RunResult:

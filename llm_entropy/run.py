@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ from llm_entropy.ledger import Expected, Ledger, read_ledger
 from llm_entropy.lens import Lens, check_lens
 from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
-from llm_entropy.outputs import made_of, make_outputs, read_result
+from llm_entropy.outputs import RunIncompleteError, made_of, make_outputs, read_result, refuse_full_disk
 from llm_entropy.plan import Plan, check_identity, config_hash, plan_model, run_identity
 from llm_entropy.progress import SentenceProgress
 from llm_entropy.results import RunResult
@@ -48,11 +47,6 @@ ARRAY_INDEX = "SLURM_ARRAY_TASK_ID"
 MEGABYTE = 2**20
 CHILDREN_SECONDS = 30
 """How long the processes that Lightning has started may take to stop."""
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-
-class RunIncompleteError(RuntimeError):
-    """The run could not be brought to its end; what was done is kept, and it can be resumed."""
 
 
 @dataclass
@@ -417,9 +411,5 @@ def _give_up(state: _Run, error: BaseException) -> None:
             f"{run_dir}: the device has no memory for a single sentence ({str(error).splitlines()[0]}); what was done "
             "is kept; start another run with a smaller data.max_length, another trainer.precision, or a larger device"
         ) from error
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        command = resume_command(run_dir, state.settings, state.session.task)
-        reason = f"cannot write: {os.strerror(error.errno)}"
-        raise RunIncompleteError(
-            f"{run_dir}: {reason}; what was done is kept; make room and go on with: {command}"
-        ) from error
+    if isinstance(error, OSError):
+        refuse_full_disk(error, run_dir, resume_command(run_dir, state.settings, state.session.task))

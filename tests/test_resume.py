@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,9 @@ import torch
 from datasets import Dataset
 from tiny_models import HIDDEN, SENTENCES, save_model
 
-from llm_entropy import merge_run, windows
+from llm_entropy import merge_run, storage, windows
+from llm_entropy.cli import main
+from llm_entropy.outputs import RunIncompleteError
 from llm_entropy.results import RunResult
 from llm_entropy.run import run
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
@@ -22,6 +26,8 @@ from llm_entropy.status import run_status
 
 # Where a stream is left before its end, `datasets` does not close its files.
 pytestmark = [
+MERGE = "llm-entropy merge"
+
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -211,6 +217,68 @@ def run_tasks(settings: Settings, name: str, count: int, order: Iterator[int] | 
 
 @pytest.mark.parametrize("count", [2, 5, 40])
 def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, count: int):
+# --- a full disk -------------------------------------------------------------------------------------------------
+
+
+def fill_disk(patch: pytest.MonkeyPatch, name: str) -> None:
+    """Leave no room as soon as a file of this name is written."""
+    sync = storage._sync
+
+    def sync_or_not(path: Path) -> None:
+        if name in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(path)
+
+    patch.setattr(storage, "_sync", sync_or_not)
+
+
+@pytest.mark.parametrize("name", ["part-000003.parquet", "part-000003.json", "gpt2_entropy.csv", "gpt2.parquet"])
+def test_a_full_disk_is_told_with_the_way_on_and_costs_what_was_being_written(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    whole = run(named(settings, "whole"), quiet=True)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, name)
+        words = (
+            r"No space left on device; what was done is kept; make room and go on with: llm-entropy predict .* --resume"
+        )
+        with pytest.raises(RunIncompleteError, match=words):
+            run(settings, quiet=True)
+    run_dir = Path(settings.output.dir) / "one"
+    left = [path.name for path in run_dir.rglob("*") if path.name.startswith(".") or path.suffix == ".tmp"]
+    assert left == [".locks"], "nothing is half-written"
+    assert json.loads((run_dir / "run.json").read_text())["status"] == "failed"
+    kept = everything_in(run_dir / "shards")
+    assert sum(key.endswith(".json") for key in kept) >= 3
+    again = run(settings, quiet=True, resume=True)
+    assert tables_of(again.run_dir) == tables_of(whole.run_dir)
+    after = everything_in(run_dir / "shards")
+    assert all(after[key] == kept[key] for key in kept if Path(key).with_suffix(".json").as_posix() in kept)
+
+
+def test_a_full_disk_is_told_by_the_merge_and_the_first_word_too(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    whole = run(settings, quiet=True)
+    before = tables_of(whole.run_dir)
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "gpt2.parquet")
+        with pytest.raises(SystemExit) as ended:
+            main(["merge", str(whole.run_dir), "--quiet"])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        f"No space left on device; what was done is kept; make room and go on with: {MERGE} {whole.run_dir}"
+    )
+    assert tables_of(whole.run_dir) == before
+    assert not list(whole.run_dir.glob(".merge-*"))
+    with monkeypatch.context() as patch:
+        fill_disk(patch, "config.yaml")
+        with pytest.raises(ValueError, match=r"output\.dir: cannot write to .*two: No space left on device"):
+            run(named(settings, "two"), quiet=True)
+    assert not (Path(settings.output.dir) / "two").exists()
+
+
     whole = run(settings, quiet=True)
     result = run_tasks(settings, "array", count, reversed(range(count)))
     assert not result, "a task makes no outputs"
