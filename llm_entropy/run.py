@@ -97,12 +97,15 @@ def run(
         KeyboardInterrupt: SIGINT has come; what was done is kept. SystemExit: so has SIGTERM or SIGUSR1.
     """
     with StopSignals() as signals, run_log(quiet=quiet or not _is_first_process()) as messages:
-        task = _task(settings, resume)
-        if _is_first_process():
-            manifest.check_output(settings.output, may_exist=resume or task.count > 1)
-        plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
-        corpus = _corpus(settings, sentences, quiet)
-        identity = run_identity(settings, plans, corpus.fingerprint)
+        try:
+            task = _task(settings, resume)
+            if _is_first_process():
+                manifest.check_output(settings.output, may_exist=resume or task.count > 1)
+            plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
+            corpus = _corpus(settings, sentences, quiet)
+            identity = run_identity(settings, plans, corpus.fingerprint)
+        except Stopped as stop:
+            _end(stop.signum)  # nothing has been begun
         session = Session(task, config_hash(identity))
         state = _Run(settings, corpus, identity, session, messages, signals, quiet, sentences)
         try:
@@ -378,7 +381,7 @@ def _stop(state: _Run, stop: Stopped) -> NoReturn:
     session, signum = state.session, stop.signum
     pass_on(signum, state.children)
     for process in state.children:
-        with suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired, Stopped):  # who asks once more does not want to wait
             process.wait(CHILDREN_SECONDS)
     if session.rank == 0 and session.run_dir is not None:
         name = signal.Signals(signum).name
@@ -388,6 +391,10 @@ def _stop(state: _Run, stop: Stopped) -> NoReturn:
             manifest.update_manifest(session.run_dir, "stopped")
     if state.trainer is not None and is_child(state.trainer):
         raise SystemExit(0)  # to Lightning any other status is a crash, on which it kills the other processes
+    _end(signum)
+
+
+def _end(signum: int) -> NoReturn:
     if signum == signal.SIGINT:
         raise KeyboardInterrupt
     raise SystemExit(128 + signum)

@@ -5,13 +5,19 @@ A launch is a fork, so that it takes the program's own time, not that of its imp
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Ended(NamedTuple):
@@ -22,6 +28,8 @@ class Ended(NamedTuple):
     seconds: float
     said: str
     """Standard output and error."""
+    num_signals: int
+    """How many signals it lived to get."""
 
 
 class Launcher:
@@ -38,16 +46,25 @@ class Launcher:
             text=True,
         )
 
-    def __call__(self, arguments: list[str], signals: list[tuple[float, int]] | None = None) -> Ended:
+    def __call__(
+        self,
+        arguments: list[str],
+        signals: list[tuple[float, int]] | None = None,
+        *,
+        after: tuple[str, int] = ("", 0),
+        endless_batch: int | None = None,
+    ) -> Ended:
         """Run the program.
 
         Args:
             arguments: Of the command line.
             signals: Sent to it, each so many seconds after the start; none once it has ended.
+            after: The start, for the signals, is when there are so many files of this pattern.
+            endless_batch: The batch of this number, from 0 on, never comes to its end.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps([arguments, signals or []]) + "\n")
+        self._process.stdin.write(json.dumps([arguments, signals or [], after, endless_batch]) + "\n")
         self._process.stdin.flush()
         return Ended(*json.loads(self._process.stdout.readline()))
 
@@ -62,10 +79,9 @@ class Launcher:
         self._process.stdout.close()
 
 
-def _launch(arguments: list[str], signals: list[tuple[float, int]]) -> Ended:
-    import tempfile
-    import time
-
+def _launch(
+    arguments: list[str], signals: list[tuple[float, int]], after: tuple[str, int], endless_batch: int | None
+) -> Ended:
     with tempfile.TemporaryFile() as said:
         start = time.monotonic()
         child = os.fork()
@@ -73,26 +89,49 @@ def _launch(arguments: list[str], signals: list[tuple[float, int]]) -> Ended:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(said.fileno(), 1)
             os.dup2(said.fileno(), 2)
+            if endless_batch is not None:
+                _make_endless(endless_batch)
             _run(arguments)
         status: int | None = None
-        for moment, signum in signals:
-            while status is None and time.monotonic() - start < moment:
+
+        def wait_until(is_time: Callable[[], bool]) -> None:
+            nonlocal status
+            while status is None and not is_time():
                 time.sleep(0.002)
                 found, code = os.waitpid(child, os.WNOHANG)
                 status = os.waitstatus_to_exitcode(code) if found else None
+
+        pattern, count = after
+        wait_until(lambda: len(glob.glob(pattern)) >= count)
+        zero, num_signals = time.monotonic() if count else start, 0
+        for moment, signum in signals:
+            wait_until(lambda moment=moment: time.monotonic() - zero >= moment)
             if status is None:
                 os.kill(child, signum)
+                num_signals += 1
         if status is None:
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         seconds = time.monotonic() - start
         said.seek(0)
-        return Ended(status, seconds, said.read().decode(errors="replace"))
+        return Ended(status, seconds, said.read().decode(errors="replace"), num_signals)
+
+
+def _make_endless(number: int) -> None:
+    """Let a model work on the batch of this number for ever."""
+    from llm_entropy.module import EntropyModule
+
+    predict_step, numbers = EntropyModule.predict_step, itertools.count()
+
+    def predict_step_or_not(*arguments: Any) -> Any:
+        while next(numbers) == number:
+            time.sleep(3600)
+        return predict_step(*arguments)
+
+    EntropyModule.predict_step = predict_step_or_not
 
 
 def _run(arguments: list[str]) -> None:
     """Run the command line, and end this process as it ends."""
-    import traceback
-
     from llm_entropy.cli import main
 
     status = 0

@@ -34,6 +34,7 @@ OPTIONS = {
     "output.plots": "false",
 }
 WORDS = [f"--{key}={value}" for key, value in OPTIONS.items()]
+PARTS = "shards/*/*/*/part-*.json"
 OUTPUTS = ("standard", "control", "comparative")
 
 pytestmark = pytest.mark.slow
@@ -72,7 +73,7 @@ def outputs_of(run_dir: Path) -> dict[str, bytes]:
 
 
 def num_parts(run_dir: Path) -> int:
-    return len(list(run_dir.glob("shards/*/*/*/part-*.json")))
+    return len(list(run_dir.glob(PARTS)))
 
 
 def printed_command(said: str) -> list[str]:
@@ -81,7 +82,7 @@ def printed_command(said: str) -> list[str]:
     return shlex.split(command)[1:]
 
 
-def wait_for(found: Callable[[], object], seconds: float = 60) -> None:
+def wait_for(found: Callable[[], object], seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while not found():
         assert time.monotonic() < end, f"not there after {seconds} s"
@@ -138,12 +139,12 @@ def test_a_merge_that_is_killed_leaves_whole_files_and_can_be_done_again(
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_signal_stops_after_the_batch_and_the_printed_command_goes_on(
-    room: Path, launch: Launcher, whole: dict[str, bytes], seconds: float, signum: signal.Signals, quiet: bool
+    room: Path, launch: Launcher, whole: dict[str, bytes], signum: signal.Signals, quiet: bool
 ):
     name = f"{signum.name}-{quiet}"
     run_dir = room / "runs" / name
     command = ["predict", *WORDS, f"--output.run_name={name}", *(["--quiet"] if quiet else [])]
-    ended = launch(command, [(0.5 * seconds, signum)])
+    ended = launch(command, [(0, signum)], after=(f"runs/{name}/{PARTS}", 5))
     assert ended.status == 128 + signum, ended.said
     assert f"stopped by {signum.name}; what was done is kept" in ended.said
     assert "Traceback" not in ended.said
@@ -155,16 +156,35 @@ def test_a_signal_stops_after_the_batch_and_the_printed_command_goes_on(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is done twice"
 
 
-def test_two_interrupts_stop_at_once_and_leave_nothing_half_written(
-    room: Path, launch: Launcher, whole: dict[str, bytes], seconds: float
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_before_anything_was_begun_ends_the_program_and_leaves_nothing(room: Path, signum: signal.Signals):
+    script = (
+        "import os, sys; from llm_entropy import run; from llm_entropy.cli import main\n"
+        f"def plan_model(*_): os.kill(os.getpid(), {signum:d}); raise AssertionError\n"
+        "run.plan_model = plan_model; main(sys.argv[1:])"
+    )
+    words = ["predict", *WORDS, f"--output.run_name=early-{signum.name}"]
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=room, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 128 + signum
+    assert "Traceback" not in done.stderr
+    assert not (room / f"runs/early-{signum.name}").exists()
+
+
+def test_one_interrupt_waits_for_the_batch_and_two_stop_at_once_and_leave_nothing_half_written(
+    room: Path, launch: Launcher, whole: dict[str, bytes]
 ):
     run_dir = room / "runs/twice"
-    moment = 0.5 * seconds
     ended = launch(
-        ["predict", *WORDS, "--output.run_name=twice", "--output.part_seconds=60"],
-        [(moment, signal.SIGINT), (moment + 0.001, signal.SIGINT)],
+        ["predict", *WORDS, "--output.run_name=twice"],
+        [(0, signal.SIGINT), (1, signal.SIGINT)],
+        after=(f"runs/twice/{PARTS}", 7),
+        endless_batch=7,
     )
     assert ended.status == 130, ended.said
+    assert ended.num_signals == 2, "the first one waits"
+    assert "stopped by SIGINT; what was done is kept" in ended.said
+    assert "Traceback" not in ended.said
+    assert num_parts(run_dir) == 7
     assert not list(run_dir.rglob("*.tmp"))
     assert launch(printed_command(ended.said)).status == 0
     assert outputs_of(run_dir) == whole
@@ -262,16 +282,25 @@ def wait_for_parts(run_dir: Path) -> None:
     wait_for(lambda: all(list(run_dir.glob(f"shards/gpt2/*/rank-000{rank}/*.json")) for rank in (0, 1)))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_two_processes_either_can_be_killed(room: Path, launch: Launcher, whole: dict[str, bytes], rank: int):
-    run_dir = room / f"runs/rank-{rank}"
-    with start(room, f"--output.run_name=rank-{rank}", "--trainer.devices=2") as process:
-        wait_for_parts(run_dir)
-        os.kill(json.loads(lock_of(run_dir, rank).read_text())["pid"], signal.SIGKILL)
-        said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    wait_for(lambda: not any(Lock(lock_of(run_dir, other)).is_held for other in (0, 1)), 30)
-    ended = launch([*printed_command(said), "--trainer.devices=1"])
+@pytest.mark.parametrize("ranks", [(0, 1), (1, 0)])
+def test_of_two_processes_either_can_be_killed_and_one_after_the_other(
+    room: Path, launch: Launcher, whole: dict[str, bytes], ranks: tuple[int, int]
+):
+    name = "killed-" + "-".join(map(str, ranks))
+    run_dir, random_part, printed = room / "runs" / name, random.Random(name), ""
+    command = [f"--output.run_name={name}", "--trainer.devices=2"]
+    for rank in ranks:
+        before = num_parts(run_dir)
+        with start(room, *command) as process:
+            wait_for_parts(run_dir)
+            wanted = before + random_part.randint(2, 8)
+            wait_for(lambda wanted=wanted: num_parts(run_dir) >= wanted)
+            os.kill(json.loads(lock_of(run_dir, rank).read_text())["pid"], signal.SIGKILL)
+            printed += process.communicate(timeout=60)[0]
+        assert process.returncode != 0
+        wait_for(lambda: not any(Lock(lock_of(run_dir, other)).is_held for other in (0, 1)), 30)
+        command = [f"--output.run_name={name}", "--trainer.devices=2", "--resume"]
+    ended = launch([*printed_command(printed), "--trainer.devices=1"])
     assert ended.status == 0, ended.said
     assert outputs_of(run_dir) == whole
 
@@ -292,6 +321,29 @@ def test_two_processes_stop_together_and_go_on_together(room: Path, whole: dict[
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert outputs_of(run_dir) == whole
+
+
+LOSE_RANK_1 = """
+import os, sys
+from llm_entropy.cli import main
+from llm_entropy.writer import ShardWriter
+if os.environ.get("LOCAL_RANK") == "1":
+    ShardWriter.on_predict_end = lambda *_: os._exit(0)
+main(sys.argv[1:])
+"""
+
+
+def test_a_process_that_is_lost_at_the_very_end_is_missed(room: Path, launch: Launcher, whole: dict[str, bytes]):
+    (room / "lose.py").write_text(LOSE_RANK_1)
+    words = [*WORDS, "--models={gpt2: builtin:tiny-gpt2}", "--output.run_name=lost", "--output.part_seconds=60"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "lose.py", "predict", *words, "--trainer.devices=2"]
+    done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 1, done.stderr
+    assert "records of gpt2 are missing: another process of this run was lost; go on with: llm-entropy" in done.stderr
+    assert not (room / "runs/lost/standard").exists()
+    assert launch([*printed_command(done.stderr), "--trainer.devices=1"]).status == 0
+    assert outputs_of(room / "runs/lost") == {name: content for name, content in whole.items() if "gpt2" in name}
 
 
 def test_a_second_process_is_refused_as_long_as_the_first_one_lives(
