@@ -25,6 +25,8 @@ from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_pl
 
 Status = Literal["running", "stopped", "failed", "complete"]
 CONFIG, MANIFEST, MODEL = "config.yaml", "run.json", "model.json"
+CHECKPOINTS = "hpc_ckpt_*"
+"""What Lightning's requeueing leaves; under SLURM it loads such a file over the weights of the model it was given."""
 LISTED_ROWS = 1000
 """How many skipped or unread rows `run.json` lists; all are counted."""
 
@@ -51,8 +53,7 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
             )
         if run_dir.exists() and any(run_dir.iterdir()) and not _is_run(run_dir):
             raise ValueError(f"output.run_name: {run_dir} exists and is no run; choose another name, or remove it")
-        # Lightning, when it finds such a file, loads it over the weights of the model it was given.
-        for checkpoint in run_dir.glob("hpc_ckpt_*"):
+        for checkpoint in run_dir.glob(CHECKPOINTS):
             raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     folder = Path(output.dir).absolute()
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn, Optional
 import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -44,6 +45,8 @@ from llm_entropy.writer import ShardWriter
 log = logging.getLogger("llm_entropy")
 
 ARRAY_INDEX = "SLURM_ARRAY_TASK_ID"
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"
+"""What srun tells the processes that it starts; a batch script without srun has only what the job may start."""
 MEGABYTE = 2**20
 CHILDREN_SECONDS = 30
 """How long the processes that Lightning has started may take to stop."""
@@ -315,13 +318,15 @@ def _trainer(settings: Settings, run_dir: Optional[Path]) -> L.Trainer:
     wanted = settings.trainer
     # The folder of a checkpoint that Lightning's requeueing might have left: it would be loaded over the weights.
     root = run_dir if run_dir is not None else Path(settings.output.dir) / "none"
+    # torchrun works inside a job of SLURM too, and then it is what numbers the processes.
+    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     try:
         trainer = L.Trainer(
             accelerator=wanted.accelerator,
             devices=wanted.devices,
             num_nodes=wanted.num_nodes,
             strategy=wanted.strategy,
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if by_slurm else None,
             default_root_dir=root,
             use_distributed_sampler=False,
             logger=False,
@@ -333,11 +338,19 @@ def _trainer(settings: Settings, run_dir: Optional[Path]) -> L.Trainer:
         got = ", ".join(f"{name} {value!r}" for name, value in to_plain(wanted).items())
         raise ValueError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
     if trainer.world_size != trainer.num_devices * trainer.num_nodes:
-        raise ValueError(
-            f"trainer: {trainer.num_devices} devices on {trainer.num_nodes} nodes were asked for, but "
-            f"{trainer.world_size} processes were started; under SLURM start with srun, one task for each device"
-        )
+        raise ValueError(_wrong_number(trainer, trainer.world_size))
+    if by_slurm and trainer.world_size != (started := int(os.environ.get(STEP_TASKS, 1))):
+        raise ValueError(_wrong_number(trainer, started))  # the job has room for them, but would wait for ever
+    for checkpoint in Path(trainer.default_root_dir).glob(manifest.CHECKPOINTS):
+        raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     return trainer
+
+
+def _wrong_number(trainer: L.Trainer, started: int) -> str:
+    return (
+        f"trainer: {trainer.num_devices} devices on {trainer.num_nodes} nodes were asked for, but {started} processes "
+        "were started; under SLURM start with srun, one task for each device"
+    )
 
 
 # --- coming to an end --------------------------------------------------------------------------------------------

@@ -199,6 +199,15 @@ def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings):
 
 def test_a_folder_that_is_no_run_is_not_taken_for_one(settings: Settings):
     folder = Path(settings.output.dir) / "one"
+def test_such_a_checkpoint_is_refused_too_where_a_new_run_would_look_for_it(settings: Settings):
+    folder = Path(settings.output.dir) / "none"
+    folder.mkdir(parents=True)
+    (folder / "hpc_ckpt_2.ckpt").write_bytes(b"weights of another day")
+    with pytest.raises(ValueError, match=r"none/hpc_ckpt_2\.ckpt: Lightning would load it over the models' weights"):
+        run(settings, quiet=True)
+    assert not (Path(settings.output.dir) / "one").exists()
+
+
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="exists and is no run"):

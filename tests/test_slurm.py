@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -142,6 +144,25 @@ def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_proce
     launches = {(process["task"][0], process["slurm_job"]) for process in about["models"]["gpt2"]["processes"]}
     assert [task for task, _ in sorted(launches)] in ([0, 1, 1, 2, 2, 3], [0, 1, 1, 2, 3])
     assert len({process["launch"] for process in about["models"]["gpt2"]["processes"]}) == 6
+    assert not list(room.rglob("hpc_ckpt_*")), "Lightning's own requeueing is off"
+
+    # Parts are lost afterwards: what the program prints is pasted as it stands.
+    lost = [markers_of(run_dir, 1)[0], markers_of(run_dir, 3)[-1]]
+    for marker in lost:
+        marker.with_suffix(".parquet").unlink()
+        marker.unlink()
+    words = run([str(PROGRAM), "status", "runs/array"], room, slurm, status=1)
+    (option,) = re.findall(r"tasks that are not complete, for sbatch: (--array=\S+)", words)
+    assert option == "--array=1,3"
+    (command,) = re.findall(r"each of them runs: (llm-entropy .*)", words)
+    path = os.pathsep.join([str(PROGRAM.parent), slurm["PATH"]])
+    job = ["sbatch", option, "--job-name=pasted", "--ntasks-per-node=1", "--wrap", f"srun {command}"]
+    run(job, room, {**slurm, "PATH": path})
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    assert "every record is there" in run([str(PROGRAM), "status", "runs/array"], room, slurm)
+    shutil.rmtree(run_dir / "standard")
+    run([str(PROGRAM), "merge", "runs/array"], room, slurm)
+    assert tables_of(run_dir) == tables_of(room / "runs/single")
 
 
 def queue(room: Path, slurm: dict[str, str], *options: str) -> str:
@@ -168,14 +189,33 @@ def test_two_processes_of_a_job_give_the_bytes_of_one(
     assert max(tokens) <= 1.05 * min(tokens)
 
 
-def test_a_job_without_srun_is_refused_and_not_half_done(room: Path, slurm: dict[str, str]):
+@pytest.mark.parametrize("option", ["--ntasks=1", "--ntasks-per-node=2"])
+def test_a_job_without_srun_is_refused_and_neither_half_done_nor_waits_for_ever(
+    room: Path, slurm: dict[str, str], option: str
+):
     words = [*WORDS, "--output.dir=runs", "--output.run_name=half", "--trainer.devices=2"]
-    script = f"exec {PROGRAM} predict {' '.join(map(repr, words))}"
-    (room / "half.sbatch").write_text(f"#!/bin/bash\n#SBATCH --job-name=half --ntasks=1 --output=half.log\n{script}\n")
-    run(["sbatch", "half.sbatch"], room, slurm)
+    command = shlex.join([str(PROGRAM), "predict", *words])
+    run(["sbatch", "--job-name=half", option, "--output=half.log", "--wrap", command], room, slurm)
     wait_for(lambda: not queue(room, slurm), "an empty queue", room)
-    assert "start with srun, one task for each device" in (room / "half.log").read_text()
+    assert (
+        "2 devices on 1 nodes were asked for, but 1 processes were started; under SLURM start with srun"
+        in (room / "half.log").read_text()
+    )
     assert not (room / "runs/half").exists()
+
+
+def test_torchrun_works_inside_a_job(room: Path, slurm: dict[str, str]):
+    words = [*WORDS, "--output.dir=runs", "--output.run_name=torchrun", "--trainer.devices=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = shlex.join([*torchrun, "-m", "llm_entropy", "predict", *words])
+    run(
+        ["sbatch", "--job-name=torchrun", "--ntasks-per-node=1", "--output=torchrun.log", "--wrap", command],
+        room,
+        slurm,
+    )
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    assert (room / "runs/torchrun/standard").exists(), (room / "torchrun.log").read_text()
+    assert tables_of(room / "runs/torchrun") == tables_of(room / "runs/single")
 
 
 @pytest.mark.parametrize(
