@@ -8,15 +8,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny_models import make_tokenizer
 
-from llm_entropy import windows
+from llm_entropy import datamodule, windows
+from llm_entropy.builtin import model_folder, read_sentences
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule, WindowBatches
 from llm_entropy.ledger import Done
@@ -94,9 +97,16 @@ def test_the_batches_of_a_window_hold_all_of_it_and_the_first_says_so(small_wind
 
 @pytest.mark.parametrize("num_tasks", [1, 2, 3, 7])
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("kind", ["mapped", "one file", "files"])
-def test_tasks_and_processes_share_the_same_batches_each_once(
-    small_windows: None, tmp_path: Path, kind: str, num_tasks: int, num_ranks: int
+def test_tasks_processes_and_workers_share_the_same_batches_each_once(
+    small_windows: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    num_tasks: int,
+    num_ranks: int,
+    num_workers: int,
 ):
     texts = sentences_of(75)
     if kind == "mapped":
@@ -104,13 +114,36 @@ def test_tasks_and_processes_share_the_same_batches_each_once(
     else:
         corpus = streamed(tmp_path, [texts] if kind == "one file" else [texts[:40], texts[40:41], texts[41:]])
     whole = {batch.key: contents(batch) for batch in batches_of(corpus)}
-    shared = [
-        batch
-        for task, rank in itertools.product(range(num_tasks), range(num_ranks))
-        for batch in batches_of(corpus, rank, num_ranks, task=Task(task, num_tasks))
-    ]
+    shared = []
+    for task, rank, worker in itertools.product(range(num_tasks), range(num_ranks), range(num_workers or 1)):
+        info = SimpleNamespace(id=worker, num_workers=num_workers) if num_workers else None
+        monkeypatch.setattr(datamodule, "get_worker_info", lambda info=info: info)
+        shared += batches_of(corpus, rank, num_ranks, task=Task(task, num_tasks))
     assert len(shared) == len(whole)
     assert {batch.key: contents(batch) for batch in shared} == whole
+
+
+@pytest.mark.parametrize(("num_ranks", "num_workers"), [(2, 0), (3, 0), (2, 2), (3, 2)])
+def test_the_tokens_of_the_processes_of_a_real_corpus_differ_by_less_than_five_percent(
+    monkeypatch: pytest.MonkeyPatch, num_ranks: int, num_workers: int
+):
+    texts = [f"{row['prompt']} {copy}" for copy in range(48) for row in read_sentences()]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("tiny-gpt2"))
+    data = SentenceDataModule(
+        corpus_of_sentences(texts, None, 0),
+        Encoder(tokenizer, "causal", positions="last"),
+        pad_token_id=0,
+        tokens_per_batch=DataSettings().tokens_per_batch,
+        seed=0,
+        num_workers=num_workers,
+    )
+    tokens = np.zeros(num_ranks)
+    for rank, worker in itertools.product(range(num_ranks), range(num_workers or 1)):
+        info = SimpleNamespace(id=worker, num_workers=num_workers) if num_workers else None
+        monkeypatch.setattr(datamodule, "get_worker_info", lambda info=info: info)
+        tokens[rank] += sum(int(batch.attention_mask.sum()) for batch in WindowBatches(data, rank, num_ranks))
+    assert tokens.sum() == sum(map(len, tokenizer(texts).input_ids))
+    assert tokens.max() <= 1.05 * tokens.min(), tokens
 
 
 @pytest.mark.parametrize("streams", [False, True])

@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -24,10 +26,10 @@ from llm_entropy.run import run
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
 from llm_entropy.status import run_status
 
-# Where a stream is left before its end, `datasets` does not close its files.
-pytestmark = [
 MERGE = "llm-entropy merge"
 
+# Where a stream is left before its end, `datasets` does not close its files.
+pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
@@ -197,8 +199,6 @@ def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings):
         run(settings, quiet=True, resume=True)
 
 
-def test_a_folder_that_is_no_run_is_not_taken_for_one(settings: Settings):
-    folder = Path(settings.output.dir) / "one"
 def test_such_a_checkpoint_is_refused_too_where_a_new_run_would_look_for_it(settings: Settings):
     folder = Path(settings.output.dir) / "none"
     folder.mkdir(parents=True)
@@ -208,6 +208,8 @@ def test_such_a_checkpoint_is_refused_too_where_a_new_run_would_look_for_it(sett
     assert not (Path(settings.output.dir) / "one").exists()
 
 
+def test_a_folder_that_is_no_run_is_not_taken_for_one(settings: Settings):
+    folder = Path(settings.output.dir) / "one"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("keep")
     with pytest.raises(ValueError, match="exists and is no run"):
@@ -215,17 +217,6 @@ def test_such_a_checkpoint_is_refused_too_where_a_new_run_would_look_for_it(sett
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-# --- arrays ------------------------------------------------------------------------------------------------------
-
-
-def run_tasks(settings: Settings, name: str, count: int, order: Iterator[int] | range, **data: Any) -> RunResult:
-    for index in order:
-        result = run(named(settings, name, num_shards=count, shard_index=index, **data), quiet=True)
-    return result
-
-
-@pytest.mark.parametrize("count", [2, 5, 40])
-def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, count: int):
 # --- a full disk -------------------------------------------------------------------------------------------------
 
 
@@ -288,6 +279,17 @@ def test_a_full_disk_is_told_by_the_merge_and_the_first_word_too(
     assert not (Path(settings.output.dir) / "two").exists()
 
 
+# --- arrays ------------------------------------------------------------------------------------------------------
+
+
+def run_tasks(settings: Settings, name: str, count: int, order: Iterator[int] | range, **data: Any) -> RunResult:
+    for index in order:
+        result = run(named(settings, name, num_shards=count, shard_index=index, **data), quiet=True)
+    return result
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, count: int):
     whole = run(settings, quiet=True)
     result = run_tasks(settings, "array", count, reversed(range(count)))
     assert not result, "a task makes no outputs"
@@ -298,6 +300,11 @@ def test_a_full_disk_is_told_by_the_merge_and_the_first_word_too(
     tasks = [process["task"] for process in about["models"]["gpt2"]["processes"]]
     assert tasks == sorted(tasks)
     assert about["models"]["gpt2"]["num_sentences"] == 70
+    work = {"num_records", "num_examples", "num_tokens", "seconds", "tokens_per_second", "peak_memory_bytes"}
+    for process in about["models"]["gpt2"]["processes"]:
+        assert work | {"task", "rank", "host", "versions", "git_commit"} <= process.keys()
+    for part in merged.run_dir.glob("shards/*/*/*/part-*.parquet"):
+        assert pq.read_schema(part).metadata[b"config_hash"].decode() == about["config_hash"]
 
 
 def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(settings: Settings):
@@ -312,6 +319,20 @@ def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(se
     result = run(named(settings, "array"), quiet=True, resume=True)
     assert run_status(run_dir).is_complete
     assert tables_of(result.run_dir) == tables_of(whole.run_dir)
+
+
+def test_tasks_can_do_what_a_single_process_left(settings: Settings):
+    whole = run(settings, quiet=True)
+    run_dir = run(named(settings, "single"), quiet=True).run_dir
+    kept = everything_in(run_dir / "shards")
+    for path in lose(run_dir, *range(1, 20)):
+        for suffix in (".json", ".parquet"):
+            del kept[str(path.with_suffix(suffix).relative_to(run_dir / "shards"))]
+    for index in (1, 0, 2):
+        run(named(settings, "single", num_shards=3, shard_index=index), quiet=True, resume=True)
+    assert {name: everything_in(run_dir / "shards")[name] for name in kept} == kept
+    assert {path.name for path in run_dir.glob("shards/gpt2/task-*")} >= {"task-00000-of-00003", "task-00000-of-00001"}
+    assert tables_of(merge_run(run_dir, quiet=True).run_dir) == tables_of(whole.run_dir)
 
 
 def test_a_task_that_was_begun_is_gone_on_with_only_when_asked(settings: Settings):
@@ -352,20 +373,19 @@ def test_a_stream_gives_the_bytes_of_the_mapped_corpus_and_is_gone_on_with(setti
     assert tables_of(merge_run(again.run_dir, quiet=True).run_dir) == tables_of(whole.run_dir)
 
 
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_files_of_a_stream_are_shared_by_tasks(settings: Settings, tmp_path: Path, count: int):
-    texts = [line for line in Path(str(settings.data.path)).read_text().splitlines()]
-    edges = [0, 33, 34, 70]
+def test_the_files_of_a_stream_whatever_their_sizes_are_shared_by_tasks(settings: Settings, tmp_path: Path):
+    texts = Path(str(settings.data.path)).read_text().splitlines()
+    edges = [0, 1, 60, 64, 70]
     for number, (first, end) in enumerate(itertools.pairwise(edges)):
         Dataset.from_dict({"text": texts[first:end]}).to_parquet(tmp_path / f"part-{number}.parquet")
-    whole = run(settings, quiet=True)
     data = {"path": str(tmp_path / "part-*.parquet"), "streaming": True}
-    result = run_tasks(settings, "files", count, range(count), **data)
-    if count > 1:
-        merge_run(result.run_dir, quiet=True)
-    before, after = tables_of(whole.run_dir), tables_of(result.run_dir)
-    # the ids, and so the batches, are others; the order and the numbers are not
-    for name in (name for name in before if name.endswith("entropy.csv")):
-        rows = [[line.split(',"')[0] for line in table.decode().splitlines()] for table in (before[name], after[name])]
-        assert rows[0] == rows[1]
-    assert json.loads((result.run_dir / "run.json").read_text())["corpus"]["num_files"] == 3
+    whole = run(settings, quiet=True)
+    single = run(named(settings, "single", **data), quiet=True)
+    assert json.loads((single.run_dir / "run.json").read_text())["corpus"]["num_files"] == 4
+    # ids and batches are not those of one file; order and numbers are
+    for condition in ("standard", "control", "comparative"):
+        found, expected = (result["gpt2"][condition]["entropy"] for result in (single, whole))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
+    for count in (2, 3, 7):
+        run_dir = run_tasks(settings, f"tasks-{count}", count, range(count), **data).run_dir
+        assert tables_of(merge_run(run_dir, quiet=True).run_dir) == tables_of(single.run_dir)
