@@ -1,5 +1,6 @@
 """Files that are whole or absent, and locks that end with their holder."""
 
+import errno
 import hashlib
 import os
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_entropy import storage
 from llm_entropy.storage import Lock, checksum, create_text, fingerprint, write_text, written_whole
 
 
@@ -89,6 +91,7 @@ def test_the_fingerprint_of_a_folder_changes_with_any_of_its_files(tmp_path: Pat
 HOLD = """
 import sys, time
 from pathlib import Path
+from llm_entropy import storage
 from llm_entropy.storage import Lock
 lock = Lock(Path(sys.argv[1]))
 assert lock.acquire({})
@@ -116,6 +119,33 @@ def test_a_lock_keeps_others_out_and_ends_with_a_kill(tmp_path: Path):
     assert not Lock(path).acquire({}), "not even twice in one process"
     lock.release()
     assert not lock.is_held
+
+
+def test_a_lock_that_somebody_elsewhere_left_behind_is_free(tmp_path: Path):
+    path = tmp_path / "task.lock"
+    path.write_text('{"host": "another", "pid": 1, "since": "yesterday"}')
+    lock = Lock(path)
+    assert not lock.is_held, "what is written in it is for people; the system knows who holds it"
+    assert lock.acquire({})
+    assert "another" not in lock.holder
+    lock.release()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_where_the_file_system_knows_no_locks_everybody_gets_one_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    def refuse(stream: object, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(storage.fcntl, "flock", refuse)
+    first, second = Lock(tmp_path / "task.lock"), Lock(tmp_path / "task.lock")
+    assert first.acquire({})
+    assert second.acquire({})
+    assert not first.is_real
+    assert not Lock(tmp_path / "task.lock").is_held
+    first.release()
+    second.release()
 
 
 def test_asking_for_a_lock_that_nobody_ever_took_makes_no_file(tmp_path: Path):
