@@ -31,6 +31,8 @@ class Took(NamedTuple):
     """What a process took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of all its threads: what it would take if nobody else used the machine."""
     peak_bytes: int
     """Largest resident memory, mapped files included."""
 
@@ -109,6 +111,7 @@ def _measure(folder: Path, model: str, size: int, *, streaming: bool) -> dict[st
         "tokens": model_about["num_tokens"],
         "tokens_per_second": model_about["tokens_per_process_second"],
         "seconds": sum(took.seconds for took in tasks),
+        "cpu_seconds": sum(took.cpu_seconds for took in tasks),
         "peak": max(took.peak_bytes for took in tasks),
         "resume": resumed.seconds,
         "merge": merged.seconds,
@@ -126,13 +129,13 @@ def _run(words: list[str]) -> Took:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}")
-    return Took(time.perf_counter() - start, usage.ru_maxrss * 1024)
+    return Took(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def _write(rows: list[dict[str, Any]], model: str, *, streaming: bool) -> str:
     first = rows[0]["tokens_per_second"]
     header = [
-        *("sentences", "tokens", "tokens/s", "ratio", "predict, 2 tasks", "peak memory"),
+        *("sentences", "tokens", "tokens/s", "ratio", "predict, 2 tasks", "CPU time", "peak memory"),
         *("resume, all done", "merge", "merge memory", "parts", "bytes/record"),
     ]
     cells = [
@@ -142,6 +145,7 @@ def _write(rows: list[dict[str, Any]], model: str, *, streaming: bool) -> str:
             f"{row['tokens_per_second']:,.0f}",
             f"{row['tokens_per_second'] / first:.2f}",
             f"{row['seconds']:.0f} s",
+            f"{row['cpu_seconds']:.0f} s",
             f"{row['peak'] / 2**20:,.0f} MiB",
             f"{row['resume']:.1f} s",
             f"{row['merge']:.1f} s",
@@ -156,8 +160,8 @@ def _write(rows: list[dict[str, Any]], model: str, *, streaming: bool) -> str:
     about = (
         f"# Scaling\n\n`python -m benchmarks.scaling --model {model}{' --streaming' if streaming else ''}`: "
         f"{report.conditions()}\n{what}; {how} of short sentences; positions last; metrics {METRICS}; the two tasks of "
-        "an array one after the other. tokens/s: of the processes while they predict. Seconds and memory (resident, "
-        "mapped files included) are those of whole processes, imports included.\n\n"
+        "an array one after the other. tokens/s: of the processes while they predict. Seconds, CPU time and memory "
+        "(resident, mapped files included) are those of whole processes, imports included.\n\n"
     )
     return about + report.table(header, cells)
 
