@@ -14,7 +14,7 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
 NUM_NODES = 2
-LIFETIME = 900
+LIFETIME = 1800
 """Seconds after which every part of the cluster ends, even if the test that started it was killed."""
 SEARCH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
