@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import lightning
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llm_entropy.corpus import Corpus, Window
@@ -109,6 +110,12 @@ class SentenceDataModule(lightning.LightningDataModule):
         """Agree with the other processes on what is done and what fills a batch: they must deal the same batches."""
         assert self.trainer is not None
         self.done, self.tokens_per_batch = self.trainer.strategy.broadcast((self.done, self.tokens_per_batch))
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Return the batch on the device, copied while a GPU still works on the one before."""
+        if device.type == "cuda":
+            return batch.pin_memory().to(device, non_blocking=True)
+        return batch.to(device)
 
     def predict_dataloader(self) -> DataLoader[Batch]:
         """Return the batches of this process."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import lightning as L
 import torch
@@ -68,12 +68,6 @@ class EntropyModule(L.LightningModule):
             target_rank="target_rank" in self.names,
         )
         self._most_rows: Optional[int] = None
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Return the batch on the device, copied while the device still works on the one before."""
-        if device.type == "cuda":
-            return batch.pin_memory().to(device, non_blocking=True)
-        return batch.to(device)
 
     @torch.inference_mode()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Records:
