@@ -24,7 +24,15 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from llm_entropy.architectures import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
+from llm_entropy.architectures import (
+    EAGER,
+    READABLE,
+    Architecture,
+    find_architecture,
+    fuse_activations,
+    most_tokens,
+    shape_of,
+)
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
@@ -110,7 +118,8 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     Args:
         source: What `find_model` found.
         precision: `trainer.precision`; the model's own `dtype`, if given, goes before it.
-        needs_attention: Whether attention weights will be read; they need the slower eager attention.
+        needs_attention: Whether attention entropy will be read; a family outside of transformers' attention interface
+            needs eager attention, which is always read.
 
     Returns:
         The model with its head, in evaluation mode, on the CPU.
@@ -121,7 +130,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     settings = source.settings
     auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
     dtype = DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
-    attention = "eager" if needs_attention or source.architecture.eager_only else None
+    attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
     with _one_error(settings), _quiet_transformers():
         loaded: Any = auto.from_pretrained(
             source.location,

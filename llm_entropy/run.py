@@ -21,7 +21,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy import manifest
-from llm_entropy.architectures import ModelView, view_model
+from llm_entropy.architectures import EAGER, ModelView, attention_implementation, view_model
+from llm_entropy.attention import check_attention
 from llm_entropy.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule
@@ -243,6 +244,8 @@ def _predict(plan: Plan, state: _Run) -> None:
     wants_attention = ATTENTION_ENTROPY in analysis.metrics
     model = load_model(source, precision=settings.trainer.precision, needs_attention=wants_attention)
     view = view_model(model)
+    if wants_attention:
+        check_attention(view, f"models.{source.key}: {source.name}")
     lens_error = check_lens(view, f"models.{source.key}: {source.name}")
     module = EntropyModule(view, Lens(view, analysis.lens, plan.lens_path), analysis, plan.steering)
     data = SentenceDataModule(
@@ -276,7 +279,7 @@ def _predict(plan: Plan, state: _Run) -> None:
             "kind": kind,
             "shape": view.shape._asdict(),
             "dtype": str(view.decoder.weight.dtype).removeprefix("torch."),
-            "attention": model.config._attn_implementation,
+            "attention": attention_implementation(model),
             "lens_error_logits": lens_error,
             "max_length": plan.max_length,
             "tokens_per_batch": data.tokens_per_batch,
@@ -309,7 +312,7 @@ def _tokens_per_batch(settings: Settings, view: ModelView, trainer: L.Trainer, m
         bytes_per_number=weights.itemsize,
         num_conditions=len(settings.analysis.conditions),
         reads_all=settings.analysis.positions == "all",
-        map_length=max_length if view.model.config._attn_implementation == "eager" else None,
+        map_length=max_length if attention_implementation(view.model) == EAGER else None,
     )
 
 

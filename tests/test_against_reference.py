@@ -12,7 +12,17 @@ import pytest
 import reference
 import torch
 from reference import Expected, Observation, Reading, Steering
-from tiny_models import CAUSAL, FAMILIES, HIDDEN, MASKED, OPEN_SENTENCES, SENTENCES, make_model, make_tokenizer
+from tiny_models import (
+    CAUSAL,
+    FAMILIES,
+    HIDDEN,
+    MASKED,
+    OPEN_SENTENCES,
+    SENTENCES,
+    make_model,
+    make_tokenizer,
+    readable_attention,
+)
 from transformers import PreTrainedModel
 
 from llm_entropy.architectures import ARCHITECTURES, ModelView, view_model
@@ -70,7 +80,7 @@ class Subject:
 @cache
 def subject(family: str) -> Subject:
     """Return a family's subject; shapes of vectors and numbers of layer weights are spread over the families."""
-    model = make_model(family)
+    model = make_model(family, attention=readable_attention(family))
     number, num_blocks = list(FAMILIES).index(family), FAMILIES[family].num_blocks
     generator = torch.Generator().manual_seed(100 + number)
     shape = ((HIDDEN,), (num_blocks, HIDDEN), (num_blocks + 1, HIDDEN))[number % 3]
@@ -80,7 +90,7 @@ def subject(family: str) -> Subject:
         2: tuple(0.5 + 0.2 * layer for layer in range(num_blocks + (number % 3 != 1))),
     }[number // 3 % 3]
     steering = Steering(torch.randn(shape, generator=generator), layer_weights, (1.2, 0.3, -0.8), strength=0.7)
-    return Subject(family, model, reference.in_float64(model), view_model(model), steering)
+    return Subject(family, model, reference.in_float64(make_model(family)), view_model(model), steering)
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
+from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, readable_attention
 from torch.nn.functional import cross_entropy
 
 from llm_entropy.architectures import ModelView, view_model
@@ -40,7 +40,7 @@ PADDING = 9
 
 @cache
 def view_of(family: str) -> ModelView:
-    return view_model(make_model(family))
+    return view_model(make_model(family, attention=readable_attention(family)))
 
 
 @cache
@@ -274,7 +274,7 @@ def test_chunks_of_the_vocabulary_and_of_the_rows_change_nothing(family: str, mo
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", MODELS)
 def test_half_precision_weights_give_float32_statistics(family: str, dtype: torch.dtype) -> None:
-    model = make_model(family).to(dtype)
+    model = make_model(family, attention=readable_attention(family)).to(dtype)
     # One sentence at a time, so that the model's own rounding is the same here and there.
     example = examples_of(family)[-1]
     batch = batch_of(family, [example])

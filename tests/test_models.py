@@ -12,7 +12,7 @@ import torch
 import transformers
 from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_model
 
-from llm_entropy.architectures import ARCHITECTURES
+from llm_entropy.architectures import ARCHITECTURES, READABLE, attention_implementation
 from llm_entropy.models import find_model, load_model
 from llm_entropy.settings import ModelSettings
 
@@ -63,14 +63,15 @@ def test_a_loaded_model_is_float32_in_evaluation_mode_and_frozen(gpt2: Path):
         torch.testing.assert_close(model.state_dict()[name], value, rtol=0, atol=0)
 
 
-def test_attention_is_eager_only_where_it_is_read(gpt2: Path, tmp_path: Path):
+def test_attention_is_eager_only_where_it_cannot_be_read_otherwise(gpt2: Path, tmp_path: Path):
     def attention(source, needs_attention: bool) -> str:
-        model = load_model(source, precision="32-true", needs_attention=needs_attention)
-        return model.config._attn_implementation
+        return attention_implementation(load_model(source, precision="32-true", needs_attention=needs_attention))
 
-    assert attention(find(gpt2), True) == "eager"
+    assert attention(find(gpt2), True) == READABLE
     assert attention(find(gpt2), False) == "sdpa"
-    assert attention(find(save_model("gemma2", tmp_path)), False) == "eager", "sdpa would leave its softcap out"
+    for family in ("gemma2", "gpt_neo", "bloom"):
+        source = find(save_model(family, tmp_path / family))
+        assert {attention(source, needs_attention) for needs_attention in (False, True)} == {"eager"}, family
 
 
 @pytest.mark.parametrize("written_out", ["gelu_new", "gelu_fast"])

@@ -20,6 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from llm_entropy.architectures import ARCHITECTURES, EAGER, READABLE
+
 HIDDEN = 32
 NUM_HEADS = 4
 MAX_POSITIONS = 64
@@ -185,6 +187,11 @@ def make_model(family: str, seed: int = 0, attention: str | None = "eager") -> P
     model = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
     _randomise_(model, seed)
     return model.eval()
+
+
+def readable_attention(family: str) -> str:
+    """Return the implementation with which a family is loaded to read its attention."""
+    return EAGER if ARCHITECTURES[FAMILIES[family].model_type].eager_only else READABLE
 
 
 def _randomise_(model: PreTrainedModel, seed: int) -> None:
