@@ -26,11 +26,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def conditions() -> str:
-    """Return what the measurements were made on, in one paragraph."""
+def conditions(dtype: str = "float32") -> str:
+    """Return what the measurements were made on, in one paragraph.
+
+    Args:
+        dtype: Type of the numbers.
+    """
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
-    return f"{time.strftime('%Y-%m-%d')}; {device}; float32; Python {platform.python_version()}, {versions}.\n"
+    return f"{time.strftime('%Y-%m-%d')}; {device}; {dtype}; Python {platform.python_version()}, {versions}.\n"
 
 
 def save(name: str, text: str) -> Path:
