@@ -1,0 +1,54 @@
+"""The benchmarks run, on tiny sizes, and what they compare agrees; nothing is timed here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import lens, products, report
+
+CPU = torch.device("cpu")
+SHAPE = lens.Shape(num_slots=3, num_rows=4, width=16, vocab_size=301)
+
+
+def cells(table: str) -> list[list[str]]:
+    """Return the rows of a Markdown table, without its header."""
+    return [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()[2:]]
+
+
+def test_medians_are_taken_of_every_way_in_turn():
+    calls = []
+    took = report.medians({name: lambda name=name: calls.append(name) for name in "ab"}, seconds=0.0)
+    assert calls == ["a", "b"] * (1 + report.MIN_ROUNDS)
+    assert set(took) == {"a", "b"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the memory of Linux")
+def test_the_peak_is_what_was_held_not_what_is_left():
+    assert 64 * 2**20 <= report.peak_bytes(lambda: torch.ones(2**24).sum()) < 96 * 2**20
+
+
+def test_every_bare_product_runs_over_all_rows_and_tokens(monkeypatch):
+    monkeypatch.setattr(products, "TILE_ROWS", 3)
+    monkeypatch.setattr(products, "VOCAB_CHUNK", 10)
+    states, weight = torch.randn(7, 16), torch.randn(25, 16)
+    for way in products.bare_products(states, weight).values():
+        way()
+    assert products.operations(states, weight) == 2 * 7 * 16 * 25
+
+
+def test_the_lens_table_has_every_backend_and_errors_as_small_as_float32_allows():
+    rows = {row[0]: row for row in cells(lens.measure(SHAPE, torch.float32, seconds=0.0))}
+    for name in [lens.LOGITS_KEPT, *(f"backend {backend}" for backend in lens.backends(CPU))]:
+        *_, entropy_error, margin_error, _memory = rows[name]
+        assert float(entropy_error) < 1e-4
+        assert float(margin_error) < 1e-4
+
+
+def test_lens_errors_are_seen():
+    states, unembedding = lens.make_numbers(SHAPE, torch.float32)
+    truth = lens.read_exactly(states, unembedding)
+    wrong = lens.Read(truth.entropy + 0.5, truth.margin)
+    assert lens.largest_errors(wrong, truth) == [pytest.approx(0.5), 0.0]
