@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import lens, products, report
+from benchmarks import lens, precision, products, report
 
 CPU = torch.device("cpu")
 SHAPE = lens.Shape(num_slots=3, num_rows=4, width=16, vocab_size=301)
@@ -52,3 +52,13 @@ def test_lens_errors_are_seen():
     truth = lens.read_exactly(states, unembedding)
     wrong = lens.Read(truth.entropy + 0.5, truth.margin)
     assert lens.largest_errors(wrong, truth) == [pytest.approx(0.5), 0.0]
+
+
+def test_precision_is_compared_record_by_record():
+    base, rounded = (precision.read_records(each, 2)["tiny-gpt2"] for each in (precision.BASE, "bf16-true"))
+    same, other = (precision.compare(base, {"other": records}) for records in (base, rounded))
+    assert "Same prediction: 100.00% (other)" in same
+    rows = {row[0]: row for row in cells(same.partition("\n\n")[0])}
+    assert [float(number) for number in rows["entropy"][3:]] == [0.0, 0.0, 0.0]
+    rows = {row[0]: row for row in cells(other.partition("\n\n")[0])}
+    assert 0.0 < float(rows["entropy"][-1]) < 0.5
