@@ -7,10 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import lens, precision, products, report
+from benchmarks import end_to_end, lens, precision, products, report, subjects
 
 CPU = torch.device("cpu")
 SHAPE = lens.Shape(num_slots=3, num_rows=4, width=16, vocab_size=301)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return subjects.save_model(tmp_path_factory.mktemp("subject"), "tiny")
 
 
 def cells(table: str) -> list[list[str]]:
@@ -62,3 +67,27 @@ def test_precision_is_compared_record_by_record():
     assert [float(number) for number in rows["entropy"][3:]] == [0.0, 0.0, 0.0]
     rows = {row[0]: row for row in cells(other.partition("\n\n")[0])}
     assert 0.0 < float(rows["entropy"][-1]) < 0.5
+
+
+def test_a_batch_is_timed_alone_and_under_every_condition(folder, monkeypatch):
+    monkeypatch.setattr(end_to_end, "BATCH_TOKENS", {"cpu": {"last": 300, "all": 100}})
+    subject = end_to_end.Subject(folder, torch.float32, rate=1e9)
+    bare = end_to_end.load_bare(subject)
+    rows = end_to_end.measure_case(subject, bare, "short", "all", seconds=0.0)
+    assert [row[3] for row in rows] == ["model alone", "standard", *end_to_end.FIRST_STEERED]
+
+
+def test_the_work_of_a_batch_is_that_of_its_real_tokens(folder):
+    subject = end_to_end.Subject(folder, torch.float32, rate=1e9)
+    batch = end_to_end.typical_batch(subject, "short", "all")
+    modules = end_to_end.make_modules(subject, "all")
+    work = end_to_end.count_work(end_to_end.load_bare(subject), modules["standard"], batch)
+    sizes = subjects.SIZES["tiny"]
+    assert work.lens == 2 * sizes["n_embd"] * sizes["vocab_size"] * int(batch.attention_mask.sum())
+
+
+def test_a_run_is_taken_apart(folder):
+    subject = end_to_end.Subject(folder, torch.float32, rate=1e9)
+    took = end_to_end.profile_run(subject, subjects.make_sentences(4))
+    assert min(took.values()) > 0
+    assert took[end_to_end.FORWARD_KEY] < took[end_to_end.COMPUTED]
