@@ -7,11 +7,11 @@ STAMP  := $(VENV)/.installed
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format lint types imports check install hooks clean
+.PHONY: help demo test format lint types imports check install hooks peers clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  ARGS=...      is handed on by demo and test: make test ARGS='-k steering'"
+	@echo "  ARGS=...      is handed on by demo, test and peers: make test ARGS='-k steering'"
 	@echo "  PYTHON=...    is the Python that .venv is made with (now: $(PYTHON))"
 
 demo: $(STAMP) ## Steer and compare the two built-in models over the built-in sentences
@@ -40,6 +40,9 @@ install: $(STAMP) ## Make .venv and install; the targets above do so by themselv
 
 hooks: $(STAMP) ## Let git run the checks before each commit
 	$(BIN)/pre-commit install
+
+peers: $(STAMP) ## Make the environments in which `python -m benchmarks.peers` runs other programs
+	$(BIN)/python -m benchmarks.peers --setup $(ARGS)
 
 clean: ## Remove .venv, caches and builds; the runs in analysis_outputs stay
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from benchmarks import end_to_end, lens, precision, products, report, subjects
+from benchmarks.peers import hugging_face, ours, usual_script
+from benchmarks.peers.__main__ import measure_peer
+from benchmarks.peers.environments import PEERS
+from benchmarks.peers.worker import Sentence, Task
 
 CPU = torch.device("cpu")
 SHAPE = lens.Shape(num_slots=3, num_rows=4, width=16, vocab_size=301)
@@ -91,3 +96,34 @@ def test_a_run_is_taken_apart(folder):
     took = end_to_end.profile_run(subject, subjects.make_sentences(4))
     assert min(took.values()) > 0
     assert took[end_to_end.FORWARD_KEY] < took[end_to_end.COMPUTED]
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+@torch.inference_mode()
+def test_peers_that_need_no_environment_give_our_entropies(folder, positions):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    sentences = [Sentence(text, tokenizer(text)["input_ids"]) for text in subjects.make_sentences(5)]
+    task = Task(folder, positions, CPU, torch.float32)
+    truth = ours.load(task)(sentences)
+    batched = hugging_face.load(task)(sentences)
+    script = usual_script.load(task)
+    for sentence, a, b in zip(sentences, truth, batched, strict=True):
+        assert a.shape == (3, 1 if positions == "last" else len(sentence.token_ids))
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+        torch.testing.assert_close(a, script([sentence])[0], atol=1e-4, rtol=0)
+
+
+def test_a_peer_without_an_environment_is_in_the_table_with_the_reason(folder, tmp_path):
+    peer = next(peer for peer in PEERS if peer.requirements)
+    how = {"rounds": 1, "environments": tmp_path}
+    row = measure_peer(peer, Path(folder), ["a"], "last", torch.float32, **how)
+    assert "--setup" in " ".join(row)
+
+
+@pytest.mark.slow
+def test_a_peer_and_this_program_are_measured_in_turn(folder, tmp_path):
+    peer = next(peer for peer in PEERS if peer.module == "hugging_face")
+    how = {"rounds": 1, "environments": tmp_path}
+    *_, faster, difference = measure_peer(peer, Path(folder), subjects.make_sentences(5), "all", torch.float32, **how)
+    assert float(faster.removesuffix("x")) > 0
+    assert float(difference) < 1e-4
