@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
@@ -21,11 +18,11 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import report
-from llm_entropy.architectures import EAGER, READABLE, ModelView, run_base, view_model
+from llm_entropy.architectures import EAGER, READABLE, ModelView, fuse_activations, run_base, view_model
 from llm_entropy.attention import read_attention_entropy
 
 LENGTHS = (16, 64, 256, 1024)
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = report.device()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 HEADER = (
     "tokens",
@@ -44,23 +41,27 @@ def main() -> None:
     on_gpu = DEVICE.type == "cuda"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=65_536 if on_gpu else 2_048, help="tokens in a batch")
-    parser.add_argument("--rounds", type=int, default=15 if on_gpu else 7, help="turns of each way")
+    parser.add_argument("--seconds", type=float, default=10.0, help="about how long each row may take")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
     parser.add_argument("--padded", action="store_true", help="sentences between three quarters of the length and all")
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results")
     chosen = parser.parse_args()
     torch.manual_seed(0)
-    view = view_model(GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False).to(DEVICE, DTYPES[chosen.dtype]))
+    model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False).to(DEVICE, DTYPES[chosen.dtype])
+    fuse_activations(model)
+    view = view_model(model)
     rows = []
     for length in LENGTHS:
         for positions in ("last", "all"):
-            rows.append(_measure(view, length, chosen.tokens // length, positions, chosen.padded, chosen.rounds))
+            rows.append(
+                _measure(view, length, max(1, chosen.tokens // length), positions, chosen.padded, chosen.seconds)
+            )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     padding = "lengths between three quarters and all" if chosen.padded else "no padding"
     text = (
         f"# Attention entropy\n\n`python -m benchmarks.attention`: {report.conditions(chosen.dtype)}\nGPT-2 small (12 "
         f"blocks, 12 heads of width 64) without its head, random weights; {chosen.tokens:,} tokens in a batch, "
-        f"{padding}; {torch.get_num_threads()} threads; medians of {chosen.rounds} turns. Added: the entropies' share "
+        f"{padding}; {torch.get_num_threads()} threads; medians of ways that take turns. Added: the entropies' share "
         "of the forward pass. Eager: entropies from the maps.\n\n" + report.table(HEADER, rows)
     )
     print(text)
@@ -69,7 +70,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def _measure(view: ModelView, length: int, batch: int, positions: str, padded: bool, rounds: int) -> list[str]:
+def _measure(view: ModelView, length: int, batch: int, positions: str, padded: bool, seconds: float) -> list[str]:
     """Return a row of the table."""
     generator = torch.Generator().manual_seed(length)
     input_ids = torch.randint(view.shape.vocab_size, (batch, length), generator=generator)
@@ -86,30 +87,15 @@ def _measure(view: ModelView, length: int, batch: int, positions: str, padded: b
         if entropies is not None:
             entropies.stack()
 
-    ways = {(READABLE, False): [], (READABLE, True): [], (EAGER, True): []}
-    for turn in range(rounds + 1):
-        for (implementation, reads), seconds in ways.items():
-            view.model.set_attn_implementation(implementation)
-            taken = _seconds(partial(forward, reads))
-            if turn:  # the first is for warming up
-                seconds.append(taken)
-    alone, read, eager = (1000 * statistics.median(seconds) for seconds in ways.values())
+    def attend(implementation: str, reads: bool) -> None:
+        view.model.set_attn_implementation(implementation)
+        forward(reads)
+
+    ways = {"alone": (READABLE, False), "read": (READABLE, True), "eager": (EAGER, True)}
+    took = report.medians({name: partial(attend, *way) for name, way in ways.items()}, seconds=seconds)
+    alone, read, eager = (1000 * took[name] for name in ways)
     shares = [f"{100 * (read / alone - 1):.1f} %", f"{eager:.1f}", f"{eager / read:.2f}"]
     return [str(length), str(batch), positions, f"{alone:.1f}", f"{read:.1f}", *shares]
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    """Return how long `run` takes on the device."""
-    if DEVICE.type == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000
 
 
 if __name__ == "__main__":
