@@ -19,6 +19,7 @@ import transformers
 from tiny_models import make_tokenizer
 
 from llm_entropy import datamodule, windows
+from llm_entropy.budget import CPU_TOKENS
 from llm_entropy.builtin import model_folder, read_sentences
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule, WindowBatches
@@ -133,7 +134,7 @@ def test_the_tokens_of_the_processes_of_a_real_corpus_differ_by_less_than_five_p
         corpus_of_sentences(texts, None, 0),
         Encoder(tokenizer, "causal", positions="last"),
         pad_token_id=0,
-        tokens_per_batch=DataSettings().tokens_per_batch,
+        tokens_per_batch=CPU_TOKENS,
         seed=0,
         num_workers=num_workers,
     )

@@ -174,6 +174,9 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize(
+    "backend", ["reference", "compiled"]
+)  # what the other keeps is followed in test_triton_lens.py
 @pytest.mark.parametrize(("num_rows", "vocab_size"), [(10, 5_000), (400, 5_000), (400, 20_000)])
 def test_no_tensor_grows_with_rows_and_vocabulary(
     num_rows: int, vocab_size: int, backend: str, monkeypatch: pytest.MonkeyPatch
