@@ -260,10 +260,11 @@ def run_bare(model: torch.nn.Module, batch: Batch) -> None:
 # --- a run -------------------------------------------------------------------------------------------------------
 
 PARTS = {
-    "start-up: configuration, weights, check of the lens": (
+    "start-up: configuration, weights, checks of lens and attention": (
         ("plan.py", "plan_model"),
         ("models.py", "load_model"),
         ("lens.py", "check_lens"),
+        ("__init__.py", "check_attention"),
     ),
     "tokenising, batches": (("datamodule.py", "_batches"),),
     "forward, lens, records": (("module.py", "predict_step"),),

@@ -36,7 +36,7 @@ def main() -> None:
         f"# Precision\n\n`python -m benchmarks.precision`: {report.conditions('weights as said, statistics float32')}\n"
         "Absolute differences from 32-true over all records and layers (attention entropy: blocks and heads), in the "
         "unit of the metric. Same prediction: share of records whose most likely token at the last layer is that of "
-        "32-true.\n"
+        "32-true; where it is not, surprisal and rank of a position without a true token are those of another token.\n"
     ]
     for model in MODELS:
         parts.append(f"\n## builtin:{model}, {len(records[BASE][model]):,} records\n\n")

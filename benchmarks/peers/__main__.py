@@ -127,7 +127,9 @@ def measure_peer(
     except WorkerError as error:
         return [label, peer.reads, "", str(error), "", "", ""]
     row = [label, peer.reads, str(pair.batch_size), f"{1000 * pair.theirs:,.1f}", f"{1000 * pair.ours:,.1f}"]
-    return [*row, f"{pair.theirs / pair.ours:.1f}x", f"{pair.difference:.1e}"]
+    row += [f"{pair.theirs / pair.ours:.1f}x", f"{pair.difference:.1e}"]
+    print(row, file=sys.stderr, flush=True)
+    return row
 
 
 def _measure_pair(
