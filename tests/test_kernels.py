@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy import kernels
-from llm_entropy.kernels import compiled, reference
+from llm_entropy.kernels import compiled, epilogue, reference
 from llm_entropy.schema import RowStatistics, Unembedding
 
 SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
@@ -97,6 +99,20 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
             got.double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
     assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
+
+
+def test_without_a_place_to_keep_compiled_loops_they_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any) -> None:
+        raise RuntimeError("cannot cache function 'add_chunk': no locator available")
+
+    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
+    try:
+        importlib.reload(epilogue)
+        keys = np.array([3.0, -1.0, 3.0], np.float32).view(np.int32)
+        assert epilogue._two_largest(keys) == (3.0, 3.0)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(epilogue)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

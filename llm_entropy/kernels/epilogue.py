@@ -9,6 +9,7 @@ Legend: z a logit, m the maximum of its row so far, e = exp(z - m).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -63,12 +64,24 @@ def _key(bits: Any) -> Any:
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
+def _compile(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator: compiled at the first call, kept on the disk where there is a place for it."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's can be written, as in a sealed container
+            return numba.njit(nogil=True, **options)(function)
+
+    return decorate
+
+
 _SMALLEST_KEY = np.int32(-(2**31))
 _REORDERED = {"nsz", "arcp", "contract", "reassoc"}
 """Sums may be reordered; NaN and infinity stay what they are."""
 
 
-@numba.njit(nogil=True, cache=True)
+@_compile()
 def add_chunk(
     logits: Floats,
     first: int,
@@ -118,7 +131,7 @@ def add_chunk(
             _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
 
 
-@numba.njit(nogil=True, cache=True)
+@_compile()
 def _two_largest(bits: Bits) -> Any:
     """Return the largest number and the second largest, minus infinity where there is one number alone.
 
@@ -138,7 +151,7 @@ def _two_largest(bits: Bits) -> Any:
     return _float_of_bits(_key(largest)), _float_of_bits(_key(largest if count > 1 else second))
 
 
-@numba.njit(nogil=True, cache=True)
+@_compile()
 def _add_sums(
     z: Floats,
     largest: Any,
@@ -166,7 +179,7 @@ def _add_sums(
     sums[slot, 2] = factor * (old2 + 2.0 * step * old1 + step * step * old0) + s2
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDERED)
+@_compile(fastmath=_REORDERED)
 def _sums(z: Floats, m: Any, square: bool) -> Any:
     """Return sum e, sum e (z - m), and, if asked for, sum e (z - m)^2."""
     s0 = s1 = s2 = np.float32(0.0)
@@ -186,7 +199,7 @@ def _sums(z: Floats, m: Any, square: bool) -> Any:
     return s0, s1, s2
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_REORDERED)
+@_compile(fastmath=_REORDERED)
 def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
     """Return sum e_a ((z_a - m_a) - (z_b - m_b))."""
     total = np.float32(0.0)
@@ -196,7 +209,7 @@ def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@_compile()
 def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -> None:
     """Put logits that are larger than the least of those kept in their places."""
     last = len(kept) - 1
