@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+import textwrap
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -105,14 +109,37 @@ def test_without_a_place_to_keep_compiled_loops_they_are_compiled_anew(monkeypat
     def refuse(self: Any) -> None:
         raise RuntimeError("cannot cache function 'add_chunk': no locator available")
 
+    states, unembedding = make_states(), Unembedding(torch.randn(VOCAB, WIDTH))
+    kept = statistics_of(states, unembedding, backend="compiled")
     monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
     try:
         importlib.reload(epilogue)
-        keys = np.array([3.0, -1.0, 3.0], np.float32).view(np.int32)
-        assert epilogue._two_largest(keys) == (3.0, 3.0)
+        monkeypatch.setattr(compiled, "add_chunk", epilogue.add_chunk)
+        for one, other in zip(kept, statistics_of(states, unembedding, backend="compiled"), strict=True):
+            assert torch.equal(one, other)
     finally:
         monkeypatch.undo()
         importlib.reload(epilogue)
+
+
+def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path: Path) -> None:
+    program = """
+        import sys, torch
+        from llm_entropy.kernels import lens_statistics
+        from llm_entropy.schema import Unembedding
+        torch.manual_seed(0)
+        states, decoder = torch.randn(4, 30, 16), Unembedding(torch.randn(3001, 16))
+        rows = lens_statistics(states, decoder, top_slots=[3], square=True, pairs=[(0, 3), (3, 1)], backend="compiled")
+        torch.save(tuple(rows), sys.argv[1])
+    """
+    for name in ("compiled.pt", "read.pt"):
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+        subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / name)], env=environment, check=True
+        )
+        assert list((tmp_path / "numba").rglob("epilogue.add_chunk-*.nbc"))
+    for one, other in zip(torch.load(tmp_path / "compiled.pt"), torch.load(tmp_path / "read.pt"), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])

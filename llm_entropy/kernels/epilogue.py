@@ -4,7 +4,9 @@ A pass for the maximum, then one for everything else, while the chunk is still i
 when they are first called and keeps the result on the disk. They let go of the interpreter's lock, so that each thread
 takes a part of the rows. Sums within a chunk are float32 in as many lanes as the processor has, across chunks float64.
 
-Legend: z a logit, m the maximum of its row so far, e = exp(z - m).
+What the loop over rows calls is always made a part of it (`forceinline`). A function of its own is optimised once alone
+and once more with its caller, and adds up in another order each time; the process that compiles would run the one, and
+a process that reads the disk the other.
 """
 
 from __future__ import annotations
@@ -64,16 +66,12 @@ def _key(bits: Any) -> Any:
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-def _compile(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator: compiled at the first call, kept on the disk where there is a place for it."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's can be written, as in a sealed container
-            return numba.njit(nogil=True, **options)(function)
-
-    return decorate
+def _compile(function: Callable[..., Any]) -> Any:
+    """Return a function compiled at its first call, and kept on the disk where there is a place for it."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the package's folder nor the user's can be written, as in a sealed container
+        return numba.njit(nogil=True)(function)
 
 
 _SMALLEST_KEY = np.int32(-(2**31))
@@ -81,7 +79,7 @@ _REORDERED = {"nsz", "arcp", "contract", "reassoc"}
 """Sums may be reordered; NaN and infinity stay what they are."""
 
 
-@_compile()
+@_compile
 def add_chunk(
     logits: Floats,
     first: int,
@@ -131,7 +129,7 @@ def add_chunk(
             _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
 
 
-@_compile()
+@numba.njit(forceinline=True)
 def _two_largest(bits: Bits) -> Any:
     """Return the largest number and the second largest, minus infinity where there is one number alone.
 
@@ -151,7 +149,7 @@ def _two_largest(bits: Bits) -> Any:
     return _float_of_bits(_key(largest)), _float_of_bits(_key(largest if count > 1 else second))
 
 
-@_compile()
+@numba.njit(forceinline=True)
 def _add_sums(
     z: Floats,
     largest: Any,
@@ -179,7 +177,7 @@ def _add_sums(
     sums[slot, 2] = factor * (old2 + 2.0 * step * old1 + step * step * old0) + s2
 
 
-@_compile(fastmath=_REORDERED)
+@numba.njit(forceinline=True, fastmath=_REORDERED)
 def _sums(z: Floats, m: Any, square: bool) -> Any:
     """Return sum e, sum e (z - m), and, if asked for, sum e (z - m)^2."""
     s0 = s1 = s2 = np.float32(0.0)
@@ -199,7 +197,7 @@ def _sums(z: Floats, m: Any, square: bool) -> Any:
     return s0, s1, s2
 
 
-@_compile(fastmath=_REORDERED)
+@numba.njit(forceinline=True, fastmath=_REORDERED)
 def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
     """Return sum e_a ((z_a - m_a) - (z_b - m_b))."""
     total = np.float32(0.0)
@@ -209,7 +207,7 @@ def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
     return total
 
 
-@_compile()
+@numba.njit(forceinline=True)
 def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -> None:
     """Put logits that are larger than the least of those kept in their places."""
     last = len(kept) - 1
