@@ -4,7 +4,7 @@
 
 A GPT-2 with random weights, sentences of about 19 and of about 200 tokens, all six default metrics and the top 5.
 Batches as a run makes them go through the model alone and through `EntropyModule`, in turn; then a whole run of
-`--sentences`, by its parts. About ten minutes on two cores; two on a GPU, where bfloat16 is measured too.
+`--sentences`, by its parts. About fifteen minutes on two cores; two on a GPU, where bfloat16 is measured too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from llm_entropy.schema import Batch
 from llm_entropy.settings import ATTENTION_ENTROPY, DEFAULT_METRICS
 
 Positions = Literal["last", "all"]
-BATCH_TOKENS = {"cpu": {"last": 1200, "all": 300}, "cuda": {"last": 8192, "all": 8192}}
+BATCH_TOKENS = {"cpu": 1200, "cuda": 8192}
 """Tokens of the batch that is timed: on a GPU what a run takes; on a CPU less, as the time is in proportion anyway."""
 PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}
 
@@ -100,6 +100,7 @@ def main() -> None:
             title = f"\n## {chosen.size}, {str(dtype).removeprefix('torch.')}, {rate / 1e9:,.0f} GFLOP/s at best\n\n"
             parts.append(title + measure_cases(subject, seconds=chosen.seconds))
             parts.append("\n" + measure_run(subject, chosen.sentences))
+            print(parts[-1], file=sys.stderr, flush=True)
     report.show("end-to-end", "".join(parts), saved=chosen.save)
 
 
@@ -117,7 +118,10 @@ def measure_cases(subject: Subject, *, seconds: float) -> str:
     bare = load_bare(subject)
     for corpus in subjects.LENGTHS:
         for positions in ("last", "all"):
-            rows += measure_case(subject, bare, corpus, positions, seconds=seconds)
+            case = measure_case(subject, bare, corpus, positions, seconds=seconds)
+            for row in case:
+                print(*row, sep=" | ", file=sys.stderr, flush=True)
+            rows += case
     header = ["sentences", "tokens", "positions", "what", "ms/sentence", "against the model", "against standard"]
     return report.table([*header, "floor, ms/sentence", "of the floor", "memory"], rows)
 
@@ -221,7 +225,7 @@ def typical_batch(subject: Subject, corpus: str, positions: Positions) -> Batch:
     """
     plan = plan_model("model", subject.folder, _settings(subject, positions))
     sentences = corpus_of_sentences(subjects.make_sentences(2000, corpus), None, 0)
-    tokens = BATCH_TOKENS[report.device().type][positions]
+    tokens = BATCH_TOKENS[report.device().type]
     pad = plan.source.pad_token_id
     data = SentenceDataModule(sentences, plan.encoder, pad_token_id=pad, tokens_per_batch=tokens, seed=0)
     mean = subjects.LENGTHS[corpus]

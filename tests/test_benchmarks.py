@@ -81,7 +81,7 @@ def test_precision_is_compared_record_by_record():
 
 
 def test_a_batch_is_timed_alone_and_under_every_condition(folder, monkeypatch):
-    monkeypatch.setattr(end_to_end, "BATCH_TOKENS", {"cpu": {"last": 300, "all": 100}})
+    monkeypatch.setattr(end_to_end, "BATCH_TOKENS", {"cpu": 100})
     subject = end_to_end.Subject(folder, torch.float32, rate=1e9)
     bare = end_to_end.load_bare(subject)
     rows = end_to_end.measure_case(subject, bare, "short", "all", seconds=0.0)

@@ -45,6 +45,7 @@ pytestmark = [
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
     monkeypatch.setattr(windows, "MIN_BATCH_TOKENS", 8)
+    monkeypatch.setattr(windows, "MIN_PIECE_TOKENS", 8)
 
 
 def sentences_of(count: int) -> list[str]:

@@ -39,6 +39,7 @@ pytestmark = [
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
     monkeypatch.setattr(windows, "MIN_BATCH_TOKENS", 32)
+    monkeypatch.setattr(windows, "MIN_PIECE_TOKENS", 32)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from llm_entropy.windows import (
+    MIN_BATCH_TOKENS,
+    TAIL_PIECES,
     WINDOW_ROWS,
     Task,
     batches_of_task,
@@ -36,6 +38,12 @@ def test_batches_are_full_and_waste_little_on_padding():
     padded = sum(int(lengths[batch].max()) * len(batch) for batch in plan)
     assert padded < 1.05 * lengths.sum(), "fixed batches in corpus order take 3 times the tokens"
     assert len(plan) < 1.15 * lengths.sum() / 2048
+
+
+def test_a_small_corpus_can_be_shared_but_its_batches_are_not_made_tiny():
+    sizes = [20 * len(batch) for batch in plan_batches([20] * 1000, 8192)]
+    assert max(sizes) <= MIN_BATCH_TOKENS, "a 32nd of these 20,000 tokens is less"
+    assert len(sizes) <= 20_000 / MIN_BATCH_TOKENS + TAIL_PIECES + 2
 
 
 def test_equal_lengths_stay_in_corpus_order():
