@@ -256,7 +256,7 @@ class NoLaunch:
 
 
 def test_extra_memory_is_below_200_mb_at_the_largest_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    for kernel in ("_single", "_paired", "_probabilities_kernel", "_expected_rows_kernel"):
+    for kernel in ("single_statistics", "paired_statistics", "probabilities", "expected_rows"):
         monkeypatch.setattr(triton_lens, kernel, NoLaunch())
     monkeypatch.setattr(triton_lens, "SPLIT_UNIT", 256)
     layers, rows, vocab_size, width = 26, 1024, 128_256, 4096
@@ -274,7 +274,7 @@ COMPILE = """
 import json, re, sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from llm_entropy.kernels import triton_lens as lens
+from llm_entropy.kernels import triton_programs as programs
 
 def compiled(kernel, dtype, warps, **known):
     names = kernel.arg_names
@@ -296,17 +296,16 @@ one = {**both, "SOFTCAP": False, "SQUARE": False, "PAIRED": False, "TOP_K": 0, "
 no = {"bias_ptr": None, "cross_ptr": None, "top_ptr": None, "top_ids_ptr": None}
 all = {**one, "SOFTCAP": True, "SQUARE": True, "PAIRED": True, "TOP_K": 5, "CANDIDATES": 8}
 block = {"BLOCK_ROWS": 128, "BLOCK_TOKENS": 128}
-statistics = lens._statistics_kernel
 print(json.dumps({
-    "bf16": compiled(statistics, "*bf16", 8, **one, **no, **block, BLOCK_WIDTH=64),
-    "bf16, everything": compiled(statistics, "*bf16", 8, **all, **block, BLOCK_WIDTH=64),
-    "fp16": compiled(statistics, "*fp16", 8, **one, **no, **block, BLOCK_WIDTH=64),
-    "fp32": compiled(statistics, "*fp32", 8, **one, **no, **block, BLOCK_WIDTH=32),
+    "bf16": compiled(programs.statistics, "*bf16", 8, **one, **no, **block, BLOCK_WIDTH=64),
+    "bf16, everything": compiled(programs.statistics, "*bf16", 8, **all, **block, BLOCK_WIDTH=64),
+    "fp16": compiled(programs.statistics, "*fp16", 8, **one, **no, **block, BLOCK_WIDTH=64),
+    "fp32": compiled(programs.statistics, "*fp32", 8, **one, **no, **block, BLOCK_WIDTH=32),
     "probabilities": compiled(
-        lens._probabilities_kernel, "*bf16", 4, **both, BLOCK_ROWS=64, BLOCK_TOKENS=128, BLOCK_WIDTH=64
+        programs.probabilities, "*bf16", 4, **both, BLOCK_ROWS=64, BLOCK_TOKENS=128, BLOCK_WIDTH=64
     ),
     "rows": compiled(
-        lens._expected_rows_kernel, "*bf16", 4, WIDTH=4096, BLOCK_ROWS=64, BLOCK_TOKENS=32, BLOCK_WIDTH=128
+        programs.expected_rows, "*bf16", 4, WIDTH=4096, BLOCK_ROWS=64, BLOCK_TOKENS=32, BLOCK_WIDTH=128
     ),
 }))
 """
