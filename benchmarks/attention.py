@@ -18,8 +18,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import report
-from llm_entropy.architectures import EAGER, READABLE, ModelView, fuse_activations, run_base, view_model
+from llm_entropy.architectures import ModelView, fuse_activations, run_base, view_model
 from llm_entropy.attention import read_attention_entropy
+from llm_entropy.attention_interface import EAGER, READABLE
 
 LENGTHS = (16, 64, 256, 1024)
 DEVICE = report.device()

@@ -24,15 +24,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from llm_entropy.architectures import (
-    EAGER,
-    READABLE,
-    Architecture,
-    find_architecture,
-    fuse_activations,
-    most_tokens,
-    shape_of,
-)
+from llm_entropy.architectures import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
+from llm_entropy.attention_interface import EAGER, READABLE
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings

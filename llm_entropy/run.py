@@ -21,8 +21,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy import manifest
-from llm_entropy.architectures import EAGER, ModelView, attention_implementation, view_model
+from llm_entropy.architectures import ModelView, view_model
 from llm_entropy.attention import check_attention
+from llm_entropy.attention_interface import EAGER, attention_implementation
 from llm_entropy.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule

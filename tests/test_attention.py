@@ -12,17 +12,9 @@ from tiny_models import FAMILIES, make_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_entropy.architectures import (
-    ARCHITECTURES,
-    EAGER,
-    READABLE,
-    AttentionInputs,
-    ModelView,
-    attention_implementation,
-    run_base,
-    view_model,
-)
+from llm_entropy.architectures import ARCHITECTURES, ModelView, run_base, view_model
 from llm_entropy.attention import check_attention, read_attention_entropy, rows
+from llm_entropy.attention_interface import EAGER, READABLE, AttentionInputs, attention_implementation
 
 THROUGH_THE_INTERFACE = [name for name, row in FAMILIES.items() if not ARCHITECTURES[row.model_type].eager_only]
 LENGTHS = (60, 31, 1, 44, 9)

@@ -12,7 +12,8 @@ import torch
 import transformers
 from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_model
 
-from llm_entropy.architectures import ARCHITECTURES, READABLE, attention_implementation
+from llm_entropy.architectures import ARCHITECTURES
+from llm_entropy.attention_interface import READABLE, attention_implementation
 from llm_entropy.models import find_model, load_model
 from llm_entropy.settings import ModelSettings
 

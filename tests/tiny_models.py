@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm_entropy.architectures import ARCHITECTURES, EAGER, READABLE
+from llm_entropy.architectures import ARCHITECTURES
+from llm_entropy.attention_interface import EAGER, READABLE
 
 HIDDEN = 32
 NUM_HEADS = 4

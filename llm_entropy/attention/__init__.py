@@ -10,18 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_entropy.architectures import (
+from llm_entropy.architectures import ModelView, hooks_on_applications, run_base
+from llm_entropy.attention.rows import RowEntropies
+from llm_entropy.attention_interface import (
     EAGER,
     READABLE,
     AttentionInputs,
-    ModelView,
     attention_implementation,
     eager_attention,
-    hooks_on_applications,
     reading_attention,
-    run_base,
 )
-from llm_entropy.attention.rows import RowEntropies
 
 log = logging.getLogger("llm_entropy")
 
@@ -67,7 +65,7 @@ def read_attention_entropy(view: ModelView, rows: Tensor, positions: Tensor) -> 
         def read_inputs(inputs: AttentionInputs) -> None:
             entropies.append(compute(inputs))
 
-        with reading_attention(view, read_inputs):
+        with reading_attention(view.attentions, read_inputs):
             yield entropies
         return
 

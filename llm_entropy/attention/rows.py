@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from llm_entropy.architectures import AttentionInputs
+from llm_entropy.attention_interface import AttentionInputs
 
 log = logging.getLogger("llm_entropy")
 
