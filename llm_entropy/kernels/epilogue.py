@@ -33,16 +33,20 @@ _C4, _C5, _C6 = np.float32(9.618437357674640e-3), np.float32(1.339887440266574e-
 _ONE, _HALF = np.float32(1.0), np.float32(0.5)
 
 
-def _bitcast(context: Any, bits: Any) -> Any:
-    """Return the float32 that an int32 is the bit pattern of."""
+def _reinterpret(target: Any, source: Any) -> Any:
+    """Return a function that gives the number of one type with the bit pattern of a number of the other."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], context.get_value_type(types.float32))
+    def cast(context: Any, number: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(target))
 
-    return types.float32(types.int32), generate
+        return target(source), generate
+
+    return intrinsic(cast)
 
 
-_float_of_bits: Any = intrinsic(_bitcast)
+_float_of_bits = _reinterpret(types.float32, types.int32)
+_bits_of_float = _reinterpret(types.int32, types.float32)
 
 
 @numba.njit(inline="always")
@@ -114,11 +118,17 @@ def add_chunk(
     """
     num_slots = logits.shape[1]
     moved = np.empty((num_slots, 3))
+    largest = np.empty(num_slots, np.float32)
     for row in range(first, stop):
         for slot in range(num_slots):
             z = logits[row, slot]
-            largest, next_largest = _two_largest(z.view(np.int32))
-            _add_sums(z, largest, next_largest, square, slot, maximum[row], second[row], sums[row], moved)
+            m = _largest(z.view(np.int32))
+            # mostly not: each chunk has a largest logit, few have one of the two largest of all; NaN is not skipped
+            if not m <= second[row, slot]:
+                below = _second_largest(z.view(np.int32), m)
+                second[row, slot] = max(second[row, slot], below, min(maximum[row, slot], m))
+            _add_sums(z, m, square, slot, maximum[row], sums[row], moved)
+            largest[slot] = m
         for pair in range(len(pairs)):
             a, b = pairs[pair]
             gap = _gap(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
@@ -126,38 +136,42 @@ def add_chunk(
             before = gaps[row, pair] + (moved[a, 0] - moved[b, 0]) * moved[a, 2]
             gaps[row, pair] = moved[a, 1] * before + gap
         for index in range(len(top_slots)):
-            _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
+            if not largest[top_slots[index]] <= top[row, index, -1]:
+                _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
 
 
+# Largest numbers are sought among integers of the same order: the compiler makes vector instructions of those.
 @numba.njit(forceinline=True)
-def _two_largest(bits: Bits) -> Any:
-    """Return the largest number and the second largest, minus infinity where there is one number alone.
-
-    They are sought among integers of the same order: the compiler makes vector instructions of those.
-    """
-    largest, second, count = _SMALLEST_KEY, _SMALLEST_KEY, np.int32(0)
+def _largest(bits: Bits) -> Any:
+    """Return the largest of some numbers."""
+    largest = _SMALLEST_KEY
     for j in range(len(bits)):
         key = _key(bits[j])
         largest = key if key > largest else largest
+    return _float_of_bits(_key(largest))
+
+
+@numba.njit(forceinline=True)
+def _second_largest(bits: Bits, largest: Any) -> Any:
+    """Return the second largest number; minus infinity where there is one number alone."""
+    top, second, count = _key(_bits_of_float(largest)), _SMALLEST_KEY, np.int32(0)
     for j in range(len(bits)):
         key = _key(bits[j])
-        below = key if key < largest else _SMALLEST_KEY
+        below = key if key < top else _SMALLEST_KEY
         second = below if below > second else second
-        count += np.int32(key == largest)
+        count += np.int32(key == top)
     if len(bits) == 1:
-        return _float_of_bits(_key(largest)), np.float32(-np.inf)
-    return _float_of_bits(_key(largest)), _float_of_bits(_key(largest if count > 1 else second))
+        return np.float32(-np.inf)
+    return _float_of_bits(_key(top if count > 1 else second))
 
 
 @numba.njit(forceinline=True)
 def _add_sums(
     z: Floats,
     largest: Any,
-    next_largest: Any,
     square: bool,
     slot: int,
     maximum: Floats,
-    second: Floats,
     sums: Doubles,
     moved: Doubles,
 ) -> None:
@@ -165,7 +179,6 @@ def _add_sums(
     before = maximum[slot]
     m = max(before, largest)
     s0, s1, s2 = _sums(z, m, square)
-    second[slot] = max(second[slot], next_largest, min(before, largest))
     maximum[slot] = m
     old0, old1, old2 = sums[slot]
     # at first there is nothing to shift, and minus infinity minus m would be no number
