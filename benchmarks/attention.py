@@ -3,33 +3,37 @@
     python -m benchmarks.attention --save
 
 GPT-2 small with random weights, the model without its head. Three ways take turns in one process: the forward pass
-alone, with fused attention; the same while entropies are read; and eager attention whose maps are read.
+alone, with fused attention; the same while entropies are read; and eager attention whose maps are read. Then the same
+of the attention of one block by itself, without the products around it. About five minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 
 import torch
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import report
 from llm_entropy.architectures import ModelView, fuse_activations, run_base, view_model
 from llm_entropy.attention import read_attention_entropy
-from llm_entropy.attention_interface import EAGER, READABLE
+from llm_entropy.attention.rows import RowEntropies
+from llm_entropy.attention_interface import EAGER, READABLE, AttentionInputs
 
 LENGTHS = (16, 64, 256, 1024)
 DEVICE = report.device()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NUM_HEADS, HEAD_WIDTH = 12, 64
 HEADER = (
     "tokens",
     "batch",
     "positions",
-    "forward, ms",
+    "alone, ms",
     "with entropy, ms",
     "added",
     "eager, ms",
@@ -51,28 +55,44 @@ def main() -> None:
     model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False).to(DEVICE, DTYPES[chosen.dtype])
     fuse_activations(model)
     view = view_model(model)
-    rows = []
-    for length in LENGTHS:
-        for positions in ("last", "all"):
-            rows.append(
-                _measure(view, length, max(1, chosen.tokens // length), positions, chosen.padded, chosen.seconds)
-            )
-            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    seconds = chosen.seconds / 2
+    whole = _table(lambda *case: _measure_model(view, *case, chosen.padded, seconds), chosen.tokens)
+    alone = _table(lambda *case: _measure_block(DTYPES[chosen.dtype], *case, seconds), chosen.tokens)
     padding = "lengths between three quarters and all" if chosen.padded else "no padding"
     text = (
         f"# Attention entropy\n\n`python -m benchmarks.attention`: {report.conditions(chosen.dtype)}\nGPT-2 small (12 "
-        f"blocks, 12 heads of width 64) without its head, random weights; {chosen.tokens:,} tokens in a batch, "
-        f"{padding}; {torch.get_num_threads()} threads; medians of ways that take turns. Added: the entropies' share "
-        "of the forward pass. Eager: entropies from the maps.\n\n" + report.table(HEADER, rows)
+        f"blocks, {NUM_HEADS} heads of width {HEAD_WIDTH}) without its head, random weights; {chosen.tokens:,} tokens "
+        f"in a batch, {padding}; {torch.get_num_threads()} threads; medians of ways that take turns. Added: the "
+        "entropies' share. Eager: entropies from the maps.\n\n## The forward pass of the model\n\n"
+        f"{whole}\n## The attention of one block, without the products around it (no padding)\n\n{alone}"
     )
-    print(text)
-    if chosen.save:
-        print(f"written to {report.save('attention-padded' if chosen.padded else 'attention', text)}")
+    report.show("attention-padded" if chosen.padded else "attention", text, saved=chosen.save)
+
+
+def _table(measure: Callable[[int, int, str], dict[str, float]], tokens: int) -> str:
+    """Measure every length and choice of positions, and return a table.
+
+    Args:
+        measure: Called with length, batch size and positions; returns seconds of `alone`, `read` and `eager`.
+        tokens: Of a batch.
+    """
+    rows = []
+    for length in LENGTHS:
+        for positions in ("last", "all"):
+            batch = max(1, tokens // length)
+            took = measure(length, batch, positions)
+            alone, read, eager = (1000 * took[name] for name in ("alone", "read", "eager"))
+            shares = [f"{100 * (read / alone - 1):.1f} %", f"{eager:.1f}", f"{eager / read:.2f}"]
+            rows.append([str(length), str(batch), positions, f"{alone:.1f}", f"{read:.1f}", *shares])
+            print(*rows[-1], sep=" | ", file=sys.stderr, flush=True)
+    return report.table(HEADER, rows)
 
 
 @torch.inference_mode()
-def _measure(view: ModelView, length: int, batch: int, positions: str, padded: bool, seconds: float) -> list[str]:
-    """Return a row of the table."""
+def _measure_model(
+    view: ModelView, length: int, batch: int, positions: str, padded: bool, seconds: float
+) -> dict[str, float]:
+    """Return the seconds of a forward pass alone, with entropies, and with eager attention."""
     generator = torch.Generator().manual_seed(length)
     input_ids = torch.randint(view.shape.vocab_size, (batch, length), generator=generator)
     lengths = torch.full((batch,), length)
@@ -93,10 +113,35 @@ def _measure(view: ModelView, length: int, batch: int, positions: str, padded: b
         forward(reads)
 
     ways = {"alone": (READABLE, False), "read": (READABLE, True), "eager": (EAGER, True)}
-    took = report.medians({name: partial(attend, *way) for name, way in ways.items()}, seconds=seconds)
-    alone, read, eager = (1000 * took[name] for name in ways)
-    shares = [f"{100 * (read / alone - 1):.1f} %", f"{eager:.1f}", f"{eager / read:.2f}"]
-    return [str(length), str(batch), positions, f"{alone:.1f}", f"{read:.1f}", *shares]
+    return report.medians({name: partial(attend, *way) for name, way in ways.items()}, seconds=seconds)
+
+
+@torch.inference_mode()
+def _measure_block(dtype: torch.dtype, length: int, batch: int, positions: str, seconds: float) -> dict[str, float]:
+    """Return the seconds of one block's causal attention alone, with entropies, and eager."""
+    generator = torch.Generator().manual_seed(length)
+    shape = (batch, NUM_HEADS, length, HEAD_WIDTH)
+    query, key, value = (torch.randn(shape, generator=generator).to(DEVICE, dtype) for _ in range(3))
+    inputs = AttentionInputs(query, key, None, True, HEAD_WIDTH**-0.5)
+    every = torch.ones(batch, length).nonzero(as_tuple=True)
+    where = every if positions == "all" else (torch.arange(batch), torch.full((batch,), length - 1))
+    rows, places = (tensor.to(DEVICE) for tensor in where)
+    hidden = torch.ones(length, length, dtype=torch.bool, device=DEVICE).triu(1)
+
+    def attend() -> None:
+        F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    def read() -> None:
+        attend()
+        RowEntropies(rows, places)(inputs)
+
+    def eager() -> None:
+        scores = (query @ key.mT * inputs.scale).masked_fill_(hidden, -torch.inf)
+        weights = scores.softmax(dim=-1, dtype=torch.float32)
+        weights.to(dtype) @ value
+        torch.special.entr(weights[rows, :, places]).sum(dim=-1)
+
+    return report.medians({"alone": attend, "read": read, "eager": eager}, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import end_to_end, lens, precision, products, report, subjects
+from benchmarks import attention, end_to_end, lens, precision, products, report, subjects
 from benchmarks.peers import hugging_face, ours, usual_script
 from benchmarks.peers.__main__ import measure_peer
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.worker import Sentence, Task
+from llm_entropy.architectures import view_model
+from llm_entropy.attention_interface import READABLE
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]
@@ -133,3 +135,16 @@ def test_a_peer_and_this_program_are_measured_in_turn(folder, tmp_path):
     *_, faster, difference = measure_peer(peer, Path(folder), subjects.make_sentences(5), "all", torch.float32, **how)
     assert float(faster.removesuffix("x")) > 0
     assert float(difference) < 1e-4
+
+
+def test_the_attention_tables_have_every_length_and_choice_of_positions(folder, monkeypatch):
+    monkeypatch.setattr(attention, "LENGTHS", (3, 8))
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation=READABLE)
+    tables = [
+        attention._table(lambda *case: attention._measure_model(view_model(model), *case, True, 0.0), 16),
+        attention._table(lambda *case: attention._measure_block(torch.float32, *case, 0.0), 16),
+    ]
+    for table in tables:
+        assert [row[:3] for row in cells(table)] == [
+            [length, batch, positions] for length, batch in (("3", "5"), ("8", "2")) for positions in ("last", "all")
+        ]
