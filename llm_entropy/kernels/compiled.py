@@ -20,10 +20,10 @@ from torch import Tensor
 from llm_entropy.kernels.epilogue import Doubles, Floats, Integers, add_chunk
 from llm_entropy.schema import RowStatistics, Unembedding
 
-VOCAB_CHUNK = 2048
+VOCAB_CHUNK = 1024
 """Tokens of the vocabulary whose logits are looked at together."""
-TILE_ROWS = 832
-"""Rows whose logits of a chunk are held together: 6.5 MiB, which with the weights of the chunk stay in the cache."""
+TILE_ROWS = 3328
+"""Rows whose logits of a chunk are held together, 13 MiB: many, as a product begins by packing the weights anew."""
 MIN_LOGITS_OF_THREAD = 2**14
 """Fewer logits are not worth a thread of their own."""
 
