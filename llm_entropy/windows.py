@@ -20,7 +20,8 @@ WINDOWS_PER_FILE = ROWS_PER_FILE // WINDOW_ROWS
 BATCHES_PER_WINDOW = 32
 """A window has about so many batches at least, so that a small corpus can be shared too."""
 TAIL_PIECES = 4
-"""One batch of each window is cut into so many pieces: small change, with which the processes come out even."""
+"""One batch of a window that has at least so many is cut into so many pieces: small change, with which the processes
+come out even."""
 MIN_BATCH_TOKENS = 1024
 """But no batch is made smaller than this for the sake of sharing: on a CPU, less would cost speed."""
 MIN_PIECE_TOKENS = 256
@@ -57,8 +58,10 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batc
     total = int(sizes.sum())
     budget = min(tokens_per_batch, max(MIN_BATCH_TOKENS, -(-total // BATCHES_PER_WINDOW)))
     order = np.argsort(sizes, kind="stable")
+    if total < TAIL_PIECES * budget:
+        return _fill(order, sizes, budget)
     # The shortest come last in the small pieces: what they pad is least.
-    tail = min(int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right")), len(order))
+    tail = int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right"))
     small = min(budget, max(MIN_PIECE_TOKENS, budget // TAIL_PIECES))
     return _fill(order[:tail], sizes, small) + _fill(order[tail:], sizes, budget)
 

@@ -44,6 +44,7 @@ def test_a_small_corpus_can_be_shared_but_its_batches_are_not_made_tiny():
     sizes = [20 * len(batch) for batch in plan_batches([20] * 1000, 8192)]
     assert max(sizes) <= MIN_BATCH_TOKENS, "a 32nd of these 20,000 tokens is less"
     assert len(sizes) <= 20_000 / MIN_BATCH_TOKENS + TAIL_PIECES + 2
+    assert len(plan_batches([20] * 100, 8192)) == 2, "a corpus of two batches is not cut into pieces"
 
 
 def test_equal_lengths_stay_in_corpus_order():
