@@ -1,10 +1,11 @@
 # `make demo` and `make test` work on a fresh machine: Python 3.10 or newer, make and a package index are all they need.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-ARGS   ?=
+PYTHON  ?= python3
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+ARGS    ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test format lint types imports check install hooks peers clean
@@ -12,13 +13,14 @@ ARGS   ?=
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo "  ARGS=...      is handed on by demo, test and peers: make test ARGS='-k steering'"
+	@echo "  WORKERS=...   is the number of processes that test in (now: $(WORKERS))"
 	@echo "  PYTHON=...    is the Python that .venv is made with (now: $(PYTHON))"
 
 demo: $(STAMP) ## Steer and compare the two built-in models over the built-in sentences
 	$(BIN)/llm-entropy predict --config configs/quickstart.yaml $(ARGS)
 
 test: $(STAMP) ## Run the tests, with coverage
-	$(BIN)/python -m pytest --cov=llm_entropy $(ARGS)
+	$(BIN)/python -m pytest --cov=llm_entropy -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 format: $(STAMP) ## Rewrite the code in the one format
 	$(BIN)/ruff format .

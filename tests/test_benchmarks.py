@@ -132,7 +132,7 @@ def test_a_peer_without_an_environment_is_in_the_table_with_the_reason(folder, t
 def test_a_peer_and_this_program_are_measured_in_turn(folder, tmp_path):
     peer = next(peer for peer in PEERS if peer.module == "hugging_face")
     how = {"rounds": 1, "environments": tmp_path}
-    *_, faster, difference = measure_peer(peer, Path(folder), subjects.make_sentences(5), "all", torch.float32, **how)
+    *_, faster, difference = measure_peer(peer, Path(folder), subjects.make_sentences(20), "all", torch.float32, **how)
     assert float(faster.removesuffix("x")) > 0
     assert float(difference) < 1e-4
 

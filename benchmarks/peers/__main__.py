@@ -5,7 +5,7 @@
 
 This program and a peer load the same model, each in a process of its own, and read the same sentences in turn: ours,
 the peer, ours, the peer. Their entropies are compared. Installing takes some minutes and 5 GB; measuring takes about
-fifteen minutes on two cores, less on a GPU, where bfloat16 is measured too.
+half an hour on two cores, less on a GPU, where bfloat16 is measured too.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import transformers
 from benchmarks import report, subjects
 from benchmarks.peers.environments import DEFAULT_FOLDER, PEERS, Peer, python_of, releases, set_up, why_not
 
-OURS = Peer("this program", "ours", (), (), "all six metrics, top 5")
+OURS = Peer("this program", "ours", (), (), "all six metrics, top 5", every=1)
 Entropies = list[list[list[float]]]
 """[sentence][layer][position], in nats."""
 
@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--setup", action="store_true", help="make the environments, and measure nothing")
     parser.add_argument("--environments", type=Path, default=DEFAULT_FOLDER, help="folder of the environments")
     parser.add_argument("--size", default="gpt2", choices=subjects.SIZES, help="of the model")
-    parser.add_argument("--sentences", type=int, default=2048 if is_gpu else 64, help="how many")
+    parser.add_argument(
+        "--sentences", type=int, default=2048 if is_gpu else 512, help="how many; for all positions a quarter"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each reads them")
     parser.add_argument("--only", help="modules of peers, with commas between")
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
@@ -73,17 +75,17 @@ def main() -> None:
     parts = [
         f"# Peers\n\n`python -m benchmarks.peers --size {chosen.size} --sentences {chosen.sentences} --rounds "
         f"{chosen.rounds}`: {report.conditions(names)}\n{chosen.sentences} sentences of about "
-        f"{subjects.LENGTHS['short']:.0f} tokens; medians of rounds in turn, each pair of processes by itself. This "
-        "program computes all six default metrics and the top 5. A peer that takes batches has the faster of two "
-        "sizes; one that reads a sentence at a time reads every eighth sentence. Difference: the largest between the "
-        "entropies of both, over sentences, positions and layers.\n"
+        f"{subjects.LENGTHS['short']:.0f} tokens, a quarter of them for all positions; medians of rounds in turn, each "
+        "pair of processes by itself. This program computes all six default metrics and the top 5. A peer that takes "
+        "batches has the faster of two sizes and reads every eighth sentence; one that reads a sentence at a time, "
+        "every 32nd. Difference: the largest between the entropies of both, over sentences, positions and layers.\n"
     ]
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             subjects.save_model(folder, chosen.size, dtype)
-            sentences = subjects.make_sentences(chosen.sentences)
-            for positions in ("last", "all"):
+            for positions, count in (("last", chosen.sentences), ("all", -(-chosen.sentences // 4))):
+                sentences = subjects.make_sentences(count)
                 title = f"\n## {chosen.size}, {str(dtype).removeprefix('torch.')}, positions {positions}\n\n"
                 where = chosen.environments
                 rows = [

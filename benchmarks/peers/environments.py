@@ -28,13 +28,13 @@ class Peer(NamedTuple):
     """Whose releases the table names."""
     reads: str
     """What it computes at every layer, beside the entropy."""
-    every: int = 1
-    """It reads every so many sentences: those that read one at a time take long, and their time is in proportion."""
+    every: int = 8
+    """It reads every so many sentences: it takes longer, and its time is in proportion."""
 
 
 ATTENTION = "margin, surprisal, top 5, attention entropy"
 PEERS = (
-    Peer("the usual script", "usual_script", (), (), "all six metrics, top 5", every=8),
+    Peer("the usual script", "usual_script", (), (), "all six metrics, top 5", every=32),
     Peer("transformers, batched", "hugging_face", (), ("transformers",), ATTENTION),
     Peer(
         "TransformerLens",
@@ -43,7 +43,7 @@ PEERS = (
         ("transformer-lens",),
         "top 5, attention entropy",
     ),
-    Peer("tuned-lens", "tuned_lens", ("tuned-lens",), ("tuned-lens", "transformers"), "all probabilities", every=8),
+    Peer("tuned-lens", "tuned_lens", ("tuned-lens",), ("tuned-lens", "transformers"), "all probabilities", every=32),
     # nnterp 1.3 asks for nnsight 0.6 or newer, and cannot be imported beside 0.8
     Peer("nnterp", "nnterp", ("nnterp>=1.3", "nnsight<0.8"), ("nnterp", "nnsight"), "top 5"),
 )
