@@ -15,9 +15,6 @@ from typing import Any, NoReturn, Optional
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy import manifest
@@ -38,17 +35,16 @@ from llm_entropy.results import RunResult
 from llm_entropy.runlog import RunLog, run_log
 from llm_entropy.schema import shard_schema
 from llm_entropy.session import Session, environment
-from llm_entropy.settings import ATTENTION_ENTROPY, DataSettings, Settings, to_plain
+from llm_entropy.settings import ATTENTION_ENTROPY, DataSettings, Settings
 from llm_entropy.status import missing_of_task, resume_command
 from llm_entropy.stopping import StopBetweenBatches, Stopped, StopSignals, children, is_child, pass_on
+from llm_entropy.trainer import make_trainer
 from llm_entropy.windows import Task
 from llm_entropy.writer import ShardWriter
 
 log = logging.getLogger("llm_entropy")
 
 ARRAY_INDEX = "SLURM_ARRAY_TASK_ID"
-STEP_TASKS = "SLURM_STEP_NUM_TASKS"
-"""What srun tells the processes that it starts; a batch script without srun has only what the job may start."""
 MEGABYTE = 2**20
 CHILDREN_SECONDS = 30
 """How long the processes that Lightning has started may take to stop."""
@@ -234,7 +230,9 @@ def _predict(plan: Plan, state: _Run) -> None:
     """Predict what is missing of one model."""
     settings, source, session = state.settings, plan.source, state.session
     analysis, kind = settings.analysis, source.architecture.kind
-    trainer = _trainer(settings, session.run_dir)
+    # The folder of a checkpoint that Lightning's requeueing might have left: it would be loaded over the weights.
+    root = session.run_dir if session.run_dir is not None else Path(settings.output.dir) / "none"
+    trainer = make_trainer(settings.trainer, root)
     state.trainer = trainer
     ledger = Ledger()
     if session.run_dir is not None and _is_first_process():
@@ -314,46 +312,6 @@ def _tokens_per_batch(settings: Settings, view: ModelView, trainer: L.Trainer, m
         num_conditions=len(settings.analysis.conditions),
         reads_all=settings.analysis.positions == "all",
         map_length=max_length if attention_implementation(view.model) == EAGER else None,
-    )
-
-
-def _trainer(settings: Settings, run_dir: Optional[Path]) -> L.Trainer:
-    """Return a Trainer that only predicts: no checkpoints, no logger, no sampler of its own."""
-    wanted = settings.trainer
-    # The folder of a checkpoint that Lightning's requeueing might have left: it would be loaded over the weights.
-    root = run_dir if run_dir is not None else Path(settings.output.dir) / "none"
-    # torchrun works inside a job of SLURM too, and then it is what numbers the processes.
-    by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    try:
-        trainer = L.Trainer(
-            accelerator=wanted.accelerator,
-            devices=wanted.devices,
-            num_nodes=wanted.num_nodes,
-            strategy=wanted.strategy,
-            plugins=[SLURMEnvironment(auto_requeue=False)] if by_slurm else None,
-            default_root_dir=root,
-            use_distributed_sampler=False,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-        got = ", ".join(f"{name} {value!r}" for name, value in to_plain(wanted).items())
-        raise ValueError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
-    if trainer.world_size != trainer.num_devices * trainer.num_nodes:
-        raise ValueError(_wrong_number(trainer, trainer.world_size))
-    if by_slurm and trainer.world_size != (started := int(os.environ.get(STEP_TASKS, 1))):
-        raise ValueError(_wrong_number(trainer, started))  # the job has room for them, but would wait for ever
-    for checkpoint in Path(trainer.default_root_dir).glob(manifest.CHECKPOINTS):
-        raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
-    return trainer
-
-
-def _wrong_number(trainer: L.Trainer, started: int) -> str:
-    return (
-        f"trainer: {trainer.num_devices} devices on {trainer.num_nodes} nodes were asked for, but {started} processes "
-        "were started; under SLURM start with srun, one task for each device"
     )
 
 
