@@ -42,7 +42,8 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batc
     """Group a window's examples by like length, so that a batch is filled by tokens and little of it is padding.
 
     They are sorted by length and taken in turn, as long as the longest times the count stays within the budget. A
-    longer example makes a batch of its own. The budget is a 32nd of the window where that is less.
+    longer example makes a batch of its own. The budget is a 32nd of the window where that is less, but not below
+    `MIN_BATCH_TOKENS`.
 
     Args:
         lengths: [example], in tokens, at least 1.
