@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.results import RunResult
 from llm_entropy.run import run
 from llm_entropy.settings import (
@@ -94,7 +95,7 @@ def run_analysis(
         `result["gpt2"]["standard"]["entropy"]` is a data frame, a row per sentence in corpus order, a column per layer.
 
     Raises:
-        ValueError: Something is wrong, said in one line; nothing is left behind.
+        ReportedError: Something is wrong, said in one line; nothing is left behind.
     """
     if num_sentences == "default":
         num_sentences = None if sentences is not None else BUILTIN_SENTENCES
@@ -156,7 +157,7 @@ def _vector_pair(pair: Optional[Mapping[str, Vector]]) -> Optional[ControlVector
         return None
     unknown = set(pair) - {"positive", "negative"}
     if unknown:
-        raise ValueError(f"control_vectors: got {sorted(pair)}; expected positive, negative or both")
+        raise ReportedError(f"control_vectors: got {sorted(pair)}; expected positive, negative or both")
     return ControlVectors(**{name: _vector(vector) for name, vector in pair.items()})
 
 
@@ -165,5 +166,5 @@ def _numbers(weights: Optional[Weights]) -> Optional[list[float]]:
         return None
     numbers = np.asarray(weights.detach().cpu() if isinstance(weights, Tensor) else weights, dtype=np.float64)
     if numbers.ndim != 1:
-        raise ValueError(f"layer_weights, token_weights: got shape {list(numbers.shape)}; expected a row of numbers")
+        raise ReportedError(f"layer_weights, token_weights: got shape {list(numbers.shape)}; expected a row of numbers")
     return [float(number) for number in numbers]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PretrainedConfig, PreTrainedModel, activations
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import ModelShape, Unembedding
 from llm_entropy.settings import Kind
 
@@ -176,11 +177,11 @@ def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
         name: The model, for the message.
 
     Raises:
-        ValueError: The family has no row.
+        ReportedError: The family has no row.
     """
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
-        raise ValueError(
+        raise ReportedError(
             f"{name}: its model_type {config.model_type!r} is none of the causal or masked families that can be "
             f"measured ({', '.join(ARCHITECTURES)}). A new family is one row of ARCHITECTURES in "
             "llm_entropy/architectures.py: where its blocks, its attention, its final norm, its head and its decoder "
@@ -247,7 +248,7 @@ def view_model(model: PreTrainedModel) -> ModelView:
         model: A causal or masked language model with its head.
 
     Raises:
-        ValueError: Its family has no row in `ARCHITECTURES`.
+        ReportedError: Its family has no row in `ARCHITECTURES`.
     """
     config = model.config
     architecture = find_architecture(config, type(model).__name__)

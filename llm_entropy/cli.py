@@ -11,6 +11,7 @@ from typing import NoReturn, Optional
 from jsonargparse import Namespace
 
 from llm_entropy.configuration import SettingsParser, settings_parser, to_settings
+from llm_entropy.errors import NOTES, ReportedError, RunIncompleteError
 
 PROGRAM = "llm-entropy"
 RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
@@ -20,6 +21,8 @@ USAGE_ERROR = 2
 """Exit status of an error of the user's."""
 INCOMPLETE = 1
 """Exit status of a run that is not complete."""
+FAULT = 1
+"""Exit status of a fault of the program's."""
 INTERRUPTED = 130
 """Exit status after SIGINT, as shells have it."""
 
@@ -53,10 +56,20 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             _status(chosen.status)
         else:
             _predict(commands["predict"], chosen.predict)
-    except ValueError as error:
-        fail(" ".join(str(error).split()))
+    except ReportedError as error:
+        fail(_one_line(error))
+    except RunIncompleteError as error:
+        fail(_one_line(error), INCOMPLETE)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        if not (notes := getattr(error, NOTES, ())):
+            raise  # there is no log that could hold the traceback
+        fail(f"a fault of the program, {type(error).__name__}: {_one_line(error)[:300]}; {notes[-1]}", FAULT)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
@@ -104,27 +117,19 @@ def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
 
 def _predict(parser: SettingsParser, chosen: Namespace) -> None:
     settings = to_settings(parser, chosen)
-    from llm_entropy.outputs import RunIncompleteError
     from llm_entropy.run import run
     from llm_entropy.summary import print_summary
 
-    try:
-        result = run(settings, quiet=chosen.quiet, resume=chosen.resume)
-    except RunIncompleteError as error:
-        fail(str(error), INCOMPLETE)
+    result = run(settings, quiet=chosen.quiet, resume=chosen.resume)
     if result.is_global_zero:
         print_summary(result, quiet=chosen.quiet)
 
 
 def _merge(chosen: Namespace) -> None:
-    from llm_entropy.outputs import RunIncompleteError, merge_run
+    from llm_entropy.outputs import merge_run
     from llm_entropy.summary import print_summary
 
-    try:
-        result = merge_run(chosen.run_dir, quiet=chosen.quiet)
-    except RunIncompleteError as error:
-        fail(str(error), INCOMPLETE)
-    print_summary(result, quiet=chosen.quiet)
+    print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
 
 
 def _status(chosen: Namespace) -> None:

@@ -11,15 +11,16 @@ from typing import Any, NoReturn, Optional
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.settings import ControlVectors, ModelSettings, Settings, default_models, to_plain
 
 
 class SettingsParser(ArgumentParser):
-    """Raises a ValueError of one line that names the nearest known key, instead of ending the program."""
+    """Raises a ReportedError of one line that names the nearest known key, instead of ending the program."""
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Raise what is wrong."""
-        raise ValueError(_with_suggestion(_plainly(" ".join(message.split())), _option_names(self))) from ex
+        raise ReportedError(_with_suggestion(_plainly(" ".join(message.split())), _option_names(self))) from ex
 
 
 def settings_parser(**about: Any) -> SettingsParser:
@@ -49,7 +50,7 @@ def read_config(path: Path) -> Settings:
     """Read a configuration file; keys that it leaves out have their defaults.
 
     Raises:
-        ValueError: There is no such file, or it is not a configuration.
+        ReportedError: There is no such file, or it is not a configuration.
     """
     parser = settings_parser()
     return to_settings(parser, parser.parse_args(["--config", str(path)]))
@@ -72,7 +73,7 @@ def _check_sections(config: dict[str, Any], section: Any = Settings, prefix: str
             continue
         key, below = prefix + item.name, config.get(item.name)
         if not isinstance(below, (dict, type(None))):
-            raise ValueError(f"{key}: got {below!r}; expected a section with keys below it")
+            raise ReportedError(f"{key}: got {below!r}; expected a section with keys below it")
         _check_sections(below or {}, item.type, f"{key}.")
 
 

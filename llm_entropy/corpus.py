@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
 from llm_entropy import windows
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings, Kind
 from llm_entropy.sources import (
@@ -268,7 +269,7 @@ def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, qui
         quiet: Whether progress bars are hidden.
 
     Raises:
-        ValueError: The corpus cannot be read, its text column cannot be told, or it holds too few sentences.
+        ReportedError: The corpus cannot be read, its text column cannot be told, or it holds too few sentences.
     """
     with progress_bars(shown=not quiet):
         if data.path is None:
@@ -297,10 +298,10 @@ def corpus_of_sentences(sentences: Collection[str], num_sentences: int | None, s
         seed: Of the pick.
 
     Raises:
-        ValueError: There are too few sentences, or something else than texts.
+        ReportedError: There are too few sentences, or something else than texts.
     """
     if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ValueError("sentences: expected a sequence of str, a sentence each")
+        raise ReportedError("sentences: expected a sequence of str, a sentence each")
     rows = Dataset.from_dict({SENTENCE: list(sentences)}, features=Features({SENTENCE: Value("string")}))
     return _picked_sentences(rows, {SENTENCE: SENTENCE}, "given sentences", num_sentences, seed)
 
@@ -364,9 +365,9 @@ def _first_sentences(
 def _check_enough(num_found: int, num_skipped: int, num_asked: int | None, source: str) -> None:
     without = f"; {num_skipped} rows hold no text" if num_skipped else ""
     if num_found == 0:
-        raise ValueError(f"data.path: {source} has no sentences{without or '; it has no rows'}")
+        raise ReportedError(f"data.path: {source} has no sentences{without or '; it has no rows'}")
     if num_asked is not None and num_asked > num_found:
-        raise ValueError(
+        raise ReportedError(
             f"analysis.num_sentences: got {num_asked}, but {source} has only {num_found} sentences{without}; "
             "ask for fewer, or null for all"
         )

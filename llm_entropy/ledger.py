@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
 from llm_entropy import storage
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import BatchKey, WindowNotes
 from llm_entropy.windows import WINDOWS_PER_FILE, Task
 
@@ -82,7 +83,7 @@ class Marker:
         """Read a marker.
 
         Raises:
-            ValueError: It cannot be read.
+            ReportedError: It cannot be read.
         """
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
@@ -99,7 +100,7 @@ class Marker:
                 process=about["process"],
             )
         except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(
+            raise ReportedError(
                 f"{path}: is no marker of a part ({type(error).__name__}); remove it, and resume the run"
             ) from error
 
@@ -110,16 +111,16 @@ class Marker:
             content: Whether its bytes are compared too, and not only their number.
 
         Raises:
-            ValueError: The part is missing, or is not what was written.
+            ReportedError: The part is missing, or is not what was written.
         """
         way_out = f"remove it and {self.path.name}, and resume the run"
         if not self.part.is_file():
-            raise ValueError(f"{self.part}: is missing, though {self.path.name} says that it was written; {way_out}")
+            raise ReportedError(f"{self.part}: is missing, though {self.path.name} says that it was written; {way_out}")
         size = self.part.stat().st_size
         if size != self.num_bytes:
-            raise ValueError(f"{self.part}: is corrupt, {size} bytes instead of {self.num_bytes}; {way_out}")
+            raise ReportedError(f"{self.part}: is corrupt, {size} bytes instead of {self.num_bytes}; {way_out}")
         if content and storage.checksum(self.part) != self.sha256:
-            raise ValueError(f"{self.part}: is corrupt, its SHA-256 is not the one in {self.path.name}; {way_out}")
+            raise ReportedError(f"{self.part}: is corrupt, its SHA-256 is not the one in {self.path.name}; {way_out}")
 
 
 def _notes(about: dict[str, Any]) -> WindowNotes:
@@ -270,13 +271,13 @@ def read_ledger(model_folder: Path, config_hash: str, task: Optional[Task] = Non
         task: Leave out other tasks of its array.
 
     Raises:
-        ValueError: A marker cannot be read, a part is missing or of another size or run, or a batch is there twice.
+        ReportedError: A marker cannot be read, a part is missing or of another size or run, or a batch is there twice.
     """
     ledger = Ledger()
     for path in find_markers(model_folder, task):
         marker = Marker.read(path)
         if marker.config_hash != config_hash:
-            raise ValueError(
+            raise ReportedError(
                 f"{path}: was written with another configuration ({marker.config_hash}, expected {config_hash}); "
                 "it does not belong to this run: remove it and its part"
             )
@@ -296,11 +297,11 @@ def _refuse_double(key: BatchKey, marker: Marker, before: Sequence[Marker]) -> N
     # Looked for now: a table of every batch of a large run would take more memory than all else.
     other = next((one for one in before if any(own == key for own, _ in one.batches)), None)
     if other is None:
-        raise ValueError(
+        raise ReportedError(
             f"{marker.part}: window {key.window} has {key.num_batches} batches here, and another number elsewhere; "
             "remove this part and its marker, and resume the run"
         )
-    raise ValueError(
+    raise ReportedError(
         f"{marker.part}: sentences with ids from {marker.first_id} to {marker.end_id - 1} are there more than once, "
         f"batch {key.index} of window {key.window} also in {other.part}; two processes have done the same work: remove "
         "this part and its marker, and resume the run"

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llm_entropy import kernels
 from llm_entropy.architectures import ModelView, run_base
+from llm_entropy.errors import ReportedError
 from llm_entropy.layers import read_layers
 
 log = logging.getLogger("llm_entropy")
@@ -39,7 +40,7 @@ class Lens(nn.Module):
         path: Folder of a tuned lens, with `params.pt` or `params.safetensors` as the `tuned-lens` package writes it.
 
     Raises:
-        ValueError: A tuned lens that is missing, or that does not fit the model.
+        ReportedError: A tuned lens that is missing, or that does not fit the model.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.Modu
         L linear maps.
 
     Raises:
-        ValueError: The files are missing or do not fit.
+        ReportedError: The files are missing or do not fit.
     """
     parameters = _read_parameters(folder)
     config = folder / "config.json"
@@ -101,13 +102,13 @@ def read_translators(folder: Path, num_blocks: int, hidden_size: int) -> nn.Modu
         about = json.loads(config.read_text(encoding="utf-8"))
         for key, expected in (("num_hidden_layers", num_blocks), ("d_model", hidden_size)):
             if key in about and about[key] != expected:
-                raise ValueError(f"analysis.lens_path: {config} has {key} {about[key]}; the model has {expected}")
+                raise ReportedError(f"analysis.lens_path: {config} has {key} {about[key]}; the model has {expected}")
     translators = nn.ModuleList([nn.Linear(hidden_size, hidden_size) for _ in range(num_blocks)])
     wanted = {name: tuple(value.shape) for name, value in translators.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in parameters.items() if name[:1].isdigit()}
     if wanted != found:
         wrong = sorted(set(wanted.items()) ^ set(found.items()))[:4]
-        raise ValueError(
+        raise ReportedError(
             f"analysis.lens_path: {folder} does not fit the model: expected {num_blocks} maps of width {hidden_size} "
             f"as 0.weight, 0.bias, ...; these differ: {', '.join(f'{name} {list(shape)}' for name, shape in wrong)}"
         )
@@ -120,16 +121,16 @@ def _read_parameters(folder: Path) -> dict[str, Tensor]:
     safe, pickled = folder / "params.safetensors", folder / "params.pt"
     path = safe if safe.is_file() else pickled
     if not path.is_file():
-        raise ValueError(f"analysis.lens_path: {folder} holds neither params.safetensors nor params.pt")
+        raise ReportedError(f"analysis.lens_path: {folder} holds neither params.safetensors nor params.pt")
     try:
         parameters = load_file(safe) if path == safe else torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, LookupError, EOFError, OSError) as error:
-        raise ValueError(
+        raise ReportedError(
             f"analysis.lens_path: {path} cannot be read; expected a state dict of tensors alone, pickled code is "
             "refused and never run"
         ) from error
     if not isinstance(parameters, dict):
-        raise ValueError(f"analysis.lens_path: {path} holds a {type(parameters).__name__}; expected a state dict")
+        raise ReportedError(f"analysis.lens_path: {path} holds a {type(parameters).__name__}; expected a state dict")
     return parameters
 
 
@@ -145,7 +146,7 @@ def check_lens(view: ModelView, name: str) -> float:
         The largest error, in logits.
 
     Raises:
-        ValueError: It does not: the family's row, or the checkpoint, is not what it seems.
+        ReportedError: It does not: the family's row, or the checkpoint, is not what it seems.
     """
     model, decoder = view.model, view.decoder
     generator = torch.Generator().manual_seed(0)
@@ -159,21 +160,21 @@ def check_lens(view: ModelView, name: str) -> float:
         run_base(view, input_ids, mask)
     inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
     if inputs.shape[-1] != decoder.in_features:
-        raise ValueError(
+        raise ReportedError(
             f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {decoder.in_features}; correct "
             f"the row of {model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py): its head"
         )
     seen = kernels.logits_of(inputs[0], view.unembedding(temperature=1.0))
     truth = model(input_ids=input_ids, attention_mask=mask).logits.flatten(0, 1).float()
     if seen.shape != truth.shape:
-        raise ValueError(
+        raise ReportedError(
             f"{name}: the lens gives {seen.shape[-1]} logits, the model {truth.shape[-1]}; correct the row of "
             f"{model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py)"
         )
     error = float((seen - truth).abs().max())
     allowed = PROBE_TOLERANCE[decoder.weight.dtype] * max(1.0, float(truth.abs().max()))
     if not error <= allowed:
-        raise ValueError(
+        raise ReportedError(
             f"{name}: the logit lens at the last layer misses the model's own logits by {error:.3g} (at most "
             f"{allowed:.3g} expected), so that no layer would be measured rightly; correct the row of "
             f"{model.config.model_type!r} in ARCHITECTURES (llm_entropy/architectures.py): its final norm, head, "

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from llm_entropy import storage
+from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Ledger, Marker
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
@@ -39,22 +40,22 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
         may_exist: Whether the run may have been begun already.
 
     Raises:
-        ValueError: The folder cannot be written, or the run's name is taken or is no name.
+        ReportedError: The folder cannot be written, or the run's name is taken or is no name.
     """
     name = output.run_name
     if name is not None:
         if name in {"", ".", ".."} or Path(name).name != name:
-            raise ValueError(f"output.run_name: got {name!r}; expected the name of a folder, without separators")
+            raise ReportedError(f"output.run_name: got {name!r}; expected the name of a folder, without separators")
         run_dir = Path(output.dir) / name
         if run_dir.exists() and not may_exist:
-            raise ValueError(
+            raise ReportedError(
                 f"output.run_name: {run_dir} exists already and is never overwritten; choose another name, or add "
                 "--resume to go on with it"
             )
         if run_dir.exists() and any(run_dir.iterdir()) and not _is_run(run_dir):
-            raise ValueError(f"output.run_name: {run_dir} exists and is no run; choose another name, or remove it")
+            raise ReportedError(f"output.run_name: {run_dir} exists and is no run; choose another name, or remove it")
         for checkpoint in run_dir.glob(CHECKPOINTS):
-            raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
+            raise ReportedError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     folder = Path(output.dir).absolute()
     created = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     try:
@@ -62,7 +63,9 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
         with tempfile.TemporaryDirectory(dir=folder):
             pass
     except OSError as error:
-        raise ValueError(f"output.dir: cannot write to {output.dir}: {error.strerror}; give another folder") from error
+        raise ReportedError(
+            f"output.dir: cannot write to {output.dir}: {error.strerror}; give another folder"
+        ) from error
     finally:
         for parent in created:
             if parent.is_dir() and not any(parent.iterdir()):
@@ -93,7 +96,7 @@ def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional
         shared: Whether others may be creating it at this moment.
 
     Raises:
-        ValueError: It cannot be written.
+        ReportedError: It cannot be written.
     """
     output = settings.output
     name = output.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
@@ -106,7 +109,7 @@ def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional
     except OSError as error:
         if not shared:
             remove_run(run_dir)
-        raise ValueError(f"output.dir: cannot write to {run_dir}: {error.strerror}; give another folder") from error
+        raise ReportedError(f"output.dir: cannot write to {run_dir}: {error.strerror}; give another folder") from error
     return run_dir
 
 
@@ -265,11 +268,11 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     """Read `run.json`.
 
     Raises:
-        ValueError: There is none.
+        ReportedError: There is none.
     """
     path = run_dir / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{run_dir}: holds no run.json; give the folder of a run, as analysis_outputs/run_...")
+        raise ReportedError(f"{run_dir}: holds no run.json; give the folder of a run, as analysis_outputs/run_...")
     return _read(path)
 
 
@@ -282,7 +285,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: is no JSON ({error}); it was written by something else") from error
+        raise ReportedError(f"{path}: is no JSON ({error}); it was written by something else") from error
     assert isinstance(about, dict)
     return about
 

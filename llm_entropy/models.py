@@ -27,6 +27,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from llm_entropy.architectures import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
 from llm_entropy.attention_interface import EAGER, READABLE
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
 
@@ -74,7 +75,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         settings: Which model.
 
     Raises:
-        ValueError: There is no such model, it cannot be reached, or its family is not known.
+        ReportedError: There is no such model, it cannot be reached, or its family is not known.
     """
     location = _location(settings.name)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
@@ -86,7 +87,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes one up where there are no files: every word would be read as unknown
-        raise ValueError(
+        raise ReportedError(
             f"models.{key}: {settings.name} holds no tokenizer, or one without words; save the model's own beside it "
             "(tokenizer.save_pretrained)"
         )
@@ -118,7 +119,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
         The model with its head, in evaluation mode, on the CPU.
 
     Raises:
-        ValueError: The weights cannot be read, or are not those of a language model.
+        ReportedError: The weights cannot be read, or are not those of a language model.
     """
     settings = source.settings
     auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
@@ -136,7 +137,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
-        raise ValueError(
+        raise ReportedError(
             f"models.{source.key}: {source.name} lacks {len(missing)} weights of a {source.architecture.kind} "
             f"language model ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); it may be a checkpoint "
             "for another task, give one with a language-model head"
@@ -153,10 +154,12 @@ def _location(name: str) -> str:
     folder = Path(name).expanduser()
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not folder.is_dir():
-        raise ValueError(f"models: there is no folder {name}; give a local folder, a hub name, or {_builtin_names()}")
+        raise ReportedError(
+            f"models: there is no folder {name}; give a local folder, a hub name, or {_builtin_names()}"
+        )
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ValueError(
+            raise ReportedError(
                 f"models: the folder {name} holds no config.json; a folder of this name in the working directory hides "
                 "a hub model of the same name, so rename it, or give a model's folder"
             )
@@ -181,7 +184,7 @@ def _one_error(settings: ModelSettings) -> Iterator[None]:
             textwrap.shorten(words if first.endswith(":") else first, 300, placeholder=" ...") or type(error).__name__
         )
         revision = f" at revision {settings.revision!r}" if settings.revision else ""
-        raise ValueError(
+        raise ReportedError(
             f"cannot load the model {settings.name!r}{revision}: {reason.rstrip(' .')}. {_way_out(error)}"
         ) from error
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_entropy import manifest
 from llm_entropy.configuration import read_config
+from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.ledger import Ledger, read_ledger
 from llm_entropy.merge import SummaryRow, merge_model, summary_rows
 from llm_entropy.plots import draw_model, draw_side_by_side
@@ -26,10 +27,6 @@ from llm_entropy.status import refuse_incomplete
 log = logging.getLogger("llm_entropy")
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-
-class RunIncompleteError(RuntimeError):
-    """The run could not be brought to its end; what was done is kept, and it can be resumed."""
 
 
 def refuse_full_disk(error: OSError, run_dir: Path, command: str) -> None:
@@ -58,7 +55,7 @@ def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
         quiet: Whether the terminal shows warnings and errors alone.
 
     Raises:
-        ValueError: There is no such run, its shards are not complete, or one is corrupt.
+        ReportedError: There is no such run, its shards are not complete, or one is corrupt.
         RunIncompleteError: The disk is full.
     """
     with run_log(quiet=quiet) as messages:
@@ -83,12 +80,13 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         ledgers: By model, complete.
 
     Raises:
-        ValueError: Something is missing or corrupt, a sentence is not there exactly once, or somebody else is merging.
+        ReportedError: Something is missing or corrupt, a sentence is not there exactly once, or somebody else is
+            merging.
     """
     refuse_incomplete(run_dir, about, ledgers)
     lock = merge_lock(run_dir)
     if not lock.acquire({}):
-        raise ValueError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
+        raise ReportedError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
     try:
         models, tables = {}, []
         for key, ledger in ledgers.items():

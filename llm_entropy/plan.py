@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.lens import read_translators
 from llm_entropy.models import ModelSource, find_model
 from llm_entropy.positions import Encoder
@@ -60,18 +61,18 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
     """Check everything about a model that can be checked before its weights are read.
 
     Raises:
-        ValueError: The model, its control vector, or what is asked of it is wrong.
+        ReportedError: The model, its control vector, or what is asked of it is wrong.
     """
     analysis, data = settings.analysis, settings.data
     source = find_model(key, ModelSettings(model) if isinstance(model, str) else model)
     shape = source.shape
     for name, number in (("top_k", analysis.top_k), ("tracked_tokens", analysis.tracked_tokens)):
         if number > shape.vocab_size:
-            raise ValueError(
+            raise ReportedError(
                 f"analysis.{name}: got {number}; the vocabulary of {key} has {shape.vocab_size} tokens, ask for fewer"
             )
     if data.max_length is not None and source.most_tokens is not None and data.max_length > source.most_tokens:
-        raise ValueError(
+        raise ReportedError(
             f"data.max_length: got {data.max_length}; {key} takes at most {source.most_tokens} tokens; "
             "give that or less, or null"
         )
@@ -143,7 +144,7 @@ def check_identity(before: dict[str, Any], now: dict[str, Any], where: Path) -> 
         where: The run's folder.
 
     Raises:
-        ValueError: They differ; all differences are named.
+        ReportedError: They differ; all differences are named.
     """
     differences = [
         f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
@@ -151,7 +152,7 @@ def check_identity(before: dict[str, Any], now: dict[str, Any], where: Path) -> 
         if before.get(key) != now.get(key)
     ]
     if differences:
-        raise ValueError(
+        raise ReportedError(
             f"{where}: was begun with another configuration: {'; '.join(differences)}; "
             "resume it with its own config.yaml, or start another run"
         )

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import PREDICTED, Batch, Example
 from llm_entropy.settings import Kind
 
@@ -82,13 +83,13 @@ class Encoder:
     def __post_init__(self) -> None:
         """Refuse a tokenizer or a length with which no sentence could be read."""
         if self.kind == "masked" and self.tokenizer.mask_token_id is None:
-            raise ValueError(
+            raise ReportedError(
                 f"models: the tokenizer of {self.tokenizer.name_or_path!r} has no mask token, "
                 "which a masked model needs; give the model's own tokenizer"
             )
         added = self.tokenizer.num_special_tokens_to_add()
         if self.max_length is not None and self.max_length <= added:
-            raise ValueError(
+            raise ReportedError(
                 f"data.max_length: got {self.max_length}; expected more than the {added} special tokens that "
                 f"the tokenizer of {self.tokenizer.name_or_path!r} adds"
             )

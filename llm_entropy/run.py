@@ -24,11 +24,12 @@ from llm_entropy.attention_interface import EAGER, attention_implementation
 from llm_entropy.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.datamodule import SentenceDataModule
+from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.ledger import Expected, Ledger, read_ledger
 from llm_entropy.lens import Lens, check_lens
 from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
-from llm_entropy.outputs import RunIncompleteError, made_of, make_outputs, read_result, refuse_full_disk
+from llm_entropy.outputs import made_of, make_outputs, read_result, refuse_full_disk
 from llm_entropy.plan import Plan, check_identity, config_hash, plan_model, run_identity
 from llm_entropy.progress import SentenceProgress
 from llm_entropy.results import RunResult
@@ -93,7 +94,7 @@ def run(
         Where the outputs are, and the outputs. A task of an array has none: `outputs.merge_run` makes them.
 
     Raises:
-        ValueError: Something in the settings or in what they name is wrong. Nothing is left behind.
+        ReportedError: Something in the settings or in what they name is wrong. Nothing is left behind.
         RunIncompleteError: Work was lost, or the disk is full; what was done is kept.
         KeyboardInterrupt: SIGINT has come; what was done is kept. SystemExit: so has SIGTERM or SIGUSR1.
     """
@@ -132,7 +133,9 @@ def _task(settings: Settings, resume: bool) -> Task:
     data, name = settings.data, settings.output.run_name
     if name is None and (resume or data.num_shards > 1):
         asked = "--resume" if resume else "data.num_shards"
-        raise ValueError(f"output.run_name: {asked} needs the name of the run; got null, give --output.run_name NAME")
+        raise ReportedError(
+            f"output.run_name: {asked} needs the name of the run; got null, give --output.run_name NAME"
+        )
     index = data.shard_index
     if index is None and data.num_shards > 1:
         index = _array_index(data)
@@ -142,12 +145,12 @@ def _task(settings: Settings, resume: bool) -> Task:
 def _array_index(data: DataSettings) -> int:
     text, last = os.environ.get(ARRAY_INDEX), data.num_shards - 1
     if text is None or not text.isdecimal():
-        raise ValueError(
+        raise ReportedError(
             f"data.shard_index: got null, and {ARRAY_INDEX} is {text or 'not set'}; "
             f"give a number from 0 to {last}, or start as an array: sbatch --array=0-{last}"
         )
     if int(text) > last:
-        raise ValueError(
+        raise ReportedError(
             f"{ARRAY_INDEX}: got {text}, but data.num_shards is {data.num_shards}; start with --array=0-{last}"
         )
     return int(text)
@@ -177,7 +180,7 @@ def _take_up(state: _Run, resume: bool) -> None:
     check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
     task = state.session.task
     if not resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
-        raise ValueError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
+        raise ReportedError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
     state.session.take(run_dir)
     _open_log(state, run_dir)
     if task.count == 1 and manifest.read_manifest(run_dir)["status"] != "complete":
@@ -380,11 +383,10 @@ def _give_up(state: _Run, error: BaseException) -> None:
     run_dir = state.session.run_dir
     if run_dir is None or not _is_first_process():
         return
-    if state.is_new and isinstance(error, ValueError) and not any(run_dir.glob("shards/**/part-*")):
+    if state.is_new and isinstance(error, ReportedError) and not any(run_dir.glob("shards/**/part-*")):
         state.run_log.close()
         manifest.remove_run(run_dir)
         return
-    log.debug("the run stopped: %s", type(error).__name__, exc_info=error)
     if state.session.task.count == 1:
         with suppress(OSError):  # the reason may be that nothing can be written
             manifest.update_manifest(run_dir, "failed")

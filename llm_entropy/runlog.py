@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from llm_entropy.errors import ReportedError, RunIncompleteError, add_note
+
 LOGGERS = ("llm_entropy", "lightning", "lightning.pytorch", "lightning.fabric", "py.warnings")
 """Whose messages belong to a run. On the terminal are those of the first alone."""
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -32,11 +34,17 @@ class RunLog:
 
     def open(self, path: Path) -> None:
         """Write what was said so far, and all that follows, to a file."""
-        target = _LogFile(path, encoding="utf-8")
+        target = _LogFile(path)
         target.setFormatter(logging.Formatter(FORMAT))
         self.handler.setTarget(target)
         self.handler.flushLevel = logging.NOTSET  # from now on every message goes through at once
         self.handler.flush()
+
+    def keep(self, error: Exception) -> None:
+        """Write down the traceback of an error; where it is a fault of the program, the error says where that lies."""
+        logging.getLogger(LOGGERS[0]).debug("the run stopped: %s", type(error).__name__, exc_info=error)
+        if isinstance(self.handler.target, _LogFile) and not isinstance(error, (ReportedError, RunIncompleteError)):
+            add_note(error, f"the traceback is in {self.handler.target.path}; please report it with that file")
 
     def close(self) -> None:
         """Close the file, if there is one."""
@@ -48,6 +56,10 @@ class RunLog:
 
 class _LogFile(logging.FileHandler):
     """A log that is left as it is when the disk is full: the run itself says so, once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self.path = path
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802, the name is logging's
         """Leave the message out."""
@@ -82,6 +94,9 @@ def run_log(*, quiet: bool) -> Iterator[RunLog]:
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             yield log
+    except Exception as error:
+        log.keep(error)
+        raise
     finally:
         logging.captureWarnings(False)
         for logger, handlers, level, propagate in before:

@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from llm_entropy import ledger
+from llm_entropy.errors import ReportedError
 from llm_entropy.storage import Lock
 from llm_entropy.windows import Task
 
@@ -54,7 +55,7 @@ class Session:
             run_dir: The run's folder.
 
         Raises:
-            ValueError: A living process writes what this task would write.
+            ReportedError: A living process writes what this task would write.
         """
         self.run_dir = run_dir
         self._acquire()
@@ -67,7 +68,7 @@ class Session:
             lock = Lock(path)
             if path != own and not other_task and lock.is_held:
                 self.release()
-                raise ValueError(
+                raise ReportedError(
                     f"{run_dir}: {lock.holder} is at work on it ({path.name.removesuffix('.lock')}); "
                     "wait until it ends, or stop it"
                 )
@@ -93,7 +94,7 @@ class Session:
         assert self.run_dir is not None
         lock = Lock(_lock_path(self.run_dir, self.task, self.rank))
         if not lock.acquire({"launch": self.launch, "job": os.environ.get("SLURM_JOB_ID")}):
-            raise ValueError(f"{self.run_dir}: {lock.holder} is at work on it; wait until it ends, or stop it")
+            raise ReportedError(f"{self.run_dir}: {lock.holder} is at work on it; wait until it ends, or stop it")
         self._lock = lock
 
     def wait_for_others(self, strategy: Strategy) -> None:

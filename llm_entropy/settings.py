@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Optional, Union
 
+from llm_entropy.errors import ReportedError
+
 STANDARD = "standard"
 """Name of the condition without steering."""
 CONTROL = "control"
@@ -134,26 +136,26 @@ class AnalysisSettings:
         if self.num_sentences is not None:
             _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
+            raise ReportedError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
         _check_at_least("analysis.top_k", self.top_k, 1)
         _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 1)
         if not self.metrics:
-            raise ValueError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
+            raise ReportedError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
         for name in self.metrics:
             if name not in METRICS:
-                raise ValueError(f"analysis.metrics: got {name!r}; expected some of {', '.join(METRICS)}")
+                raise ReportedError(f"analysis.metrics: got {name!r}; expected some of {', '.join(METRICS)}")
         self.metrics = [name for name in METRICS if name in self.metrics]
         if self.lens == "tuned" and self.lens_path is None:
-            raise ValueError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
+            raise ReportedError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
         wants_control = self.compare_control or self.control.enabled
         if wants_control and not self.control.has_vector:
             key = "compare_control" if self.compare_control else "control.enabled"
-            raise ValueError(
+            raise ReportedError(
                 f"analysis.{key} is true, but there is no control vector; "
                 "give analysis.control.control_vector (--control-vector FILE) or analysis.control.control_vectors"
             )
         if self.compare_control and self.control.enabled is False:
-            raise ValueError("analysis.compare_control is true, but analysis.control.enabled is false; change one")
+            raise ReportedError("analysis.compare_control is true, but analysis.control.enabled is false; change one")
 
     @property
     def mode(self) -> Mode:
@@ -218,7 +220,7 @@ class DataSettings:
         _check_at_least("data.num_workers", self.num_workers, 0)
         _check_at_least("data.num_shards", self.num_shards, 1)
         if self.shard_index is not None and not 0 <= self.shard_index < self.num_shards:
-            raise ValueError(
+            raise ReportedError(
                 f"data.shard_index: got {self.shard_index}; expected a number from 0 to {self.num_shards - 1}, "
                 "below data.num_shards"
             )
@@ -283,20 +285,20 @@ class Settings:
     def __post_init__(self) -> None:
         _check_at_least("seed", self.seed, 0)
         if not self.models:
-            raise ValueError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
+            raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:
             if not key or not all(character.isalnum() or character in "-_." for character in key):
-                raise ValueError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+                raise ReportedError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
 
 
 def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
     if numbers is not None and (not numbers or not all(math.isfinite(number) for number in numbers)):
-        raise ValueError(f"{key}: got {numbers}; expected finite numbers")
+        raise ReportedError(f"{key}: got {numbers}; expected finite numbers")
 
 
 def _check_at_least(key: str, number: float, least: int, otherwise: str = "") -> None:
     if not number >= least:
-        raise ValueError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
+        raise ReportedError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
 
 
 def to_plain(settings: Any) -> Any:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DataSettings
 
 
@@ -77,12 +78,12 @@ def open_rows(data: DataSettings, path: str) -> Rows:
     if glob.has_magic(path):
         found = [Path(name) for name in sorted(glob.glob(str(local), recursive=True)) if Path(name).is_file()]
         if not found:
-            raise ValueError(f"data.path: no file matches {path!r}")
+            raise ReportedError(f"data.path: no file matches {path!r}")
         return _open_files(data, {"train": found}, f"{len(found)} files {path}")
     # A hub name is `name` or `owner/name`.
     looks_local = local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
     if looks_local or _format_of(local) is not None or (local.parent != Path() and local.parent.exists()):
-        raise ValueError(f"data.path: there is no file or folder {path!r}")
+        raise ReportedError(f"data.path: there is no file or folder {path!r}")
     return _open_hub(data, path)
 
 
@@ -92,7 +93,7 @@ def _open_saved(data: DataSettings, folder: Path) -> Dataset:
     if isinstance(saved, Dataset):
         return saved
     if data.split not in saved:
-        raise ValueError(f"data.split: {str(folder)!r} has no split {data.split!r}; it has {_listed(saved)}")
+        raise ReportedError(f"data.split: {str(folder)!r} has no split {data.split!r}; it has {_listed(saved)}")
     return saved[data.split]
 
 
@@ -106,14 +107,16 @@ def _open_hub(data: DataSettings, name: str) -> Rows:
         # the addresses of files on the hub hold their commit
         return Rows(rows, source, str({split: sorted(map(str, paths)) for split, paths in sorted(files.items())}))
     except OSError as error:
-        raise ValueError(
+        raise ReportedError(
             f"data.path: {name!r} is no local file, and no data set of that name could be fetched from the hub or "
             f"found in the cache ({_first_words(error)}); check the name, go online once so that it is cached, "
             "or give a local file, or null for the built-in sentences"
         ) from error
     except _READ_ERRORS as error:
         keys = f"data.name is {data.name!r}, data.split is {data.split!r}"
-        raise ValueError(f"data.path: could not load the data set {name!r} ({keys}): {_first_words(error)}") from error
+        raise ReportedError(
+            f"data.path: could not load the data set {name!r} ({keys}): {_first_words(error)}"
+        ) from error
 
 
 def _open_files(data: DataSettings, files: dict[str, list[Path]], source: str) -> Rows:
@@ -121,15 +124,15 @@ def _open_files(data: DataSettings, files: dict[str, list[Path]], source: str) -
     every = [path for paths in files.values() for path in paths]
     unknown = [path for path in every if _format_of(path) is None]
     if unknown:
-        raise ValueError(f"data.path: cannot read {str(unknown[0])!r}; expected a file named {_listed(FORMATS)}")
+        raise ReportedError(f"data.path: cannot read {str(unknown[0])!r}; expected a file named {_listed(FORMATS)}")
     builder, options = _format_of(every[0]) or FORMATS[".txt"]
     other = [path for path in every if _format_of(path) != (builder, options)]
     if other:
-        raise ValueError(
+        raise ReportedError(
             f"data.path: files of several formats, {every[0].name!r} and {other[0].name!r}; give a glob for one"
         )
     if not any(path.stat().st_size for path in every):
-        raise ValueError(f"data.path: {str(every[0])!r} is empty; expected at least one sentence")
+        raise ReportedError(f"data.path: {str(every[0])!r} is empty; expected at least one sentence")
     with as_value_error(f"data.path: could not read {str(every[0])!r} as {builder} (data.split is {data.split!r})"):
         if builder == "csv":
             # Read as text whatever it looks like: a type guessed from the first rows fails at a later one.
@@ -154,7 +157,7 @@ def _files_of_folder(folder: Path) -> dict[str, list[Path]]:
     readable = {str(split): [Path(name) for name in names if _format_of(Path(name))] for split, names in found.items()}
     readable = {split: sorted(paths) for split, paths in readable.items() if paths}
     if not readable:
-        raise ValueError(f"data.path: the folder {str(folder)!r} holds no file named {_listed(FORMATS)}")
+        raise ReportedError(f"data.path: the folder {str(folder)!r} holds no file named {_listed(FORMATS)}")
     return readable
 
 
@@ -165,15 +168,15 @@ def _csv_header(files: Sequence[Path], options: dict[str, Any]) -> list[str]:
         head = pd.read_csv(path, nrows=1, dtype=str, **options)
         if len(head) and not isinstance(head.index, pd.RangeIndex):
             # pandas would take the surplus for row labels, and leave it out without a word.
-            raise ValueError(
+            raise ReportedError(
                 f"the first row of {path.name} has more fields than the header; quote text with separators"
             )
         num_rows += len(head)
         headers.append(list(map(str, head.columns)))
         if headers[-1] != headers[0]:
-            raise ValueError(f"{path.name} has the columns {_listed(headers[-1])}, others {_listed(headers[0])}")
+            raise ReportedError(f"{path.name} has the columns {_listed(headers[-1])}, others {_listed(headers[0])}")
     if not num_rows:
-        raise ValueError(f"there are no rows below the header {_listed(headers[0])}")
+        raise ReportedError(f"there are no rows below the header {_listed(headers[0])}")
     return headers[0]
 
 
@@ -194,16 +197,16 @@ def text_column(rows: Dataset | IterableDataset, data: DataSettings, source: str
             rows = _head(rows)
     names: list[str] = rows.column_names
     if not names:
-        raise ValueError(f"data.path: {source} has no rows")
+        raise ReportedError(f"data.path: {source} has no rows")
     asked = data.text_column
     if asked is not None and asked not in names:
         near = get_close_matches(asked, names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"data.text_column: {source} has no column {asked!r}{hint}; it has {_listed(names)}")
+        raise ReportedError(f"data.text_column: {source} has no column {asked!r}{hint}; it has {_listed(names)}")
     looks = {name: _looks_of(rows, name) for name in ([asked] if asked else names)}
     if asked is not None:
         if looks[asked] in ("", "numbers"):
-            raise ValueError(
+            raise ReportedError(
                 f"data.text_column: {asked!r} of {source} holds no text but {looks[asked] or 'other things'}"
             )
         return asked
@@ -212,7 +215,7 @@ def text_column(rows: Dataset | IterableDataset, data: DataSettings, source: str
     candidates = [name for name in names if looks[name] == "text"] or blank[:1]
     if len(candidates) != 1:
         found = f"several text columns, {_listed(candidates)}" if candidates else "no text column"
-        raise ValueError(f"data.text_column: {source} has {found}; name the one to read (columns: {_listed(names)})")
+        raise ReportedError(f"data.text_column: {source} has {found}; name the one to read (columns: {_listed(names)})")
     return candidates[0]
 
 
@@ -274,7 +277,7 @@ def as_value_error(what: str) -> Iterator[None]:
     try:
         yield
     except _READ_ERRORS as error:
-        raise ValueError(f"{what}: {_first_words(error.__cause__ or error)}") from error
+        raise ReportedError(f"{what}: {_first_words(error.__cause__ or error)}") from error
     finally:
         datasets.logging.set_verbosity(verbosity)
 

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from llm_entropy import manifest
 from llm_entropy.configuration import read_config
+from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Expected, Ledger, Missing, find_missing, read_ledger
 from llm_entropy.session import workers
 from llm_entropy.settings import Settings
@@ -64,7 +65,7 @@ def run_status(run_dir: Path) -> RunStatus:
         run_dir: The run's folder.
 
     Raises:
-        ValueError: There is no such run, or a part is corrupt.
+        ReportedError: There is no such run, or a part is corrupt.
     """
     about = manifest.read_manifest(run_dir)
     settings = read_config(run_dir / manifest.CONFIG)
@@ -140,7 +141,7 @@ def refuse_incomplete(run_dir: Path, about: dict[str, Any], ledgers: dict[str, L
         ledgers: By model.
 
     Raises:
-        ValueError: Something is missing; the error says what, and how to run just that.
+        ReportedError: Something is missing; the error says what, and how to run just that.
     """
     expected = _expected(about)
     tasks: set[int] = set()
@@ -153,7 +154,7 @@ def refuse_incomplete(run_dir: Path, about: dict[str, Any], ledgers: dict[str, L
     if words:
         settings = read_config(run_dir / manifest.CONFIG)
         ways = " ".join(how_to_go_on(run_dir, settings, about["num_shards"], sorted(tasks)))
-        raise ValueError(f"{run_dir}: is not complete: {'; '.join(words)}. {' '.join(ways.split())}")
+        raise ReportedError(f"{run_dir}: is not complete: {'; '.join(words)}. {' '.join(ways.split())}")
 
 
 def how_to_go_on(run_dir: Path, settings: Settings, num_tasks: int, missing: Sequence[int]) -> list[str]:

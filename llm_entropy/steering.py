@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llm_entropy.architectures import hooks_on_applications, stream_in, stream_of
+from llm_entropy.errors import ReportedError
 
 if TYPE_CHECKING:
     from llm_entropy.settings import ControlSettings
@@ -102,7 +103,7 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, num_blocks: int, 
         The plan, on the vector's device.
 
     Raises:
-        ValueError: L + 1 layer weights whose first is not 0, for a vector that has no row for the embeddings; or a
+        ReportedError: L + 1 layer weights whose first is not 0, for a vector that has no row for the embeddings; or a
             product beyond the range of float32.
     """
     assert sign in (-1, 1), f"sign {sign}"
@@ -111,7 +112,7 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, num_blocks: int, 
     given = None if control.layer_weights is None else torch.as_tensor(control.layer_weights, dtype=torch.float32)
     weighs_embeddings = given is not None and len(given) == num_blocks + 1
     if given is not None and weighs_embeddings and vector.ndim == 2 and not has_embedding_row and given[0] != 0:
-        raise ValueError(
+        raise ReportedError(
             f"analysis.control.layer_weights: got {num_blocks + 1} numbers, the first, {given[0]:g}, for the "
             f"embeddings, but a vector of {num_blocks} rows, none for the embeddings; "
             f"expected 0 there, or {num_blocks} weights, or {num_blocks + 1} rows"
@@ -122,7 +123,7 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, num_blocks: int, 
     weights = _weights_by_layer(given, num_blocks).to(vector.device)
     vectors = (sign * control.strength) * weights[:, None] * rows
     if not vectors.isfinite().all():
-        raise ValueError(
+        raise ReportedError(
             f"analysis.control.strength: got {control.strength:g}, which times the layer weights and the vector "
             "goes beyond the range of float32; expected a smaller strength or smaller weights"
         )

@@ -10,6 +10,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.manifest import CHECKPOINTS
 from llm_entropy.settings import TrainerSettings, to_plain
 
@@ -25,8 +26,8 @@ def make_trainer(wanted: TrainerSettings, root: Path) -> L.Trainer:
         root: The folder in which Lightning looks for checkpoints; it need not be there.
 
     Raises:
-        ValueError: Lightning cannot have what is wanted; or not as many processes were started as it believes, so that
-            a part of the corpus would be left out; or there is a checkpoint that it would load over the weights.
+        ReportedError: Lightning cannot have what is wanted; or not as many processes were started as it believes, so
+            that a part of the corpus would be left out; or there is a checkpoint that it would load over the weights.
     """
     # torchrun works inside a job of SLURM too, and then it is what numbers the processes.
     by_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
@@ -46,13 +47,13 @@ def make_trainer(wanted: TrainerSettings, root: Path) -> L.Trainer:
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         got = ", ".join(f"{name} {value!r}" for name, value in to_plain(wanted).items())
-        raise ValueError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
+        raise ReportedError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
     if trainer.world_size != trainer.num_devices * trainer.num_nodes:
-        raise ValueError(_wrong_number(trainer, trainer.world_size))
+        raise ReportedError(_wrong_number(trainer, trainer.world_size))
     if by_slurm and trainer.world_size != (started := int(os.environ.get(STEP_TASKS, 1))):
-        raise ValueError(_wrong_number(trainer, started))  # the job has room for them, but would wait for ever
+        raise ReportedError(_wrong_number(trainer, started))  # the job has room for them, but would wait for ever
     for checkpoint in Path(trainer.default_root_dir).glob(CHECKPOINTS):
-        raise ValueError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
+        raise ReportedError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     return trainer
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from llm_entropy import builtin
+from llm_entropy.errors import ReportedError
 
 if TYPE_CHECKING:
     from llm_entropy.settings import ControlSettings
@@ -60,19 +61,19 @@ def choose_vector(control: ControlSettings) -> ChosenVector:
     """Choose the vector that acts: `control_vector`, or that one of `control_vectors` which `direction` names.
 
     Raises:
-        ValueError: There is none, or the pair lacks the direction.
+        ReportedError: There is none, or the pair lacks the direction.
     """
     if control.control_vector is not None:
         sign: Literal[-1, 1] = -1 if control.direction == "negative" else 1
         return ChosenVector("analysis.control.control_vector", control.control_vector, sign)
     key = f"analysis.control.control_vectors.{control.direction}"
     if control.control_vectors is None:
-        raise ValueError(
+        raise ReportedError(
             "analysis.control: got no vector; give control_vector (--control-vector FILE) or control_vectors"
         )
     value = getattr(control.control_vectors, control.direction)
     if value is None:
-        raise ValueError(
+        raise ReportedError(
             f"{key}: got no vector, but analysis.control.direction is {control.direction}; "
             "give that vector, or change the direction"
         )
@@ -95,7 +96,7 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
         Float32 on the CPU: [hidden], [L, hidden], or [L + 1, hidden] whose row 0 acts on the embeddings.
 
     Raises:
-        ValueError: An unreadable file, a wrong shape, something else than finite real numbers.
+        ReportedError: An unreadable file, a wrong shape, something else than finite real numbers.
     """
     source = ""
     try:
@@ -108,15 +109,15 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
         elif isinstance(value, (Tensor, np.ndarray)):
             vector = _checked(value)
         else:
-            raise ValueError(f"got {type(value).__name__}; expected a file, a list of numbers, a tensor or an array")
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
+            raise ReportedError(f"got {type(value).__name__}; expected a file, a list of numbers, a tensor or an array")
+    except ReportedError as error:
+        raise ReportedError(f"{key}: {error}") from error
     *rows, width = vector.shape
     got = f"{key}: {source}got a vector of shape {list(vector.shape)}"
     if width != hidden_size:
-        raise ValueError(f"{got}: width {width}; expected width {hidden_size}, the hidden size of {model}")
+        raise ReportedError(f"{got}: width {width}; expected width {hidden_size}, the hidden size of {model}")
     if rows and rows[0] not in (num_blocks, num_blocks + 1):
-        raise ValueError(
+        raise ReportedError(
             f"{got}: {rows[0]} rows; expected {num_blocks}, one for each block of {model}, "
             f"or {num_blocks + 1}, the first for the embeddings"
         )
@@ -144,23 +145,23 @@ def read_vector(path: str | Path, *, num_blocks: int) -> Tensor:
         Float32, [hidden] or [rows, hidden].
 
     Raises:
-        ValueError: Naming the file, what it holds, and what was expected. Pickled code is refused, never run.
+        ReportedError: Naming the file, what it holds, and what was expected. Pickled code is refused, never run.
     """
     path = Path(path)
     reader = FORMATS.get(path.suffix.lower())
     if reader is None:
-        raise ValueError(f"{path}: got the suffix {path.suffix!r}; expected one of {', '.join(FORMATS)}")
+        raise ReportedError(f"{path}: got the suffix {path.suffix!r}; expected one of {', '.join(FORMATS)}")
     if not path.is_file():
-        raise ValueError(f"{path.absolute()}: got no such file; expected a vector file")
+        raise ReportedError(f"{path.absolute()}: got no such file; expected a vector file")
     try:
         content = reader(path)
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: got a file that cannot be read as {path.suffix}: {reason[:200]}") from error
+        raise ReportedError(f"{path}: got a file that cannot be read as {path.suffix}: {reason[:200]}") from error
     try:
         return _block_rows(content, num_blocks) if isinstance(content, Mapping) else _checked(content)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    except ReportedError as error:
+        raise ReportedError(f"{path}: {error}") from error
 
 
 # --- formats -----------------------------------------------------------------------------------------------------
@@ -174,13 +175,13 @@ def _read_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # The message of torch advises the user to switch the protection off.
-        raise ValueError(
+        raise ReportedError(
             "it holds no tensors, or pickled code or objects beside them, which are refused and never run; "
             "expected torch.save(tensor, path)"
         ) from error
     except LookupError as error:
         # The restricted unpickler looks up whatever byte it finds: text ends in a KeyError.
-        raise ValueError("it was not written by torch.save") from error
+        raise ReportedError("it was not written by torch.save") from error
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -190,7 +191,7 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(str(error)) from error
+        raise ReportedError(str(error)) from error
 
 
 def _read_numpy(path: Path) -> Any:
@@ -201,14 +202,14 @@ def _read_numpy(path: Path) -> Any:
             return content if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
     except ValueError as error:
         # The message of numpy advises the user to switch the protection off.
-        raise ValueError("it holds no array, or pickled objects, which are refused and never run") from error
+        raise ReportedError("it holds no array, or pickled objects, which are refused and never run") from error
 
 
 def _read_gguf(path: Path) -> Any:
     try:
         import gguf
     except ModuleNotFoundError as error:
-        raise ValueError("GGUF files need a package that is not installed: pip install gguf") from error
+        raise ReportedError("GGUF files need a package that is not installed: pip install gguf") from error
     tensors = gguf.GGUFReader(path).tensors
     return {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in tensors}
 
@@ -238,19 +239,19 @@ def _block_rows(content: Mapping[Any, Any], num_blocks: int) -> Tensor:
     """Return the only tensor of a mapping, or the rows [num_blocks, hidden] that its numbered tensors make."""
     layer_type = content.get("layer_type", "decoder_block")
     if layer_type != "decoder_block":
-        raise ValueError(f"got vectors for {layer_type!r}; expected 'decoder_block': vectors of the residual stream")
+        raise ReportedError(f"got vectors for {layer_type!r}; expected 'decoder_block': vectors of the residual stream")
     for nest in NESTS:
         if isinstance(content.get(nest), Mapping):
             content = content[nest]
     tensors = {key: value for key, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
     if not tensors:
-        raise ValueError("got no tensor; expected one, or one for each steered block")
+        raise ReportedError("got no tensor; expected one, or one for each steered block")
     matches = {key: BLOCK_KEY.fullmatch(str(key)) for key in tensors}
     if len(tensors) == 1 and not any(matches.values()):
         return _checked(next(iter(tensors.values())))
     strangers = [str(key) for key, match in matches.items() if match is None]
     if strangers:
-        raise ValueError(
+        raise ReportedError(
             f"got {len(tensors)} tensors, among them {', '.join(strangers[:3])}; "
             "expected a single tensor, or names that number blocks, as layer.3 or direction.3"
         )
@@ -260,15 +261,15 @@ def _block_rows(content: Mapping[Any, Any], num_blocks: int) -> Tensor:
         block, row = int(match[1]), _checked(tensors[key])
         if not 0 <= block < num_blocks or block in rows:
             problem = "a second vector" if block in rows else "a vector"
-            raise ValueError(
+            raise ReportedError(
                 f"got {problem} for block {block} ({key}); expected one each for blocks 0 to {num_blocks - 1}"
             )
         if row.ndim != 1:
-            raise ValueError(f"got shape {list(row.shape)} for block {block} ({key}); expected [hidden]")
+            raise ReportedError(f"got shape {list(row.shape)} for block {block} ({key}); expected [hidden]")
         rows[block] = row
     widths = sorted({len(row) for row in rows.values()})
     if len(widths) > 1:
-        raise ValueError(f"got vectors of widths {widths}; expected one width")
+        raise ReportedError(f"got vectors of widths {widths}; expected one width")
     stacked = torch.zeros(num_blocks, widths[0])
     for block, row in rows.items():
         stacked[block] = row
@@ -280,9 +281,11 @@ def _from_numbers(numbers: list[Any] | tuple[Any, ...]) -> Tensor:
     try:
         array = np.asarray(numbers)
     except ValueError as error:
-        raise ValueError("got lists of different lengths; expected numbers, or equally long lists of them") from error
+        raise ReportedError(
+            "got lists of different lengths; expected numbers, or equally long lists of them"
+        ) from error
     if array.size and array.dtype.kind not in "iuf":
-        raise ValueError(f"got {str(numbers)[:60]}; expected numbers")
+        raise ReportedError(f"got {str(numbers)[:60]}; expected numbers")
     return _checked(array.astype(np.float64))
 
 
@@ -303,11 +306,11 @@ def _checked(value: Any) -> Tensor:
     elif isinstance(value, Tensor):
         is_real = value.is_floating_point()
     else:
-        raise ValueError(f"got {type(value).__name__}; expected a tensor, or a mapping of blocks to tensors")
+        raise ReportedError(f"got {type(value).__name__}; expected a tensor, or a mapping of blocks to tensors")
     if not is_real:
-        raise ValueError(f"got numbers of type {value.dtype}; expected floating-point numbers")
+        raise ReportedError(f"got numbers of type {value.dtype}; expected floating-point numbers")
     if value.ndim not in (1, 2) or 0 in value.shape:
-        raise ValueError(f"got shape {list(value.shape)}; expected [hidden] or [rows, hidden], not empty")
+        raise ReportedError(f"got shape {list(value.shape)}; expected [hidden] or [rows, hidden], not empty")
     if isinstance(value, np.ndarray):
         # What overflows float32 is reported as infinite below.
         with np.errstate(over="ignore"):
@@ -315,5 +318,5 @@ def _checked(value: Any) -> Tensor:
     vector: Tensor = value.detach().to("cpu", torch.float32)
     num_bad = int((~vector.isfinite()).sum())
     if num_bad:
-        raise ValueError(f"got NaN or infinity in {num_bad} of {vector.numel()} numbers; expected finite float32")
+        raise ReportedError(f"got NaN or infinity in {num_bad} of {vector.numel()} numbers; expected finite float32")
     return vector

@@ -20,7 +20,7 @@ from tiny_models import HIDDEN, SENTENCES, save_model
 
 from llm_entropy import merge_run, storage, windows
 from llm_entropy.cli import main
-from llm_entropy.outputs import RunIncompleteError
+from llm_entropy.errors import RunIncompleteError
 from llm_entropy.results import RunResult
 from llm_entropy.run import run
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings

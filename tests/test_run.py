@@ -27,6 +27,7 @@ from tiny_models import CAUSAL_VOCAB, FAMILIES, HIDDEN, SENTENCES, make_model, m
 
 from llm_entropy import merge_run, run_analysis
 from llm_entropy.architectures import view_model
+from llm_entropy.cli import main
 from llm_entropy.configuration import read_config
 from llm_entropy.lens import Lens
 from llm_entropy.models import load_model
@@ -521,7 +522,7 @@ def test_a_second_model_that_fails_leaves_what_the_first_one_gave(gpt2: dict[str
     manifest = manifest_of(run_dir)
     assert manifest["status"] == "failed"
     assert list((run_dir / "shards" / "gpt2").rglob("*.parquet"))
-    assert "the run stopped: ValueError" in (run_dir / "run.log").read_text(encoding="utf-8")
+    assert "the run stopped: ReportedError" in (run_dir / "run.log").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="is not complete: bert lacks window 0"):
         merge_run(run_dir, quiet=True)
 
@@ -539,6 +540,42 @@ def test_an_error_before_any_record_leaves_nothing_behind(
         with pytest.raises(ValueError, match=r"lacks|devices|width|num_sentences"):
             analyse(models, tmp_path, where=OutputSettings(dir=str(tmp_path / output)), **words)
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_and_says_where_it_lies(
+    gpt2: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def faulty(module: EntropyModule, batch: Any, batch_idx: int = 0) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(EntropyModule, "predict_step", faulty)
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({"models": gpt2, "output": {"dir": str(tmp_path / "runs"), "run_name": "one"}}))
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", "--config", str(config), "--quiet"])
+    log = tmp_path / "runs" / "one" / "run.log"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 1
+    assert last.startswith("llm-entropy: error: a fault of the program, ValueError: operands could not be broadcast")
+    assert str(log) in last
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert "in faulty" in log.read_text()
+    assert json.loads(log.with_name("run.json").read_text())["status"] == "failed"
+
+
+def test_a_fault_of_a_merge_keeps_its_traceback_too(
+    gpt2: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir = analyse(gpt2, tmp_path, num_sentences=2).run_dir
+
+    def faulty(*arguments: Any, **options: Any) -> None:
+        raise TypeError("no such thing")
+
+    monkeypatch.setattr("llm_entropy.outputs.merge_model", faulty)
+    with pytest.raises(TypeError) as caught:
+        merge_run(run_dir)
+    assert str(run_dir / "run.log") in caught.value.__notes__[-1]
+    assert "in faulty" in (run_dir / "run.log").read_text()
 
 
 def test_a_folder_of_runs_that_was_there_stays(gpt2: dict[str, str], tmp_path: Path):

@@ -20,6 +20,7 @@ from llm_entropy.attention_interface import (
     eager_attention,
     reading_attention,
 )
+from llm_entropy.errors import ReportedError
 
 log = logging.getLogger("llm_entropy")
 
@@ -89,7 +90,7 @@ def check_attention(view: ModelView, name: str) -> None:
         name: The model, for the message.
 
     Raises:
-        ValueError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
+        ReportedError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
     """
     config = view.model.config
     advice = (
@@ -98,7 +99,9 @@ def check_attention(view: ModelView, name: str) -> None:
     )
     read = _probe(view)
     if len(read) != len(view.blocks):
-        raise ValueError(f"{name}: attention was read of {len(read)} blocks, the model has {len(view.blocks)}{advice}")
+        raise ReportedError(
+            f"{name}: attention was read of {len(read)} blocks, the model has {len(view.blocks)}{advice}"
+        )
     # Eager attention of half precision rounds scores and weights: by how much depends on the model, and proves nothing.
     if attention_implementation(view.model) == EAGER or view.decoder.weight.dtype != torch.float32:
         return
@@ -106,7 +109,7 @@ def check_attention(view: ModelView, name: str) -> None:
         truth = _probe(view)
     error = float((read - truth).abs().max())
     if not error <= PROBE_TOLERANCE:
-        raise ValueError(
+        raise ReportedError(
             f"{name}: attention entropy misses that of the model's own eager attention by {error:.3g} nats (at most "
             f"{PROBE_TOLERANCE:.3g} expected), so that it would be measured wrongly{advice}"
         )

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from llm_entropy.errors import ReportedError
+
 BUILTIN_MODELS: tuple[str, ...] = ("tiny-gpt2", "tiny-bert")
 """A causal and a masked model; `train.py` makes them, their folders' model cards describe them."""
 
@@ -19,10 +21,10 @@ def model_folder(name: str) -> Path:
         name: One of `BUILTIN_MODELS`.
 
     Raises:
-        ValueError: If there is no such model.
+        ReportedError: If there is no such model.
     """
     if name not in BUILTIN_MODELS:
-        raise ValueError(f"no built-in model {name!r}: the built-in models are {', '.join(BUILTIN_MODELS)}")
+        raise ReportedError(f"no built-in model {name!r}: the built-in models are {', '.join(BUILTIN_MODELS)}")
     return FOLDER / name
 
 

@@ -154,7 +154,7 @@ def read_wordnet(folder: Path) -> dict[str, Synset]:
     """All synsets of a WordNet 3.0 database folder, by key.
 
     Raises:
-        ValueError: If the folder lacks the database.
+        ReportedError: If the folder lacks the database.
     """
     if not (folder / "data.noun").is_file():
         raise ValueError(f"no WordNet database in {folder}: expected data.noun there (Debian package wordnet-base)")
@@ -173,7 +173,7 @@ def read_verses() -> list[str]:
     """The verses of the King James Bible, as Debian's `bible` command (bible-kjv, bible-kjv-text) prints them.
 
     Raises:
-        ValueError: If the command is missing.
+        ReportedError: If the command is missing.
     """
     if shutil.which("bible") is None:
         raise ValueError("the command `bible` is missing: install the Debian packages bible-kjv and bible-kjv-text")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Ledger
 from llm_entropy.merge.curves import CurveBuilder
 from llm_entropy.merge.parts import Chunk, Count, check_keys, check_parts, id_ranges, read_range, spans_of
@@ -60,13 +61,13 @@ def merge_model(
         What the plots and the table on the terminal show.
 
     Raises:
-        ValueError: If a part is corrupt or does not fit `analysis`, a record is there twice, a sentence is missing or
-            unknown, or there is no record at all.
+        ReportedError: If a part is corrupt or does not fit `analysis`, a record is there twice, a sentence is missing
+            or unknown, or there is no record at all.
     """
     schema, markers = shard_schema(analysis, shape, {}), ledger.markers
     spans = spans_of(ledger)
     if not any(span.num_records for span in spans):
-        raise ValueError(
+        raise ReportedError(
             f"{model}: none of the {sum(span.notes.num_rows for span in spans)} rows holds a token to read"
         )
     check_parts(markers, schema)

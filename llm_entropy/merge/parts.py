@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Ledger, Marker
 from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, WindowNotes
 from llm_entropy.settings import Kind
@@ -69,7 +70,7 @@ def check_parts(markers: Sequence[Marker], schema: pa.Schema) -> None:
         schema: What every part must hold.
 
     Raises:
-        ValueError: A part is corrupt, or has other columns.
+        ReportedError: A part is corrupt, or has other columns.
     """
     for marker in markers:
         marker.check(content=True)
@@ -85,7 +86,7 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
         if name not in found.names or found.field(name).type != expected.field(name).type
     ]
     wrong += [f"{name} (not asked for)" for name in found.names if name not in expected.names]
-    raise ValueError(
+    raise ReportedError(
         f"{path}: the columns do not fit the run's configuration: {', '.join(wrong) or 'their order differs'}; "
         "merge with the config.yaml that the shards were written with"
     )
@@ -137,7 +138,7 @@ def check_keys(
         The numbers of sentences and of records.
 
     Raises:
-        ValueError: A record is there twice, a sentence is missing, or does not belong to the corpus.
+        ReportedError: A record is there twice, a sentence is missing, or does not belong to the corpus.
     """
     first_ids = np.array([span.first_id for span in spans])
     found = np.zeros(len(spans), np.int64)
@@ -159,7 +160,7 @@ def check_keys(
         faults.append(f"{expected_records - num_records} records lie outside of the corpus")
     if faults:
         more = f"; and {len(faults) - NUM_NAMED} windows more" if len(faults) > NUM_NAMED else ""
-        raise ValueError(
+        raise ReportedError(
             f"shards in {markers[0].part.parents[2]}: {'; '.join(faults[:NUM_NAMED])}{more}; expected every sentence "
             "exactly once: remove the parts with these sentences and their markers, and resume the run"
         )
