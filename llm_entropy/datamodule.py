@@ -137,6 +137,7 @@ def _notes(window: Window, encoded: EncodedSentences) -> WindowNotes:
         unread=encoded.unread,
         num_cut=encoded.num_cut,
         num_examples=len(encoded),
+        slices=encoded.slices,
     )
 
 

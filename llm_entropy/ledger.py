@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn, Optional
 
 from llm_entropy import storage
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import BatchKey, WindowNotes
+from llm_entropy.schema import BatchKey, Slice, WindowNotes
 from llm_entropy.windows import WINDOWS_PER_FILE, Task
 
 PART_SUFFIX = ".parquet"
@@ -125,7 +125,8 @@ class Marker:
 
 def _notes(about: dict[str, Any]) -> WindowNotes:
     skipped = [(int(row), str(reason)) for row, reason in about["skipped"]]
-    return WindowNotes(**{**about, "skipped": skipped})
+    slices = [Slice(*numbers) for numbers in about.get("slices", ())]
+    return WindowNotes(**{**about, "skipped": skipped, "slices": slices})
 
 
 @dataclass

@@ -81,11 +81,12 @@ class EntropyModule(L.LightningModule):
             batch_idx: Not used.
         """
         host = batch.host or batch
+        owners = zip(host.sentence_ids.tolist(), host.rows.tolist(), strict=True)
         conditions = self._measure_what_fits(batch) if batch.sentences else {}
         conditions, wait = _to_host(conditions, batch.input_ids.device)
         return Records(
             sentence_ids=host.sentence_ids,
-            sentences=[host.sentences[row] for row in host.rows.tolist()],
+            texts={number: host.sentences[row] for number, row in owners},
             positions=host.positions,
             token_ids=host.input_ids[host.rows, host.positions],
             starts=host.starts,

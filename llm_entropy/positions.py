@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import PREDICTED, Batch, Example
+from llm_entropy.schema import PREDICTED, Batch, Example, Slice
 from llm_entropy.settings import Kind
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ UNKNOWN = -1
 """As an offset: the token has no known place in the sentence."""
 
 SENTENCES_AT_ONCE = 512
-"""How many sentences are tokenised together."""
+"""Most sentences that are tokenised together."""
+CHARACTERS_AT_ONCE = 2**20
+"""Most characters that are tokenised together, unless one sentence has more."""
+SLICE_RECORDS, SLICE_TEXT_BYTES, SLICE_REPEATED_BYTES = 4096, 2**20, 2**24
+"""About how much a slice of a window holds at most."""
 
 _CLOSING_CATEGORIES = {"Pd", "Pe", "Pf", "Pi", "Po"}
 # Unicode counts these as punctuation, but in a sentence they are words: 50 %, R & D, C#.
@@ -95,7 +99,11 @@ class Encoder:
             )
 
     def __call__(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> list[tuple[Example, bool]]:
-        """Return the examples of some sentences, in order, each with whether it was cut at `max_length`.
+        """Return what `examples` makes."""
+        return list(self.examples(sentence_ids, sentences))
+
+    def examples(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> Iterator[tuple[Example, bool]]:
+        """Make the examples of some sentences, in order, each with whether it was cut at `max_length`.
 
         A sentence without a readable token gives none; `mask_strategy: each` gives one for each token.
 
@@ -104,16 +112,13 @@ class Encoder:
             sentences: [sentence], the texts.
         """
         draws = sampling_uniforms(self.seed, sentence_ids, [_MASK_DRAW] * len(sentence_ids))
-        examples: list[tuple[Example, bool]] = []
         for sentence_id, sentence, tokens, draw in zip(
             sentence_ids, sentences, self._tokenise(sentences), draws, strict=True
         ):
             read = self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens)
             for ids, positions, targets in read:
                 starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
-                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends)
-                examples.append((example, tokens.was_cut))
-        return examples
+                yield Example(int(sentence_id), sentence, ids, positions, targets, starts, ends), tokens.was_cut
 
     @cached_property
     def fingerprint(self) -> str:
@@ -231,7 +236,10 @@ def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 class EncodedSentences:
-    """The examples of many sentences, as flat arrays: Python's lists would take ten times the memory."""
+    """The examples of many sentences, as flat arrays: Python's lists would take ten times the memory.
+
+    Of examples of the same sentence the tokens are kept once, and of each example where it differs.
+    """
 
     def __init__(self, encoder: Encoder, sentence_ids: Sequence[int], sentences: Sequence[str]) -> None:
         """Encode sentences, some at a time.
@@ -243,49 +251,122 @@ class EncodedSentences:
         """
         owners: list[int] = []
         cut: set[int] = set()
-        parts: dict[str, list[npt.NDArray[np.int32]]] = {name: [] for name in _NUMBERS}
-        sizes: dict[str, list[int]] = {"input_ids": [], "positions": []}
+        numbers = {name: _Lists() for name in _NUMBERS}
         place = {sentence_id: index for index, sentence_id in enumerate(sentence_ids)}
-        for start in range(0, len(sentences), SENTENCES_AT_ONCE):
-            some = slice(start, start + SENTENCES_AT_ONCE)
-            encoded = encoder(sentence_ids[some], sentences[some])
-            owners += [place[example.sentence_id] for example, _ in encoded]
-            cut |= {example.sentence_id for example, was_cut in encoded if was_cut}
-            for name, numbers in parts.items():
-                numbers.append(_flat([getattr(example, name) for example, _ in encoded]).astype(np.int32))
-            for name, counts in sizes.items():
-                counts += [len(getattr(example, name)) for example, _ in encoded]
-        self.lengths: npt.NDArray[np.int64] = np.array(sizes["input_ids"], np.int64)
+        for some in _groups(sentences):
+            for example, was_cut in encoder.examples(sentence_ids[some], sentences[some]):
+                owner = place[example.sentence_id]
+                if not owners or owner != owners[-1]:
+                    numbers["input_ids"].add(example.input_ids)
+                    first = np.array(example.input_ids, np.int32)
+                changes = np.flatnonzero(first != np.array(example.input_ids, np.int32))
+                numbers["changes"].add(changes)
+                numbers["changed_ids"].add([example.input_ids[change] for change in changes.tolist()])
+                for name in _OF_POSITIONS:
+                    numbers[name].add(getattr(example, name))
+                owners.append(owner)
+                if was_cut:
+                    cut.add(example.sentence_id)
+            for lists in numbers.values():
+                lists.pack()
+        self._ids, self._sentences, self._owners = sentence_ids, sentences, np.array(owners, np.int64)
+        self._numbers = numbers
+        self._bases = np.cumsum(np.diff(self._owners, prepend=-1) != 0) - 1
+        self.lengths: npt.NDArray[np.int64] = numbers["input_ids"].lengths[self._bases]
         """[example], in tokens."""
         self.num_cut = len(cut)
         """Number of sentences of which an example was cut."""
-        self._ids, self._sentences, self._owners = sentence_ids, sentences, owners
-        self._numbers = {name: np.concatenate([_flat([]).astype(np.int32), *some]) for name, some in parts.items()}
-        ends = {name: np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]) for name, counts in sizes.items()}
-        self._ends = {name: ends["input_ids" if name == "input_ids" else "positions"] for name in _NUMBERS}
 
     def __len__(self) -> int:
         """Return the number of examples."""
-        return len(self.lengths)
+        return len(self._owners)
 
     def __getitem__(self, index: int) -> Example:
         """Return one example."""
-        owner = self._owners[index]
-        numbers = [self._numbers[name][ends[index] : ends[index + 1]].tolist() for name, ends in self._ends.items()]
-        return Example(self._ids[owner], self._sentences[owner], *numbers)
+        owner, numbers = int(self._owners[index]), self._numbers
+        input_ids = numbers["input_ids"][int(self._bases[index])].copy()
+        input_ids[numbers["changes"][index]] = numbers["changed_ids"][index]
+        of_positions = [numbers[name][index].tolist() for name in _OF_POSITIONS]
+        return Example(self._ids[owner], self._sentences[owner], input_ids.tolist(), *of_positions)
 
     @property
     def unread(self) -> list[int]:
         """Ids of the sentences that gave no example."""
-        read = set(self._owners)
+        read = set(self._owners.tolist())
         return [sentence_id for index, sentence_id in enumerate(self._ids) if index not in read]
 
+    @property
+    def slices(self) -> list[Slice]:
+        """The sentences in pieces, ascending; cut by their sizes alone, so that every process cuts alike."""
+        num_sentences = len(self._ids)
+        if not num_sentences:
+            return []
+        records = np.bincount(self._owners, self._numbers["positions"].lengths, num_sentences).astype(np.int64)
+        text = np.array([len(sentence.encode()) for sentence in self._sentences], np.int64)
+        sizes = np.stack([records, text, records * text])
+        shares = sizes / np.array([[SLICE_RECORDS], [SLICE_TEXT_BYTES], [SLICE_REPEATED_BYTES]])
+        starts = np.flatnonzero(np.diff(np.floor(np.cumsum(shares.max(axis=0))), prepend=-1))
+        sums = np.add.reduceat(sizes, starts, axis=1).T.tolist()
+        return [Slice(self._ids[start], *some) for start, some in zip(starts.tolist(), sums, strict=True)]
 
-_NUMBERS = ("input_ids", "positions", "targets", "starts", "ends")
-"""The fields of an example that are lists of numbers, in their order."""
+
+_OF_POSITIONS = ("positions", "targets", "starts", "ends")
+"""The fields of an example that have a number for each position, in their order."""
+_NUMBERS = ("input_ids", "changes", "changed_ids", *_OF_POSITIONS)
 
 
-def _flat(rows: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+class _Lists:
+    """Many lists of numbers, as one array."""
+
+    def __init__(self) -> None:
+        self._latest: list[Sequence[int] | npt.NDArray[np.int64]] = []
+        self._packed: list[npt.NDArray[np.int32]] = []
+        self._counts: list[npt.NDArray[np.int64]] = []
+
+    def add(self, numbers: Sequence[int] | npt.NDArray[np.int64]) -> None:
+        """Take a list."""
+        self._latest.append(numbers)
+
+    def pack(self) -> None:
+        """Turn what was taken into arrays."""
+        self._packed.append(_flat(self._latest).astype(np.int32))
+        self._counts.append(np.array([len(numbers) for numbers in self._latest], np.int64))
+        self._latest = []
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """How many numbers each list has."""
+        return np.concatenate([np.empty(0, np.int64), *self._counts])
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([[0], np.cumsum(self.lengths)])
+
+    @cached_property
+    def _whole(self) -> npt.NDArray[np.int32]:
+        whole = np.concatenate([np.empty(0, np.int32), *self._packed])
+        self._packed = []
+        return whole
+
+    def __getitem__(self, index: int) -> npt.NDArray[np.int32]:
+        """Return a list."""
+        return self._whole[self._ends[index] : self._ends[index + 1]]
+
+
+def _groups(sentences: Sequence[str]) -> Iterator[slice]:
+    """Cut sentences into groups that are tokenised together."""
+    start = characters = 0
+    for stop, sentence in enumerate(sentences):
+        is_full = stop - start == SENTENCES_AT_ONCE or characters + len(sentence) > CHARACTERS_AT_ONCE
+        if is_full and stop > start:
+            yield slice(start, stop)
+            start, characters = stop, 0
+        characters += len(sentence)
+    if start < len(sentences):
+        yield slice(start, len(sentences))
+
+
+def _flat(rows: Iterable[Iterable[int]]) -> npt.NDArray[np.int64]:
     return np.fromiter(chain.from_iterable(rows), np.int64)
 
 

@@ -61,6 +61,18 @@ ONLY_BATCH = BatchKey(0, 0, 1)
 """The key of a batch that is all there is."""
 
 
+class Slice(NamedTuple):
+    """Consecutive sentences of a window, and what they take in memory."""
+
+    first_id: int
+    """Lowest sentence id."""
+    num_records: int
+    text_bytes: int
+    """Bytes of their texts."""
+    repeated_bytes: int
+    """Bytes of their texts if every record had its own copy."""
+
+
 @dataclass(frozen=True)
 class WindowNotes:
     """What a window of the corpus held; its first batch carries them."""
@@ -81,6 +93,8 @@ class WindowNotes:
     """Number of sentences of which an example was cut."""
     num_examples: int = 0
     """Rows that the model reads; a masked model may make several of a sentence."""
+    slices: list[Slice] = field(default_factory=list)
+    """The window in pieces that are small in memory, ascending; empty if it was written before there were any."""
 
     @property
     def num_sentences(self) -> int:
@@ -253,8 +267,8 @@ class Records:
 
     sentence_ids: Tensor
     """[record]."""
-    sentences: list[str]
-    """[record], the text of each record's sentence."""
+    texts: dict[int, str]
+    """By sentence id, the sentences of the batch: a text is kept once, however many records it has."""
     positions: Tensor
     """[record]."""
     token_ids: Tensor
@@ -314,7 +328,8 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
 
     Metrics are fixed-size lists of float32, a number per layer; `attention_entropy` holds blocks x heads numbers, the
     heads of block 0 first; `tracked_probabilities` tracked x layers, the layers of the first token first. Unit, axis
-    and shape are in each field's metadata.
+    and shape are in each field's metadata. A text stands in the first record that a part has of its sentence, and is
+    null in the others: copies would grow with the square of a document's length.
     """
     import pyarrow as pa
 

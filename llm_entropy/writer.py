@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Optional
 
 import lightning as L
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
@@ -201,6 +202,7 @@ class _Waiting:
     def __init__(self) -> None:
         self._tables: list[pa.Table] = []
         self._latest: list[pa.Table] = []
+        self._texts: dict[int, str] = {}
         self.batches: list[tuple[BatchKey, int]] = []
         self.notes: dict[int, WindowNotes] = {}
         self.num_bytes = 0
@@ -215,7 +217,9 @@ class _Waiting:
         self.batches.append((records.key, len(table)))
         if records.notes is not None:
             self.notes[records.key.window] = records.notes
-        self.num_bytes += table.nbytes
+        new = {number: text for number, text in records.texts.items() if number not in self._texts}
+        self._texts |= new
+        self.num_bytes += table.nbytes + sum(map(len, new.values()))
         self._num_sentences += records.num_sentences
         self._num_tokens += records.num_tokens
 
@@ -224,9 +228,17 @@ class _Waiting:
         self._latest = []
 
     def table(self) -> pa.Table:
-        """Return all records, in the order of the corpus and of the positions in a sentence."""
+        """Return all records, in the order of the corpus and of the positions in a sentence.
+
+        Each text stands in the first record of its sentence.
+        """
         whole = pa.concat_tables([*self._tables, *self._latest])
-        return whole.sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
+        whole = whole.sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
+        ids = whole[SENTENCE_ID].to_numpy()
+        is_first = np.diff(ids, prepend=-1) != 0
+        texts = [self._texts[number] if first else None for number, first in zip(ids, is_first, strict=True)]
+        place = whole.schema.get_field_index(SENTENCE)
+        return whole.set_column(place, whole.schema.field(place), pa.array(texts, pa.string()))
 
     @property
     def seconds(self) -> float:
@@ -243,7 +255,7 @@ class _Waiting:
 
 
 def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.Table:
-    """Return the records of a batch as an Arrow table of the shards' schema.
+    """Return the records of a batch as an Arrow table of the shards' schema, without the texts of the sentences.
 
     Args:
         records: Of one batch.
@@ -254,7 +266,7 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
         return schema.empty_table()
     values: dict[str, pa.Array | list[str] | Any] = {
         SENTENCE_ID: records.sentence_ids.numpy(),
-        SENTENCE: records.sentences,
+        SENTENCE: pa.nulls(len(records.positions), pa.string()),
         POSITION: records.positions.numpy(),
         TOKEN_ID: records.token_ids.numpy(),
         TOKEN: texts(records.token_ids),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_entropy.ledger import Ledger, Marker, rank_folder, read_ledger
@@ -97,7 +98,8 @@ def write(
         rows = np.flatnonzero(batch_of == index)
         path = rank_folder(run_dir / "shards" / model, Task(), index % 2) / f"part-{index:06d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(whole.take(pa.array(rows)).sort_by([("sentence_id", "ascending")]), path, row_group_size=64)
+        part = _texts_once(whole.take(pa.array(rows)).sort_by([("sentence_id", "ascending")]))
+        pq.write_table(part, path, row_group_size=64)
         counts = np.bincount(window_of[rows], minlength=len(windows)).tolist()
         notes = {
             number: WindowNotes(int(window[0]), int(window[-1]) + 1, len(window), number == len(windows) - 1)
@@ -116,6 +118,14 @@ def write(
             process={"launch": "made up"},
         ).write()
     return whole
+
+
+def _texts_once(part: pa.Table) -> pa.Table:
+    """Leave each sentence's text in its first record alone."""
+    is_first = np.diff(part["sentence_id"].to_numpy(), prepend=-1) != 0
+    place = part.schema.get_field_index("sentence")
+    texts = pc.if_else(pa.array(is_first), part["sentence"], pa.scalar(None, pa.string()))
+    return part.set_column(place, part.schema.field(place), texts)
 
 
 def ledger_of(run_dir: Path, model: str) -> Ledger:

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ import shards
 from shards import SENTENCES, SHAPE
 
 from llm_entropy.merge import merge_model, read_metric, summary_rows, tables
-from llm_entropy.merge.parts import TEXT_BYTES, Span, id_ranges
-from llm_entropy.schema import ModelTables, WindowNotes, shard_schema
+from llm_entropy.merge.parts import TOKEN_BYTES, Parts, Span, id_ranges
+from llm_entropy.schema import ModelTables, Slice, WindowNotes, shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(300)]
@@ -373,23 +374,75 @@ def test_without_csv_tables_are_read_from_the_records(tmp_path):
         read_metric(tmp_path / "without", "standard", "other", "entropy")
 
 
-def test_the_ranges_hold_every_window_and_do_not_depend_on_the_parts(tmp_path):
+def span(first: int, *slices: Slice) -> Span:
+    return Span(first, first + 100, WindowNotes(first, first + 100, 100, False), list(slices))
+
+
+def test_the_ranges_hold_every_slice_once_and_about_as_many_bytes_as_asked_for():
     schema = shard_schema(AnalysisSettings(), SHAPE, {})
+    row_bytes = TOKEN_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
     spans = [
-        Span(first, first + 100, count, WindowNotes(first, first + 100, 100, False))
-        for first, count in ((0, 100), (100, 0), (200, 5000), (2**40, 50), (2**40 + 100, 60))
+        span(0, Slice(0, 100, 0, 0)),
+        span(100, Slice(100, 0, 0, 0)),
+        span(200, Slice(200, 600, 0, 0), Slice(210, 2500, 0, 0), Slice(250, 900, 0, 0)),
+        span(2**40, Slice(2**40, 50, 0, 0)),
+        span(2**40 + 100, Slice(2**40 + 100, 60, 0, 0)),
     ]
-    row_bytes = TEXT_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
-    ranges = id_ranges(spans, schema, 1000 * row_bytes)
-    assert ranges == [
-        (0, 200),
-        (200, 220),
-        (220, 240),
-        (240, 260),
-        (260, 280),
-        (280, 300),
-        (2**40, 2**40 + 200),
+    assert id_ranges(spans, schema, 1000 * row_bytes) == [
+        (0, 210),
+        (210, 250),  # more than was asked for: a slice is never cut
+        (250, 2**40 + 100),
+        (2**40 + 100, 2**40 + 200),
     ]
+
+
+def test_long_texts_and_lines_that_repeat_them_make_ranges_short():
+    schema = shard_schema(AnalysisSettings(), SHAPE, {})
+    spans = [span(0, *(Slice(first, 1, 1000, 50_000) for first in range(0, 100, 10)))]
+    assert len(id_ranges(spans, schema, 10**6)) == 1
+    assert len(id_ranges(spans, schema, 20_000)) == 5
+    assert len(id_ranges(spans, schema, 10**6, lines_per_record=8)) == 5
+
+
+def test_a_hundred_thousand_windows_are_looked_through_once():
+    schema = shard_schema(AnalysisSettings(), SHAPE, {})
+    spans = [span(first, Slice(first, 3, 0, 0)) for first in range(0, 10_000_000, 100)]
+    ranges = id_ranges(spans, schema, 2**30)
+    assert (ranges[0][0], ranges[-1][1]) == (0, 10_000_000)
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(ranges))
+
+
+def test_the_parts_of_a_range_are_those_that_overlap_it(tmp_path):
+    analysis = AnalysisSettings(metrics=["entropy"])
+    shards.write(tmp_path, "tiny", shards.table(MANY, analysis), num_files=7, rows_per_window=25)
+    markers = shards.ledger_of(tmp_path, "tiny").markers
+    random = np.random.default_rng(0)
+    spread = [
+        replace(marker, first_id=int(first), end_id=int(first + size))
+        for marker, first, size in zip(
+            markers * 30, random.integers(0, 1000, 210), random.integers(1, 90, 210), strict=True
+        )
+    ]
+    parts = Parts(spread, shard_schema(analysis, SHAPE, {}))
+    for lowest, end in ((0, 1), (0, 2000), (500, 520), (999, 1000), (1100, 1200)):
+        overlapping = [marker.part for marker in spread if marker.first_id < end and marker.end_id > lowest]
+        assert sorted(parts.near(lowest, end)) == sorted(overlapping)
+
+
+def test_the_text_of_a_long_document_is_stored_once_in_each_row_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROW_GROUP", 500)
+    random = np.random.default_rng(0)
+    texts = ["".join(map(chr, random.integers(0x4E00, 0x9FFF, 40_000))) for _ in range(3)]  # it does not compress
+    analysis = AnalysisSettings(metrics=["entropy"])
+    whole = shards.write(tmp_path, "tiny", shards.table(texts, analysis, records=(700, 1, 300)))
+    merge(tmp_path, analysis, kind="causal")
+    path = tmp_path / "standard/data/tiny.parquet"
+    own = pq.read_table(path, columns=["sentence"])["sentence"]
+    assert own.to_pylist() == whole["sentence"].to_pylist()
+    about = pq.ParquetFile(path).metadata
+    sizes = [about.row_group(group).column(1).total_uncompressed_size for group in range(about.num_row_groups)]
+    text_bytes = len(texts[0].encode())
+    assert [round(size / text_bytes) for size in sizes] == [1, 3, 1]
 
 
 def test_an_interrupted_merge_leaves_no_file_and_does_not_touch_the_old_ones(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Ledger
 from llm_entropy.merge.curves import CurveBuilder
-from llm_entropy.merge.parts import Chunk, Count, check_keys, check_parts, id_ranges, read_range, spans_of
+from llm_entropy.merge.parts import Chunk, Count, Parts, check_keys, check_parts, id_ranges, spans_of
 from llm_entropy.merge.tables import Comparative, Condition, Target
 from llm_entropy.schema import Comparison, ModelShape, ModelTables, shard_schema
 from llm_entropy.settings import COMPARATIVE, CONTROL, STANDARD, AnalysisSettings, Kind
@@ -71,14 +71,16 @@ def merge_model(
             f"{model}: none of the {sum(span.notes.num_rows for span in spans)} rows holds a token to read"
         )
     check_parts(markers, schema)
-    ranges = id_ranges(spans, schema, chunk_bytes)
-    total = check_keys(markers, schema, spans, ranges)
+    lines = analysis.top_k + analysis.tracked_tokens if csv and kind == "masked" else 0
+    ranges = id_ranges(spans, schema, chunk_bytes, lines_per_record=lines * len(analysis.conditions))
+    parts = Parts(markers, schema)
+    total = check_keys(parts, spans, ranges)
     with _staged(run_dir) as folder, ExitStack() as files:
         target = Target(folder, model, schema, shape, total.num_sentences, csv, parquet, files)
         conditions = [Condition(condition, target) for condition in analysis.conditions]
         comparatives = [Comparative(target, analysis.metrics)] if analysis.mode == COMPARATIVE else []
         for lowest, end in ranges:
-            table = read_range(markers, schema, lowest, end)
+            table = parts.read(lowest, end)
             if not len(table):
                 continue
             chunk = Chunk(table, kind)

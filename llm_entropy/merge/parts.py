@@ -17,15 +17,17 @@ import pyarrow.parquet as pq
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.ledger import Ledger, Marker
-from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, WindowNotes
+from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, Slice, WindowNotes
 from llm_entropy.settings import Kind
 
 Integers = npt.NDArray[np.int64]
 
 NUM_NAMED = 5
 """How many sentence ids an error names."""
-TEXT_BYTES = 512
-"""What a record's strings are taken to need in memory."""
+TOKEN_BYTES = 256
+"""What the strings of a record's tokens are taken to need in memory."""
+TEXT_COPIES = 8
+"""How often a sentence's text is in memory while its lines are made."""
 
 
 class Count(NamedTuple):
@@ -42,10 +44,15 @@ class Span(NamedTuple):
     """Lowest sentence id that it may hold."""
     end_id: int
     """One past the highest."""
-    num_records: int
-    """How many records it has."""
     notes: WindowNotes
     """What it held."""
+    slices: list[Slice]
+    """Its sentences in pieces, ascending; the first begins at `first_id`."""
+
+    @property
+    def num_records(self) -> int:
+        """How many records it has."""
+        return sum(one.num_records for one in self.slices)
 
 
 def spans_of(ledger: Ledger) -> list[Span]:
@@ -57,8 +64,12 @@ def spans_of(ledger: Ledger) -> list[Span]:
     spans = []
     for state in ledger.windows.values():
         assert state.is_complete, "only what is complete is merged"
-        assert state.notes is not None, "a window's first batch carries its notes"
-        spans.append(Span(state.notes.first_id, state.notes.end_id, state.num_records, state.notes))
+        notes = state.notes
+        assert notes is not None, "a window's first batch carries its notes"
+        # The first slice begins where the window does: rows without text come before the first sentence.
+        whole = Slice(notes.first_id, state.num_records, 0, 0)
+        first, *others = notes.slices or [whole]
+        spans.append(Span(notes.first_id, notes.end_id, notes, [first._replace(first_id=notes.first_id), *others]))
     return sorted(spans, key=lambda span: (span.first_id, span.end_id))
 
 
@@ -92,45 +103,84 @@ def _check_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
     )
 
 
-def id_ranges(spans: Sequence[Span], schema: pa.Schema, chunk_bytes: int) -> list[tuple[int, int]]:
-    """Return ranges of sentence ids, in order, that hold about `chunk_bytes` of records each.
+def id_ranges(
+    spans: Sequence[Span], schema: pa.Schema, chunk_bytes: int, *, lines_per_record: int = 0
+) -> list[tuple[int, int]]:
+    """Return ranges of sentence ids, in order, that take about `chunk_bytes` of memory each.
 
-    They follow the windows of the corpus, and not the parts: so sums over the ranges, and all that is made of them, are
-    the same to the last bit however many processes have written the parts.
+    They follow the windows of the corpus and their slices, and not the parts: so sums over the ranges, and all that is
+    made of them, are the same to the last bit however many processes have written the parts.
 
     Args:
         spans: The windows.
         schema: The shards' columns, from whose sizes the bytes of a record follow.
-        chunk_bytes: How much of the shards may be in memory at once.
+        chunk_bytes: How much may be in memory at once; a slice that needs more is a range of its own.
+        lines_per_record: Lines of CSV that repeat the sentence for every record.
 
     Returns:
         First id and one past the last id of each range; every record is in exactly one.
     """
-    row_bytes = TEXT_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
-    most = max(1, chunk_bytes // row_bytes)
-    groups: list[list[Span]] = []
-    for span in spans:
-        if groups and span.num_records + sum(other.num_records for other in groups[-1]) <= most:
-            groups[-1].append(span)
-        else:
-            groups.append([span])
-    ranges: list[tuple[int, int]] = []
-    for group in groups:
-        lowest, end, num_records = group[0].first_id, group[-1].end_id, sum(span.num_records for span in group)
-        pieces = max(1, min(-(-num_records // most), end - lowest))  # more than one for a large window alone
-        edges = np.linspace(lowest, end, pieces + 1).round().astype(np.int64).tolist()
-        ranges += itertools.pairwise(edges)
-    return ranges
+    row_bytes = TOKEN_BYTES + sum(4 * field.type.list_size for field in schema if hasattr(field.type, "list_size"))
+    starts: list[int] = []
+    filled = 0
+    for one in itertools.chain.from_iterable(span.slices for span in spans):
+        size = one.num_records * row_bytes + one.text_bytes * TEXT_COPIES + one.repeated_bytes * lines_per_record
+        if not starts or filled + size > chunk_bytes:
+            starts.append(one.first_id)
+            filled = 0
+        filled += size
+    return list(itertools.pairwise([*starts, spans[-1].end_id]))
 
 
-def check_keys(
-    markers: Sequence[Marker], schema: pa.Schema, spans: Sequence[Span], ranges: Iterable[tuple[int, int]]
-) -> Count:
-    """Count the sentences and records, after making sure that each is there exactly once.
+class Parts:
+    """The parts of a model, found by the sentences that they hold.
 
     Args:
         markers: Of all parts.
         schema: Their columns.
+    """
+
+    def __init__(self, markers: Sequence[Marker], schema: pa.Schema) -> None:
+        self.markers = sorted((marker for marker in markers if marker.num_records), key=lambda marker: marker.first_id)
+        self.schema = schema
+        self._first_ids = np.array([marker.first_id for marker in self.markers], np.int64)
+        # A search needs what ascends: the highest id of a part and of all before it.
+        self._highest_ends = np.maximum.accumulate(np.array([marker.end_id for marker in self.markers], np.int64))
+
+    def near(self, lowest: int, end: int) -> list[Path]:
+        """Return the parts that may hold sentences with ids from `lowest` to `end` - 1."""
+        start = int(np.searchsorted(self._highest_ends, lowest, side="right"))
+        stop = int(np.searchsorted(self._first_ids, end))
+        return [marker.part for marker in self.markers[start:stop] if marker.end_id > lowest]
+
+    def read(self, lowest: int, end: int, columns: Optional[list[str]] = None) -> pa.Table:
+        """Return the records of a range of sentences, in the order of the corpus and of the positions in a sentence.
+
+        Args:
+            lowest: The first sentence id.
+            end: One past the last sentence id.
+            columns: Which columns; None: all.
+
+        Returns:
+            One row per record.
+        """
+        near = list(map(str, self.near(lowest, end)))
+        if not near:
+            empty: pa.Table = self.schema.empty_table()
+            return empty if columns is None else empty.select(columns)
+        wanted = (ds.field(SENTENCE_ID) >= lowest) & (ds.field(SENTENCE_ID) < end)
+        found = ds.dataset(near, schema=self.schema, format="parquet")
+        # Without reading ahead: what is read is all that is wanted, and many parts must not be open at once.
+        table = found.to_table(columns=columns, filter=wanted, batch_readahead=1, fragment_readahead=1)
+        order = np.lexsort((table[POSITION].to_numpy(), table[SENTENCE_ID].to_numpy()))
+        return table.take(pa.array(order)).combine_chunks()
+
+
+def check_keys(parts: Parts, spans: Sequence[Span], ranges: Iterable[tuple[int, int]]) -> Count:
+    """Count the sentences and records, after making sure that each is there exactly once.
+
+    Args:
+        parts: All of them.
         spans: The windows, and how many sentences each must have.
         ranges: Ranges of sentence ids that hold all windows.
 
@@ -145,7 +195,7 @@ def check_keys(
     doubles: list[Integers] = []
     num_records = 0
     for lowest, end in ranges:
-        keys = read_range(markers, schema, lowest, end, [SENTENCE_ID, POSITION])
+        keys = parts.read(lowest, end, [SENTENCE_ID, POSITION])
         ids, positions = keys[SENTENCE_ID].to_numpy(), keys[POSITION].to_numpy()
         twice = (np.diff(ids) == 0) & (np.diff(positions) == 0)
         doubles.append(np.unique(ids[1:][twice]))
@@ -154,26 +204,27 @@ def check_keys(
     faults = [_name_ids("there more than once", np.concatenate(doubles))] if any(map(len, doubles)) else []
     for span, count in zip(spans, found.tolist(), strict=True):
         if count != span.notes.num_sentences:
-            faults.append(_name_wrong(markers, schema, span, count))
-    expected_records = sum(marker.num_records for marker in markers)
+            faults.append(_name_wrong(parts, span, count))
+    expected_records = sum(marker.num_records for marker in parts.markers)
     if num_records != expected_records and not faults:
         faults.append(f"{expected_records - num_records} records lie outside of the corpus")
     if faults:
         more = f"; and {len(faults) - NUM_NAMED} windows more" if len(faults) > NUM_NAMED else ""
+        folder = parts.markers[0].part.parents[2]
         raise ReportedError(
-            f"shards in {markers[0].part.parents[2]}: {'; '.join(faults[:NUM_NAMED])}{more}; expected every sentence "
+            f"shards in {folder}: {'; '.join(faults[:NUM_NAMED])}{more}; expected every sentence "
             "exactly once: remove the parts with these sentences and their markers, and resume the run"
         )
     return Count(int(found.sum()), num_records)
 
 
-def _name_wrong(markers: Sequence[Marker], schema: pa.Schema, span: Span, count: int) -> str:
+def _name_wrong(parts: Parts, span: Span, count: int) -> str:
     """Say which sentences of a window are missing, or are there though they should not be."""
     notes = span.notes
     if notes.num_rows != span.end_id - span.first_id:
         ids = f"ids from {span.first_id} to {span.end_id - 1}"
         return f"of the {notes.num_sentences} sentences with {ids} there are {count}"
-    keys = read_range(markers, schema, span.first_id, span.end_id, [SENTENCE_ID, POSITION])
+    keys = parts.read(span.first_id, span.end_id, [SENTENCE_ID, POSITION])
     expected = np.setdiff1d(np.arange(span.first_id, span.end_id), [row for row, _ in notes.skipped])
     expected = np.setdiff1d(expected, notes.unread)
     seen = np.unique(keys[SENTENCE_ID].to_numpy())
@@ -184,33 +235,6 @@ def _name_wrong(markers: Sequence[Marker], schema: pa.Schema, span: Span, count:
 def _name_ids(what: str, ids: Integers) -> str:
     named = ", ".join(map(str, ids[:NUM_NAMED].tolist())) + (", ..." if len(ids) > NUM_NAMED else "")
     return f"{len(ids)} sentence{'s are' if len(ids) > 1 else ' is'} {what} (id {named})"
-
-
-def read_range(
-    markers: Sequence[Marker], schema: pa.Schema, lowest: int, end: int, columns: Optional[list[str]] = None
-) -> pa.Table:
-    """Return the records of a range of sentences, in the order of the corpus and of the positions in a sentence.
-
-    Args:
-        markers: Of the parts to look in.
-        schema: Their columns.
-        lowest: The first sentence id.
-        end: One past the last sentence id.
-        columns: Which columns; None: all.
-
-    Returns:
-        One row per record.
-    """
-    near = [str(marker.part) for marker in markers if marker.first_id < end and marker.end_id > lowest]
-    if not near:
-        empty: pa.Table = schema.empty_table()
-        return empty if columns is None else empty.select(columns)
-    wanted = (ds.field(SENTENCE_ID) >= lowest) & (ds.field(SENTENCE_ID) < end)
-    found = ds.dataset(near, schema=schema, format="parquet")
-    # Without reading ahead: what is read is all that is wanted, and many parts must not be open at once.
-    table = found.to_table(columns=columns, filter=wanted, batch_readahead=1, fragment_readahead=1)
-    order = np.lexsort((table[POSITION].to_numpy(), table[SENTENCE_ID].to_numpy()))
-    return table.take(pa.array(order)).combine_chunks()
 
 
 @dataclass(frozen=True)
@@ -245,8 +269,19 @@ class Chunk:
 
     @cached_property
     def sentences(self) -> pa.StringArray:
-        """[sentence], the texts."""
-        return self.strings(SENTENCE).take(pa.array(self.starts))
+        """[sentence], the texts: of each sentence the first one that its records hold."""
+        texts = self.table[SENTENCE].combine_chunks()
+        filled = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+        owners = np.searchsorted(self.starts, filled, side="right") - 1
+        firsts = filled[np.flatnonzero(np.diff(owners, prepend=-1))]
+        assert len(firsts) == len(self.starts), "a part has the text of each of its sentences"
+        return texts.take(pa.array(firsts))
+
+    @cached_property
+    def sentence_column(self) -> pa.DictionaryArray:
+        """[record], the text of each record's sentence, each text once."""
+        owners = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        return pa.DictionaryArray.from_arrays(pa.array(owners), self.sentences)
 
     def strings(self, name: str) -> pa.StringArray:
         """Return a column of strings.

@@ -35,6 +35,8 @@ from llm_entropy.schema import (
 )
 from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, STANDARD
 
+MOST_DICTIONARY = 2**30
+"""Bytes of texts in a row group up to which each is stored once."""
 ROW_GROUP = 8_192
 """Records of a row group: fixed, so that the file does not depend on how the shards were cut."""
 RECORD_COLUMNS = (SENTENCE_ID, SENTENCE, POSITION, TOKEN_ID, TOKEN, TOKEN_START, TOKEN_END)
@@ -81,7 +83,7 @@ class Target:
     def open_csv(self, path: Path, header: bytes) -> CsvFile:
         """Open a CSV file, where there is to be one, and write its header."""
         file = CsvFile(path if self.csv else None, self.files)
-        file.write(lambda: pa.array([header.decode()]))
+        file.write(lambda: pa.array([header.decode()], pa.large_string()))
         return file
 
     def open_records(self, condition: str, schema: pa.Schema) -> list[RecordFile]:
@@ -103,7 +105,7 @@ class CsvFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = files.enter_context(path.open("wb"))
 
-    def write(self, make_lines: Callable[[], pa.StringArray]) -> None:
+    def write(self, make_lines: Callable[[], pa.LargeStringArray]) -> None:
         """Write lines.
 
         Args:
@@ -114,26 +116,42 @@ class CsvFile:
 
 
 class RecordFile:
-    """A Parquet file of records, whose row groups do not depend on the tables it is filled from."""
+    """A Parquet file of records, whose row groups do not depend on the tables it is filled from.
+
+    The text of a sentence is stored once in each row group: the column is a dictionary.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema, files: ExitStack) -> None:
         """Open `path`; it is complete when `files` is closed."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = files.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-        self._schema, self._waiting = schema, schema.empty_table()
+        self._place = schema.get_field_index(SENTENCE)
+        text = schema.field(self._place).with_type(pa.dictionary(pa.int32(), pa.string()))
+        self._schema = schema.set(self._place, text)
+        writer = pq.ParquetWriter(path, self._schema, compression="zstd", dictionary_pagesize_limit=MOST_DICTIONARY)
+        self._writer = files.enter_context(writer)
+        self._waiting = self._schema.empty_table()
         files.callback(lambda: self._write(len(self._waiting)))
 
-    def add(self, columns: list[pa.Array]) -> None:
-        """Take the columns of the next records, in the order of the schema."""
+    def add(self, columns: list[pa.Array], sentences: pa.DictionaryArray) -> None:
+        """Take the columns of the next records, in the order of the schema, and the texts that go into their place."""
+        columns = [*columns[: self._place], sentences, *columns[self._place + 1 :]]
         table = pa.Table.from_arrays(columns, schema=self._schema)
         self._waiting = pa.concat_tables([self._waiting, table])
         self._write(len(self._waiting) // ROW_GROUP * ROW_GROUP)
 
     def _write(self, num_rows: int) -> None:
         for start in range(0, num_rows, ROW_GROUP):
-            group = self._waiting.slice(start, min(ROW_GROUP, num_rows - start))
-            self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+            group = self._waiting.slice(start, min(ROW_GROUP, num_rows - start)).combine_chunks()
+            texts = _used_alone(group[SENTENCE].combine_chunks())
+            group = group.set_column(self._place, self._schema.field(self._place), texts)
+            self._writer.write_table(group, row_group_size=ROW_GROUP)
         self._waiting = self._waiting.slice(num_rows)
+
+
+def _used_alone(texts: pa.DictionaryArray) -> pa.DictionaryArray:
+    """Return a column whose dictionary has the texts that occur, in their order, and no other."""
+    used, indices = np.unique(texts.indices.to_numpy(), return_inverse=True)
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), texts.dictionary.take(pa.array(used)))
 
 
 class Condition:
@@ -155,7 +173,7 @@ class Condition:
         self._fields = {field.name: _own_name(field, name) for field in target.schema if _belongs(field.name, name)}
         self._record_files = target.open_records(name, pa.schema(self._fields.values()))
 
-    def add(self, chunk: Chunk) -> tuple[dict[str, Rows], pa.StringArray]:
+    def add(self, chunk: Chunk) -> tuple[dict[str, Rows], pa.LargeStringArray]:
         """Take the next sentences.
 
         Args:
@@ -169,12 +187,11 @@ class Condition:
         for metric, values in rows.items():
             self.curves[metric].add(values)
             self._metric_files[metric].write(partial(_metric_lines, sentences, values))
-        answered = _repeat(sentences, chunk.answer_counts)
-        predictions = self._prediction_lines(chunk, answered) if self._csv else answered
+        predictions = self._prediction_lines(chunk, sentences) if self._csv else sentences
         self._predictions.write(lambda: predictions)
-        self._add_tracks(chunk, answered)
+        self._add_tracks(chunk, sentences)
         for file in self._record_files:
-            file.add(chunk.table.select(list(self._fields)).columns)
+            file.add(chunk.table.select(list(self._fields)).columns, chunk.sentence_column)
         return rows, predictions
 
     def _rows(self, chunk: Chunk, metric: str) -> Rows:
@@ -184,14 +201,15 @@ class Condition:
         heads = values.reshape(len(values), self._shape.num_blocks, self._shape.num_heads)
         return np.asarray(mean_by_group(heads, chunk.counts).mean(axis=2))
 
-    def _prediction_lines(self, chunk: Chunk, answered: pa.StringArray) -> pa.StringArray:
+    def _prediction_lines(self, chunk: Chunk, sentences: pa.LargeStringArray) -> pa.LargeStringArray:
         probabilities = chunk.numbers(column(self.name, TOP_PROBABILITIES))[chunk.answers]
         num_top = probabilities.shape[1]
         tokens = _of_answers(chunk, column(self.name, TOP_TOKENS), num_top)
         numbers = text.number_texts(probabilities.ravel())
-        return text.lines(_repeat(answered, num_top), text.text_fields(tokens), numbers, self.name)
+        answered = _repeat(sentences, chunk.answer_counts * num_top)
+        return text.lines(answered, text.text_fields(tokens), numbers, self.name)
 
-    def _add_tracks(self, chunk: Chunk, answered: pa.StringArray) -> None:
+    def _add_tracks(self, chunk: Chunk, sentences: pa.LargeStringArray) -> None:
         num_layers = self._shape.num_layers
         flat = chunk.numbers(column(self.name, TRACKED_PROBABILITIES))[chunk.answers]
         probabilities = flat.reshape(len(flat), -1, num_layers)
@@ -199,7 +217,7 @@ class Condition:
         tokens = _of_answers(chunk, column(self.name, TRACKED_TOKENS), num_tracked)
         self._token_file.write(
             lambda: text.lines(
-                _repeat(answered, num_tracked),
+                _repeat(sentences, chunk.answer_counts * num_tracked),
                 text.text_fields(tokens),
                 text.list_fields(probabilities.reshape(-1, num_layers)),
             )
@@ -222,7 +240,7 @@ class Comparative:
         self._record_files = target.open_records(COMPARATIVE, _difference_schema(target.schema, metrics))
 
     def add(
-        self, chunk: Chunk, standard: dict[str, Rows], control: dict[str, Rows], predictions: list[pa.StringArray]
+        self, chunk: Chunk, standard: dict[str, Rows], control: dict[str, Rows], predictions: list[pa.LargeStringArray]
     ) -> None:
         """Take the next sentences.
 
@@ -243,7 +261,8 @@ class Comparative:
         self._kl_file.write(lambda: text.lines(text.text_fields(chunk.sentences), text.list_fields(means)))
         self._predictions.write(lambda: _sentence_by_sentence(chunk, predictions))
         for file in self._record_files:
-            file.add([*chunk.table.select(RECORD_COLUMNS).columns, *self._differences(chunk), _as_lists(kl)])
+            columns = [*chunk.table.select(RECORD_COLUMNS).columns, *self._differences(chunk), _as_lists(kl)]
+            file.add(columns, chunk.sentence_column)
 
     def _differences(self, chunk: Chunk) -> list[pa.Array]:
         pairs = [[chunk.numbers(column(name, metric)) for name in (STANDARD, CONTROL)] for metric in self.curves]
@@ -284,11 +303,11 @@ def _as_lists(values: npt.NDArray[np.floating]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), numbers.shape[1])
 
 
-def _metric_lines(sentences: pa.StringArray, values: Rows) -> pa.StringArray:
+def _metric_lines(sentences: pa.LargeStringArray, values: Rows) -> pa.LargeStringArray:
     return text.lines(sentences, text.list_fields(values))
 
 
-def _four_lines(chunk: Chunk, before: Rows, after: Rows, change: Rows) -> pa.StringArray:
+def _four_lines(chunk: Chunk, before: Rows, after: Rows, change: Rows) -> pa.LargeStringArray:
     """Return the four lines of each sentence in a comparison."""
     labels = [text.text_fields(chunk.sentences, f" ({quantity})") for quantity in QUANTITIES]
     four = (before, after, change, percent_change(before, after))
@@ -301,11 +320,11 @@ def _of_answers(chunk: Chunk, name: str, size: int) -> pa.StringArray:
     return chunk.strings(name).take(pa.array(places.ravel()))
 
 
-def _repeat(texts: pa.StringArray, times: int | npt.NDArray[np.int64]) -> pa.StringArray:
+def _repeat(texts: pa.LargeStringArray, times: npt.NDArray[np.int64]) -> pa.LargeStringArray:
     return texts.take(pa.array(np.repeat(np.arange(len(texts)), times)))
 
 
-def _sentence_by_sentence(chunk: Chunk, predictions: list[pa.StringArray]) -> pa.StringArray:
+def _sentence_by_sentence(chunk: Chunk, predictions: list[pa.LargeStringArray]) -> pa.LargeStringArray:
     """Return the lines of both conditions, so that each sentence has its standard lines, then its control lines."""
     owners = np.repeat(np.arange(len(chunk.counts)), chunk.answer_counts)
     places = np.concatenate([np.repeat(owners, len(part) // len(owners)) for part in predictions])

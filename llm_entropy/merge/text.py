@@ -11,12 +11,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+LARGE = pa.large_string()
+"""The type of every text: lines that repeat a long sentence may exceed the 2 GiB of Arrow's small one."""
 METRIC_HEADER = b"sentence,values\n"
 TOKEN_HEADER = b"sentence,token,values\n"
 PREDICTION_HEADER = b"Sentence,Token,Probability,Analysis\n"
 
 
-def number_texts(values: npt.ArrayLike) -> pa.StringArray:
+def number_texts(values: npt.ArrayLike) -> pa.LargeStringArray:
     """Return numbers as JSON, each in the fewest digits that restore it as a float32.
 
     Args:
@@ -27,10 +29,10 @@ def number_texts(values: npt.ArrayLike) -> pa.StringArray:
     """
     with np.errstate(over="ignore"):
         numbers = np.asarray(values).astype(np.float32)
-    return pc.if_else(pa.array(np.isfinite(numbers)), pa.array(numbers).cast(pa.string()), "null")
+    return pc.if_else(pa.array(np.isfinite(numbers)), pa.array(numbers).cast(LARGE), _text("null"))
 
 
-def list_fields(values: npt.NDArray[np.floating]) -> pa.StringArray:
+def list_fields(values: npt.NDArray[np.floating]) -> pa.LargeStringArray:
     """Return rows of numbers as quoted CSV fields, each one a JSON list.
 
     Args:
@@ -42,10 +44,10 @@ def list_fields(values: npt.NDArray[np.floating]) -> pa.StringArray:
     num_rows, width = values.shape
     ends = pa.array(np.arange(num_rows + 1, dtype=np.int32) * width)
     rows = pa.ListArray.from_arrays(ends, number_texts(values.ravel()))
-    return pc.binary_join_element_wise('"[', pc.binary_join(rows, ", "), ']"', "")
+    return _joined(_text('"['), pc.binary_join(rows, _text(", ")), _text(']"'))
 
 
-def text_fields(texts: pa.StringArray, suffix: str = "") -> pa.StringArray:
+def text_fields(texts: pa.StringArray | pa.LargeStringArray, suffix: str = "") -> pa.LargeStringArray:
     """Return texts as CSV fields, quoted where they must be.
 
     Args:
@@ -55,12 +57,13 @@ def text_fields(texts: pa.StringArray, suffix: str = "") -> pa.StringArray:
     Returns:
         [row].
     """
-    whole = pc.binary_join_element_wise(texts, suffix, "") if suffix else texts
-    quoted = pc.binary_join_element_wise('"', pc.replace_substring(whole, '"', '""'), '"', "")
+    large = texts.cast(LARGE)
+    whole = _joined(large, _text(suffix)) if suffix else large
+    quoted = _joined(_text('"'), pc.replace_substring(whole, '"', '""'), _text('"'))
     return pc.if_else(pc.match_substring_regex(whole, '[",\r\n]'), quoted, whole)
 
 
-def lines(*fields: pa.StringArray | str) -> pa.StringArray:
+def lines(*fields: pa.LargeStringArray | str) -> pa.LargeStringArray:
     """Return the lines of a table.
 
     Args:
@@ -69,10 +72,11 @@ def lines(*fields: pa.StringArray | str) -> pa.StringArray:
     Returns:
         [row], with their line ends.
     """
-    return pc.binary_join_element_wise(pc.binary_join_element_wise(*fields, ","), "\n", "")
+    columns = [_text(field) if isinstance(field, str) else field for field in fields]
+    return _joined(_joined(*columns, by=","), _text("\n"))
 
 
-def interleave(columns: list[pa.StringArray]) -> pa.StringArray:
+def interleave(columns: list[pa.LargeStringArray]) -> pa.LargeStringArray:
     """Return the first of each column, then the second of each, and so on, joined.
 
     Args:
@@ -81,12 +85,20 @@ def interleave(columns: list[pa.StringArray]) -> pa.StringArray:
     Returns:
         [row], with the lines of all columns in one text.
     """
-    return pc.binary_join_element_wise(*columns, "")
+    return _joined(*columns)
 
 
-def as_bytes(texts: pa.StringArray) -> bytes:
+def as_bytes(texts: pa.LargeStringArray) -> bytes:
     """Return texts one after the other in UTF-8, without making Python strings of them."""
-    ends = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    ends = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     if not len(texts) or ends[0] == ends[-1]:
         return b""
     return memoryview(texts.buffers()[2])[ends[0] : ends[-1]].tobytes()
+
+
+def _text(text: str) -> pa.LargeStringScalar:
+    return pa.scalar(text, LARGE)
+
+
+def _joined(*columns: pa.LargeStringArray | pa.LargeStringScalar, by: str = "") -> pa.LargeStringArray:
+    return pc.binary_join_element_wise(*columns, _text(by))
