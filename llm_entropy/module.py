@@ -68,6 +68,10 @@ class EntropyModule(L.LightningModule):
             target_rank="target_rank" in self.names,
         )
         self._most_rows: Optional[int] = None
+        self.listeners: list[Callable[[int], None]] = []
+        """Called before each block and after each tile of records, with the tokens of the batch that are done.
+
+        One that raises breaks the batch off."""
 
     @torch.inference_mode()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Records:
@@ -172,6 +176,8 @@ class EntropyModule(L.LightningModule):
             behind: A block that does not run again, nor do those before it, and what it returned.
         """
         with ExitStack() as hooks:
+            for block in dict.fromkeys(self.view.blocks):
+                hooks.callback(block.register_forward_pre_hook(lambda *_: self._tell(0)).remove)
             if condition == CONTROL:
                 assert self.plan is not None
                 self.plan = self.plan.to(batch.attention_mask.device)
@@ -193,6 +199,7 @@ class EntropyModule(L.LightningModule):
         """
         size = max(1, TILE_STATES // states[:, 0].numel())
         unembedding = self.view.unembedding(self.analysis.temperature)
+        num_tokens = int((batch.host or batch).attention_mask.sum())
         parts = []
         for start in range(0, states.shape[1], size):
             tile = slice(start, start + size)
@@ -201,8 +208,13 @@ class EntropyModule(L.LightningModule):
                 inputs, self.slots, unembedding, batch.targets[tile], batch.uniforms[tile], self.wanted
             )
             parts.append((self._metrics(statistics), tokens))
+            self._tell(num_tokens * min(start + size, states.shape[1]) // states.shape[1])
         metrics = {name: torch.cat([part[name] for part, _ in parts], dim=2) for name in parts[0][0]}
         return metrics, Tokens.join([tokens for _, tokens in parts])
+
+    def _tell(self, num_tokens: int) -> None:
+        for listener in self.listeners:
+            listener(num_tokens)
 
     def _metrics(self, statistics: LayerStatistics) -> dict[str, Tensor]:
         """Return every metric that is made from statistics, [condition, layer, record]."""

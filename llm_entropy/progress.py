@@ -1,4 +1,4 @@
-"""The progress bar: sentences done, sentences and tokens per second."""
+"""The progress bar: sentences and tokens done, and tokens per second. It moves within a long batch too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import Any, Optional
 import lightning as L
 from tqdm import tqdm
 
-from llm_entropy.schema import Records
+from llm_entropy.schema import Batch, Records
+
+REFRESH_SECONDS = 0.5
+"""How often the bar moves within a batch."""
 
 
 class SentenceProgress(L.Callback):
@@ -23,7 +26,9 @@ class SentenceProgress(L.Callback):
     def __init__(self, label: str, num_sentences: Optional[int], quiet: bool = False) -> None:
         self.seconds = 0.0
         self._label, self._num_sentences, self._quiet = label, num_sentences, quiet
-        self._num_tokens = 0
+        self._num_tokens = self._num_done = 0
+        self._batch: Optional[Batch] = None
+        self._moved = 0.0
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar."""
@@ -31,6 +36,32 @@ class SentenceProgress(L.Callback):
         hidden = self._quiet or not trainer.is_global_zero
         share = None if self._num_sentences is None else -(-self._num_sentences // trainer.world_size)
         self._bar = tqdm(total=share, desc=self._label, unit=" sentences", disable=hidden)
+
+    def on_predict_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Remember the batch at hand."""
+        assert isinstance(batch, Batch)
+        self._batch = batch
+
+    def move(self, num_tokens: int) -> None:
+        """Show how much of the batch at hand is done; one of `EntropyModule.listeners`.
+
+        Args:
+            num_tokens: Tokens of the batch that are done.
+        """
+        now = time.perf_counter()
+        if self._bar.disable or self._batch is None or now - self._moved < REFRESH_SECONDS:
+            return
+        self._moved = now
+        share = num_tokens / int((self._batch.host or self._batch).attention_mask.sum())
+        self._bar.n = self._num_done + round(share * len(self._batch.sentences), 1)
+        self._say(self._num_tokens + num_tokens)
+        self._bar.refresh()
+
+    def _say(self, num_tokens: int) -> None:
+        rate = num_tokens / (time.perf_counter() - self._start)
+        self._bar.set_postfix_str(f"{num_tokens:,} tokens, {rate:,.0f}/s", refresh=False)
 
     def on_predict_batch_end(
         self,
@@ -43,9 +74,11 @@ class SentenceProgress(L.Callback):
     ) -> None:
         """Count the sentences of a batch."""
         assert isinstance(outputs, Records)
+        self._batch = None
         self._num_tokens += outputs.num_tokens
-        rate = self._num_tokens / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        self._say(self._num_tokens)
+        self._bar.n = self._num_done
+        self._num_done += outputs.num_sentences
         self._bar.update(outputs.num_sentences)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

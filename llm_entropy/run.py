@@ -289,7 +289,9 @@ def _predict(plan: Plan, state: _Run) -> None:
         }
         # Whoever goes on with a run, or takes part in it, has to plan the same batches.
         data.tokens_per_batch = manifest.write_model(session.run_dir, source.key, about_model)["tokens_per_batch"]
-    trainer.callbacks += [writer, progress, StopBetweenBatches(state.signals)]  # type: ignore[attr-defined]
+    stopping = StopBetweenBatches(state.signals)
+    module.listeners += [progress.move, stopping.within_batch]
+    trainer.callbacks += [writer, progress, stopping]  # type: ignore[attr-defined]
     state.has_predicted = True
     try:
         trainer.predict(module, datamodule=data, return_predictions=False)

@@ -1,4 +1,4 @@
-"""Stopping on a signal: after the batch at hand, with everything kept that was done.
+"""Stopping on a signal: after the batch at hand, or within it where it takes long. What was done is kept.
 
 Lightning's prediction loop ignores SIGTERM, and on SIGUSR1 under SLURM it would write a checkpoint that a later run
 loads over its weights. So the handlers are ours.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
@@ -16,6 +17,8 @@ import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+PATIENCE_SECONDS = 10.0
+"""How long a signal waits for the batch at hand; SLURM kills 30 seconds after it asks."""
 
 
 class Stopped(BaseException):
@@ -37,6 +40,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: Optional[int] = None
+        self._since = 0.0
         self._waits_for_batch = False
         self._before: dict[int, Any] = {}
 
@@ -60,14 +64,15 @@ class StopSignals:
         """Say whether a signal is to wait for `check`."""
         self._waits_for_batch = waits
 
-    def check(self) -> None:
-        """Raise `Stopped` if a signal has come."""
-        if self.received is not None:
+    def check(self, patience: float = 0.0) -> None:
+        """Raise `Stopped` if a signal has come, at least `patience` seconds ago."""
+        if self.received is not None and time.monotonic() - self._since >= patience:
             raise Stopped(self.received)
 
     def _handle(self, signum: int, frame: Optional[FrameType]) -> None:
         again = signum == signal.SIGINT and self.received is not None
-        self.received = self.received or signum
+        if self.received is None:
+            self.received, self._since = signum, time.monotonic()
         if again or not self._waits_for_batch:
             raise Stopped(self.received, at_once=again)
 
@@ -75,6 +80,7 @@ class StopSignals:
 class StopBetweenBatches(L.Callback):
     """Lets a signal wait until the batch at hand is done; the last of a Trainer's callbacks, so that it is kept too.
 
+    A batch that takes more than `PATIENCE_SECONDS` longer is broken off, and computed anew when the run is resumed.
     Processes that Lightning has started stop as well: SIGTERM and SIGUSR1 are passed on to them, SIGINT comes to them
     from the terminal, and when the process that started them has died they stop by themselves.
     """
@@ -103,6 +109,14 @@ class StopBetweenBatches(L.Callback):
         if self._parent is not None and os.getppid() != self._parent:
             raise Stopped(signal.SIGTERM)
         self._signals.check()
+
+    def within_batch(self, num_tokens: int) -> None:
+        """Break the batch off if a signal has waited too long; one of `EntropyModule.listeners`.
+
+        Args:
+            num_tokens: Not used.
+        """
+        self._signals.check(PATIENCE_SECONDS)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on signals act at once."""

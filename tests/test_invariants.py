@@ -136,6 +136,33 @@ def test_steering_a_block_leaves_what_lies_below_untouched_bit_for_bit(family: s
 
 
 @pytest.mark.parametrize("family", MODELS)
+def test_listeners_hear_of_every_block_and_every_tile_and_may_break_a_batch_off(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, batch = view_of(family), batch_of(family)
+    monkeypatch.setattr("llm_entropy.module.TILE_STATES", 1)  # a tile for each record
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), None)
+    heard: list[int] = []
+    module.listeners.append(heard.append)
+    expected = module.predict_step(batch)
+    blocks, tiles = heard[: view.shape.num_blocks], heard[view.shape.num_blocks :]
+    assert blocks == [0] * view.shape.num_blocks
+    assert len(tiles) == len(batch.positions)
+    assert tiles == sorted(tiles)
+    assert tiles[-1] == int(batch.attention_mask.sum())
+
+    def break_off(num_tokens: int) -> None:
+        if num_tokens:
+            raise KeyboardInterrupt
+
+    module.listeners = [break_off]
+    with pytest.raises(KeyboardInterrupt):
+        module.predict_step(batch)
+    module.listeners = []
+    assert_identical(module.predict_step(batch).conditions[STANDARD], expected.conditions[STANDARD])
+
+
+@pytest.mark.parametrize("family", MODELS)
 def test_the_model_is_left_as_it_was(family: str) -> None:
     batch, model = batch_of(family), view_of(family).model
 

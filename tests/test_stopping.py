@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from llm_entropy.stopping import SIGNALS, Stopped, StopSignals
+from llm_entropy.stopping import SIGNALS, StopBetweenBatches, Stopped, StopSignals
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -25,6 +25,19 @@ def test_a_signal_waits_for_the_batch_at_hand(signum: signal.Signals):
         os.kill(os.getpid(), signum)
         with pytest.raises(Stopped):
             signals.check()
+
+
+def test_a_batch_is_broken_off_where_a_signal_has_waited_too_long(monkeypatch: pytest.MonkeyPatch):
+    with StopSignals() as signals:
+        stopping = StopBetweenBatches(signals)
+        signals.wait_for_batch(True)
+        stopping.within_batch(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stopping.within_batch(5)
+        monkeypatch.setattr("llm_entropy.stopping.PATIENCE_SECONDS", 0.0)
+        with pytest.raises(Stopped, match="SIGTERM") as caught:
+            stopping.within_batch(9)
+        assert not caught.value.at_once, "the batches before it are kept"
 
 
 def test_a_second_interrupt_does_not_wait():
