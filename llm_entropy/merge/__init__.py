@@ -1,7 +1,7 @@
 """Shards -> tables: what the processes wrote, in corpus order, as the files that people open.
 
 `parts` finds and reads the shards, `text` makes CSV of them, `tables` writes the files of one condition or of the
-comparison, `model` does it all for one model, in one pass and in bounded memory.
+comparison, `model` does it all for one model, in bounded memory.
 """
 
 from llm_entropy.merge.model import merge_model

@@ -1,4 +1,4 @@
-"""All tables of one model, in one pass over its shards."""
+"""All tables of one model, from its shards: one pass over the keys of the records, one over the records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def merge_model(
 ) -> ModelTables:
     """Make a model's tables from its shards.
 
-    Every sentence is read once, in corpus order, some at a time. All files appear together at the end, or none does.
+    A first pass counts: it reads sentence ids and positions alone. The second reads every record once, in corpus order,
+    some sentences at a time. The files are made in a hidden folder and moved to their places at the end, one after the
+    other: each is whole or absent, and a merge that fails before that changes nothing.
     NaN, infinities and numbers beyond float32 are `null` in the CSV files and left out of the curves, with a warning.
 
     Args:
