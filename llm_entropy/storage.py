@@ -17,7 +17,11 @@ from typing import Any, Optional, TextIO
 CHUNK = 2**20
 ATTEMPTS = 5
 SAMPLES, SAMPLE_BYTES = 16, 2**16
+PATIENCE = 0.05
+"""Seconds between two looks at a lock that another process holds."""
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK}
+"""What file systems say that know no hard links: exFAT, SMB, many of those that run in user space."""
 
 
 def temporary_name(path: Path) -> Path:
@@ -69,14 +73,34 @@ def create_text(path: Path, text: str) -> bool:
     try:
         temporary.write_text(text, encoding="utf-8")
         _sync(temporary)
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        created = _name_first(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
-    _sync(path.parent)
-    return True
+    if created:
+        _sync(path.parent)
+    return created
+
+
+def _name_first(temporary: Path, path: Path) -> bool:
+    """Give a finished file a name unless that is taken, and return whether it was free.
+
+    A hard link never replaces a file. Without links a rename does it, under a lock: it would replace one.
+    """
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+    else:
+        return True
+    with held(path.with_name(f".{path.name}.lock")):
+        if path.exists():
+            return False
+        os.replace(temporary, path)
+        return True
 
 
 def checksum(path: Path) -> str:
@@ -146,7 +170,7 @@ class Lock:
             locked = _try_flock(stream)
             if locked is not False:
                 break
-            time.sleep(0.05)
+            time.sleep(PATIENCE)
         else:
             stream.close()
             return False
@@ -184,6 +208,22 @@ class Lock:
         except (FileNotFoundError, json.JSONDecodeError):
             return "another process"
         return f"process {about['pid']} on {about['host']} since {about['since']}"
+
+
+@contextmanager
+def held(path: Path) -> Iterator[Lock]:
+    """Hold a lock, and wait for whoever holds it before.
+
+    Args:
+        path: The lock's file.
+    """
+    lock = Lock(path)
+    while not lock.acquire({}):
+        time.sleep(PATIENCE)
+    try:
+        yield lock
+    finally:
+        lock.release()
 
 
 def _try_flock(stream: TextIO) -> Optional[bool]:

@@ -6,12 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from llm_entropy import storage
-from llm_entropy.storage import Lock, checksum, create_text, fingerprint, write_text, written_whole
+from llm_entropy.storage import Lock, checksum, create_text, fingerprint, held, write_text, written_whole
 
 
 def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path):
@@ -65,6 +66,45 @@ def test_the_first_to_create_a_file_wins(tmp_path: Path):
     assert not create_text(tmp_path / "run.json", "second")
     assert (tmp_path / "run.json").read_text() == "first"
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.fixture(params=[errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS])
+def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that knows no hard links, as exFAT or SMB."""
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_too_the_first_to_create_a_file_wins(tmp_path: Path):
+    assert create_text(tmp_path / "run.json", "first")
+    assert not create_text(tmp_path / "run.json", "second")
+    assert (tmp_path / "run.json").read_text() == "first"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".run.json.lock", "run.json"]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_without_hard_links_whoever_creates_a_file_waits_for_another_who_does(tmp_path: Path):
+    path = tmp_path / "run.json"
+    with ThreadPoolExecutor(1) as thread:
+        with held(tmp_path / ".run.json.lock"):
+            creating = thread.submit(create_text, path, "late")
+            path.write_text("early")
+        assert not creating.result()
+    assert path.read_text() == "early"
+
+
+def test_a_disk_without_room_is_not_taken_for_one_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        create_text(tmp_path / "run.json", "{}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_checksum_is_that_of_sha256sum(tmp_path: Path):
