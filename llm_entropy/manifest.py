@@ -25,7 +25,11 @@ from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
 
 Status = Literal["running", "stopped", "failed", "complete"]
-CONFIG, MANIFEST, MODEL = "config.yaml", "run.json", "model.json"
+CONFIG, MANIFEST, MODEL, SENTENCES = "config.yaml", "run.json", "model.json", "sentences.jsonl"
+VECTORS = ("control_vector", "positive_vector", "negative_vector")
+"""Names of the files of vectors that were given in memory."""
+CREATE_LOCK = f"{storage.LOCKS}/create.lock"
+"""The first file of a run: whoever holds it writes the others. Where it is, they are ours and can be written anew."""
 CHECKPOINTS = "hpc_ckpt_*"
 """What Lightning's requeueing leaves; under SLURM it loads such a file over the weights of the model it was given."""
 LISTED_ROWS = 1000
@@ -48,12 +52,11 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
             raise ReportedError(f"output.run_name: got {name!r}; expected the name of a folder, without separators")
         run_dir = Path(output.dir) / name
         if run_dir.exists() and not may_exist:
+            raise _exists(run_dir)
+        if run_dir.exists() and (foreign := _foreign(run_dir)):
             raise ReportedError(
-                f"output.run_name: {run_dir} exists already and is never overwritten; choose another name, or add "
-                "--resume to go on with it"
+                f"output.run_name: {run_dir} exists and is no run ({foreign}); choose another name, or remove it"
             )
-        if run_dir.exists() and any(run_dir.iterdir()) and not _is_run(run_dir):
-            raise ReportedError(f"output.run_name: {run_dir} exists and is no run; choose another name, or remove it")
         for checkpoint in run_dir.glob(CHECKPOINTS):
             raise ReportedError(f"{checkpoint}: Lightning would load it over the models' weights; remove it")
     folder = Path(output.dir).absolute()
@@ -72,8 +75,28 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
                 parent.rmdir()
 
 
-def _is_run(run_dir: Path) -> bool:
-    return any((run_dir / name).exists() for name in (MANIFEST, CONFIG))
+def _exists(run_dir: Path) -> ReportedError:
+    return ReportedError(
+        f"output.run_name: {run_dir} exists already and is never overwritten; choose another name, or add --resume to "
+        "go on with it"
+    )
+
+
+def _foreign(run_dir: Path) -> str:
+    """Return what shows that a folder is neither a run nor one that was begun to be created; empty where nothing does.
+
+    Creating a run can be killed at any point. What it leaves is taken over: an empty folder, or some of its files.
+    """
+    if not run_dir.is_dir():
+        return "it is a file"
+    if (run_dir / MANIFEST).is_file():
+        return ""
+    ours = {CONFIG, SENTENCES, *(f"{name}.safetensors" for name in VECTORS)}
+    known = {f".{MANIFEST}.lock", storage.LOCKS, *(path.name for path in storage.temporaries(run_dir))}
+    if (run_dir / CREATE_LOCK).is_file():
+        known |= ours
+    names = sorted(path.name for path in run_dir.iterdir() if path.name not in known)
+    return f"it holds {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}, but no {MANIFEST}" if names else ""
 
 
 def find_run(output: OutputSettings) -> Optional[Path]:
@@ -84,16 +107,22 @@ def find_run(output: OutputSettings) -> Optional[Path]:
     return run_dir if (run_dir / MANIFEST).is_file() else None
 
 
-def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[str]], shared: bool) -> Path:
+def create_run(
+    settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[str]], may_exist: bool
+) -> tuple[Path, bool]:
     """Create the folder of a run, named as asked, or `run_{timestamp}_{8 hex}`, with `config.yaml` and `run.json`.
 
-    Of several tasks that begin a run at once one succeeds, and the others find what it wrote.
+    Of several processes that create it at once one succeeds, and the others find what it wrote. What a process has left
+    that was killed before it wrote `run.json`, the last file, is replaced.
 
     Args:
         settings: Of the run.
         about: What `run.json` says.
         sentences: The corpus, where it was given in memory.
-        shared: Whether others may be creating it at this moment.
+        may_exist: Whether others may be creating it at this moment, or may have begun to.
+
+    Returns:
+        The folder, and whether this process has created the run.
 
     Raises:
         ReportedError: It cannot be written.
@@ -101,16 +130,30 @@ def create_run(settings: Settings, about: dict[str, Any], *, sentences: Optional
     output = settings.output
     name = output.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
     run_dir = Path(output.dir) / name
-    run_dir.mkdir(parents=True, exist_ok=shared)
     try:
-        stored = _storable(settings, sentences, run_dir)
-        storage.create_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
-        storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))  # the last: it is what makes it a run
+        Path(output.dir).mkdir(parents=True, exist_ok=True)
+        _make_folder(run_dir, may_exist)
+        with storage.held(run_dir / CREATE_LOCK) as lock:
+            if (run_dir / MANIFEST).exists():
+                return run_dir, False
+            if lock.is_real:
+                for temporary in storage.temporaries(run_dir):
+                    temporary.unlink()
+            stored = _storable(settings, sentences, run_dir)
+            storage.write_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
+            return run_dir, storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))
     except OSError as error:
-        if not shared:
+        if not may_exist:
             remove_run(run_dir)
         raise ReportedError(f"output.dir: cannot write to {run_dir}: {error.strerror}; give another folder") from error
-    return run_dir
+
+
+def _make_folder(run_dir: Path, may_exist: bool) -> None:
+    try:
+        run_dir.mkdir()
+    except FileExistsError:
+        if not may_exist:
+            raise _exists(run_dir) from None
 
 
 def remove_run(run_dir: Path) -> None:
@@ -133,7 +176,7 @@ def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: P
     control = replace(control, control_vector=vector, control_vectors=pair)
     data = settings.data
     if sentences is not None:
-        path = (run_dir / "sentences.jsonl").absolute()
+        path = (run_dir / SENTENCES).absolute()
         lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
         storage.write_text(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)

@@ -62,6 +62,8 @@ class _Run:
     run_log: RunLog
     signals: StopSignals
     quiet: bool
+    resume: bool
+    """Whether the run may have been begun."""
     sentences: Optional[Sequence[str]] = None
     """The corpus, where it was given in memory."""
     is_new: bool = False
@@ -109,9 +111,9 @@ def run(
         except Stopped as stop:
             _end(stop.signum)  # nothing has been begun
         session = Session(task, config_hash(identity))
-        state = _Run(settings, corpus, identity, session, messages, signals, quiet, sentences)
+        state = _Run(settings, corpus, identity, session, messages, signals, quiet, resume, sentences)
         try:
-            _take_up(state, resume)
+            _take_up(state)
             for plan in plans:
                 _predict(plan, state)
             return _finish(state, plans)
@@ -170,7 +172,7 @@ def _corpus(settings: Settings, sentences: Optional[Sequence[str]], quiet: bool)
     return corpus
 
 
-def _take_up(state: _Run, resume: bool) -> None:
+def _take_up(state: _Run) -> None:
     """Go on with a run that has been begun; one that is new is created when there is something to write."""
     if not _is_first_process():
         return
@@ -179,7 +181,7 @@ def _take_up(state: _Run, resume: bool) -> None:
         return
     check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
     task = state.session.task
-    if not resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
+    if not state.resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
         raise ReportedError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
     state.session.take(run_dir)
     _open_log(state, run_dir)
@@ -211,8 +213,10 @@ def _create(state: _Run) -> None:
         "models": {},
         **environment(),
     }
-    run_dir = manifest.create_run(settings, about, sentences=state.sentences, shared=task.count > 1)
-    state.is_new = task.count == 1
+    run_dir, is_ours = manifest.create_run(
+        settings, about, sentences=state.sentences, may_exist=state.resume or task.count > 1
+    )
+    state.is_new = is_ours and task.count == 1
     check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
     state.session.take(run_dir)
     _open_log(state, run_dir)
@@ -271,9 +275,12 @@ def _predict(plan: Plan, state: _Run) -> None:
     )
     progress = SentenceProgress(source.key, data.num_sentences, state.quiet)
     if _is_first_process():
-        if session.run_dir is None:
+        is_begun = session.run_dir is not None
+        if not is_begun:
             _create(state)
         assert session.run_dir is not None
+        if not is_begun:  # another process may have begun it, and may have ended, since this one looked for it
+            data.done = read_ledger(session.run_dir / "shards" / source.key, session.config_hash, session.task).done
         about_model = {
             "name": source.name,
             "revision": source.revision,

@@ -18,7 +18,7 @@ from typing import Any, Optional
 import torch
 from lightning.pytorch.strategies import Strategy
 
-from llm_entropy import ledger
+from llm_entropy import ledger, storage
 from llm_entropy.errors import ReportedError
 from llm_entropy.storage import Lock
 from llm_entropy.windows import Task
@@ -57,8 +57,7 @@ class Session:
         Raises:
             ReportedError: A living process writes what this task would write.
         """
-        self.run_dir = run_dir
-        self._acquire()
+        self._acquire(run_dir)
         own = _lock_path(run_dir, self.task, self.rank)
         for path in sorted(_locks(run_dir).glob("task-*.lock")):
             # tasks of the same array do not disturb each other; those of another division of the corpus would
@@ -74,6 +73,11 @@ class Session:
                 )
         for folder in run_dir.glob(f"shards/*/{_task_name(self.task)}"):
             ledger.remove_leftovers(folder)
+        if self.task.count == 1 and not merge_lock(run_dir).is_held:  # otherwise others may be writing
+            for folder in (run_dir, *run_dir.glob("shards/*")):
+                for temporary in storage.temporaries(folder):
+                    temporary.unlink()
+        self.run_dir = run_dir
 
     def join(self, strategy: Strategy, rank: int, world_size: int) -> None:
         """Agree with the other processes of the task on folder and launch; called by all of them at once.
@@ -85,16 +89,16 @@ class Session:
         """
         self.rank, self.world_size = rank, world_size
         self.run_dir, self.launch = strategy.broadcast((self.run_dir, self.launch))
+        assert self.run_dir is not None
         if self._lock is None:
-            self._acquire()
+            self._acquire(self.run_dir)
         # From here on whoever finds a process's lock free knows that the process has ended.
         strategy.barrier("every process has its lock")
 
-    def _acquire(self) -> None:
-        assert self.run_dir is not None
-        lock = Lock(_lock_path(self.run_dir, self.task, self.rank))
+    def _acquire(self, run_dir: Path) -> None:
+        lock = Lock(_lock_path(run_dir, self.task, self.rank))
         if not lock.acquire({"launch": self.launch, "job": os.environ.get("SLURM_JOB_ID")}):
-            raise ReportedError(f"{self.run_dir}: {lock.holder} is at work on it; wait until it ends, or stop it")
+            raise ReportedError(f"{run_dir}: {lock.holder} is at work on it; wait until it ends, or stop it")
         self._lock = lock
 
     def wait_for_others(self, strategy: Strategy) -> None:
@@ -147,7 +151,7 @@ def merge_lock(run_dir: Path) -> Lock:
 
 
 def _locks(run_dir: Path) -> Path:
-    return run_dir / ".locks"
+    return run_dir / storage.LOCKS
 
 
 def _task_name(task: Task) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Optional, TextIO
 
 CHUNK = 2**20
+LOCKS = ".locks"
+"""The folder of a run in which its locks are."""
 ATTEMPTS = 5
 SAMPLES, SAMPLE_BYTES = 16, 2**16
 PATIENCE = 0.05
@@ -27,6 +29,11 @@ _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS, errno.EI
 def temporary_name(path: Path) -> Path:
     """Return a hidden name beside `path` that no other process uses, on this machine or another."""
     return path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """Return what processes that were killed have left half-written in a folder."""
+    return sorted(folder.glob(".*.tmp"))
 
 
 @contextmanager

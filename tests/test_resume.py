@@ -6,7 +6,8 @@ import errno
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ import torch
 from datasets import Dataset
 from tiny_models import HIDDEN, SENTENCES, save_model
 
-from llm_entropy import merge_run, storage, windows
+from llm_entropy import manifest, merge_run, storage, windows
+from llm_entropy import run as run_module
 from llm_entropy.cli import main
-from llm_entropy.errors import RunIncompleteError
+from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.results import RunResult
 from llm_entropy.run import run
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
 from llm_entropy.status import run_status
+from llm_entropy.storage import Lock
 
 MERGE = "llm-entropy merge"
 
@@ -150,6 +153,137 @@ def test_resuming_needs_a_name(settings: Settings):
         run(changed(settings, "output.run_name", None), quiet=True, resume=True)
 
 
+# --- creating a run, killed anywhere -----------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """What a process is by SIGKILL: it does nothing more, not even tidy up."""
+
+
+CALLS = ("mkdir", "fsync", "replace", "link", "unlink")
+
+
+@contextmanager
+def killed_at(number: int) -> Iterator[list[str]]:
+    """Let a process die before its call of this number that changes what is on the disk; give the calls it came to."""
+    calls: list[str] = []
+
+    def dying(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_die(*arguments: Any, **options: Any) -> Any:
+            calls.append(name)
+            if len(calls) > number:
+                raise Killed(name)
+            return call(*arguments, **options)
+
+        return call_or_die
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in CALLS:
+            patch.setattr(os, name, dying(name, getattr(os, name)))
+        yield calls
+
+
+def in_memory(settings: Settings, vector: float = 1.0) -> Settings:
+    settings = changed(settings, "analysis.control.control_vector", torch.full((HIDDEN,), vector))
+    return changed(settings, "analysis.num_sentences", 2)
+
+
+def create(settings: Settings, **about: Any) -> Path:
+    run_dir, _ = manifest.create_run(settings, about, sentences=["the cat", "sat"], may_exist=True)
+    return run_dir
+
+
+def contents_of(run_dir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(run_dir)): path.read_bytes().replace(str(run_dir).encode(), b"")
+        for path in run_dir.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def test_wherever_creating_a_run_is_killed_resuming_creates_it_whole_with_its_own_configuration(
+    settings: Settings, tmp_path: Path
+):
+    settings = in_memory(settings)
+    whole = contents_of(create(changed(settings, "output.dir", str(tmp_path / "whole")), status="running"))
+    assert sorted(whole) == ["config.yaml", "control_vector.safetensors", "run.json", "sentences.jsonl"]
+    whole["config.yaml"] = whole["config.yaml"].replace(str(tmp_path / "whole").encode(), b"")
+    num_calls = 0
+    for number in range(100):
+        output = str(tmp_path / f"killed-{number}")
+        other = changed(changed(in_memory(settings, 2.0), "seed", 7), "output.dir", output)
+        with killed_at(number) as calls, suppress(Killed):
+            create(other, status="another")
+        num_calls = len(calls)
+        if num_calls <= number:
+            break
+        mine = changed(settings, "output.dir", output)
+        manifest.check_output(mine.output, may_exist=True)
+        run_dir = Path(output) / "one"
+        is_run = (run_dir / "run.json").exists()
+        found = contents_of(create(mine, status="running"))
+        if is_run:  # what came last is there: the run was begun by the other
+            assert json.loads(found["run.json"])["status"] == "another"
+            assert b"seed: 7" in found["config.yaml"]
+        else:
+            found["config.yaml"] = found["config.yaml"].replace(output.encode(), b"")
+            assert found == whole, f"killed before call {number}, {calls[-1]}"
+    assert 15 < num_calls < 100
+
+
+def test_a_folder_that_is_empty_or_was_half_created_is_taken_over_when_resuming(settings: Settings):
+    whole = run(in_memory(named(settings, "whole")), quiet=True)
+    folder = Path(settings.output.dir) / "one"
+    folder.mkdir()
+    assert tables_of(run(in_memory(settings), quiet=True, resume=True).run_dir) == tables_of(whole.run_dir)
+    half = Path(settings.output.dir) / "half"
+    (half / ".locks").mkdir(parents=True)
+    for name in (".locks/create.lock", "config.yaml", ".run.json.elsewhere-1.tmp"):
+        (half / name).write_text("seed: 9")
+    with pytest.raises(ReportedError, match=r"half exists already and is never overwritten; .* or add --resume"):
+        run(in_memory(named(settings, "half")), quiet=True)
+    result = run(in_memory(named(settings, "half")), quiet=True, resume=True)
+    assert tables_of(result.run_dir) == tables_of(whole.run_dir)
+    assert "seed: 0" in (half / "config.yaml").read_text()
+    assert not list(half.rglob("*.tmp"))
+
+
+def test_what_another_process_did_while_this_one_was_loading_its_model_is_not_done_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    load_model, quicker = run_module.load_model, []
+
+    def load_slowly(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(run_module, "load_model", load_model)
+        quicker.append(run(settings, quiet=True, resume=True))
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(run_module, "load_model", load_slowly)
+    result = run(settings, quiet=True, resume=True)
+    assert len(result["gpt2"]["standard"]["entropy"]) == 70
+    assert quicker[0].run_dir == result.run_dir
+
+
+def test_a_run_that_another_process_creates_first_is_not_removed_by_one_that_is_refused(settings: Settings):
+    run_dir = create(settings, status="running")
+    with pytest.raises(ReportedError, match="exists already and is never overwritten"):
+        manifest.create_run(settings, {}, sentences=None, may_exist=False)
+    assert (run_dir / "run.json").is_file()
+
+
+def test_a_process_that_is_refused_leaves_the_run_of_the_one_that_works_on_it_as_it_is(settings: Settings):
+    whole = run(settings, quiet=True)
+    lose(whole.run_dir, 0)
+    manifest.update_manifest(whole.run_dir, "running")
+    lock = Lock(whole.run_dir / ".locks/task-00000-of-00001.rank-0001.lock")
+    assert lock.acquire({})
+    before = everything_in(whole.run_dir)
+    with pytest.raises(ReportedError, match=r"process \d+ on .* is at work on it"):
+        run(settings, quiet=True, resume=True)
+    assert everything_in(whole.run_dir) == before
+    lock.release()
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -213,9 +347,16 @@ def test_a_folder_that_is_no_run_is_not_taken_for_one(settings: Settings):
     folder = Path(settings.output.dir) / "one"
     folder.mkdir(parents=True)
     (folder / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match="exists and is no run"):
+    with pytest.raises(
+        ReportedError, match=r"one exists and is no run \(it holds notes.txt, but no run.json\); choose"
+    ):
         run(settings, quiet=True, resume=True)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    (folder / "notes.txt").rename(folder / "config.yaml")
+    with pytest.raises(ReportedError, match=r"no run \(it holds config.yaml, but"):
+        run(settings, quiet=True, resume=True)
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"], "a configuration of the user's is not replaced"
+    with pytest.raises(ReportedError, match=r"config\.yaml exists and is no run \(it is a file\)"):
+        run(named(changed(settings, "output.dir", str(folder)), "config.yaml"), quiet=True, resume=True)
 
 
 # --- a full disk -------------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def files_of(run_dir: Path) -> set[str]:
 def expected_files(mode: str, models: Iterable[str], metrics: list[str]) -> set[str]:
     """Return what section 7 of the design lists, for one process."""
     folders = {"comparative": (STANDARD, CONTROL), "control": (CONTROL,), "standard": (STANDARD,)}[mode]
-    names = {"config.yaml", "run.json", "run.log", ".locks/task-00000-of-00001.rank-0000.lock", ".locks/merge.lock"}
+    names = {"config.yaml", "run.json", "run.log"}
+    names |= {f".locks/{name}.lock" for name in ("create", "merge", "task-00000-of-00001.rank-0000")}
     for model in models:
         names.add(f"shards/{model}/model.json")
         names |= {f"shards/{model}/task-00000-of-00001/rank-0000/part-000000{end}" for end in (".parquet", ".json")}
