@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -12,6 +13,7 @@ from jsonargparse import Namespace
 
 from llm_entropy.configuration import SettingsParser, settings_parser, to_settings
 from llm_entropy.errors import NOTES, ReportedError, RunIncompleteError
+from llm_entropy.terminal import patient_terminal
 
 PROGRAM = "llm-entropy"
 RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
@@ -44,7 +46,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     Args:
         arguments: Without the program's name; None: those of the process.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    # Lightning imports matplotlib, which would look for the backend of a notebook that has started this program.
+    os.environ["MPLBACKEND"] = "Agg"
+    with patient_terminal():
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _run(given: list[str]) -> None:
+    """Run the command that was given, and end as it ends."""
     try:
         parser, commands = _parsers()
         if not given or given[0] not in (*commands, "--help", "-h", "--version"):

@@ -29,6 +29,7 @@ class SentenceProgress(L.Callback):
         self._num_tokens = self._num_done = 0
         self._batch: Optional[Batch] = None
         self._moved = 0.0
+        self._bar: Optional[tqdm[Any]] = None
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar."""
@@ -50,18 +51,17 @@ class SentenceProgress(L.Callback):
         Args:
             num_tokens: Tokens of the batch that are done.
         """
-        now = time.perf_counter()
-        if self._bar.disable or self._batch is None or now - self._moved < REFRESH_SECONDS:
+        now, bar = time.perf_counter(), self._bar
+        if bar is None or bar.disable or self._batch is None or now - self._moved < REFRESH_SECONDS:
             return
         self._moved = now
         share = num_tokens / int((self._batch.host or self._batch).attention_mask.sum())
-        self._bar.n = self._num_done + round(share * len(self._batch.sentences), 1)
-        self._say(self._num_tokens + num_tokens)
-        self._bar.refresh()
+        bar.n = self._num_done + round(share * len(self._batch.sentences), 1)
+        bar.set_postfix_str(self._tokens_text(self._num_tokens + num_tokens), refresh=False)
+        bar.refresh()
 
-    def _say(self, num_tokens: int) -> None:
-        rate = num_tokens / (time.perf_counter() - self._start)
-        self._bar.set_postfix_str(f"{num_tokens:,} tokens, {rate:,.0f}/s", refresh=False)
+    def _tokens_text(self, num_tokens: int) -> str:
+        return f"{num_tokens:,} tokens, {num_tokens / (time.perf_counter() - self._start):,.0f}/s"
 
     def on_predict_batch_end(
         self,
@@ -76,7 +76,8 @@ class SentenceProgress(L.Callback):
         assert isinstance(outputs, Records)
         self._batch = None
         self._num_tokens += outputs.num_tokens
-        self._say(self._num_tokens)
+        assert self._bar is not None
+        self._bar.set_postfix_str(self._tokens_text(self._num_tokens), refresh=False)
         self._bar.n = self._num_done
         self._num_done += outputs.num_sentences
         self._bar.update(outputs.num_sentences)
@@ -84,4 +85,12 @@ class SentenceProgress(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""
         self.seconds = time.perf_counter() - self._start
-        self._bar.close()
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar too: what is printed next begins a line."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -31,6 +31,7 @@ class RunLog:
     def __init__(self) -> None:
         self.handler = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
         self.handler.addFilter(_is_no_tip)
+        self.handler.addFilter(_OnceIfWarning())
 
     def open(self, path: Path) -> None:
         """Write what was said so far, and all that follows, to a file."""
@@ -70,6 +71,23 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
     return "Tip: For seamless" not in record.getMessage()
 
 
+class _OnceIfWarning(logging.Filter):
+    """Lets a warning through once: what is said of one model need not be said of the next in the same words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a message is written."""
+        if record.levelno != logging.WARNING:
+            return True
+        message = record.getMessage()
+        is_new = message not in self._seen
+        self._seen.add(message)
+        return is_new
+
+
 @contextmanager
 def run_log(*, quiet: bool) -> Iterator[RunLog]:
     """Show messages on the terminal and keep them for `run.log` as long as the context lasts.
@@ -79,6 +97,7 @@ def run_log(*, quiet: bool) -> Iterator[RunLog]:
     """
     log = RunLog()
     terminal = logging.StreamHandler(sys.stderr)
+    terminal.addFilter(_OnceIfWarning())
     terminal.setLevel(logging.WARNING if quiet else logging.INFO)
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]

@@ -553,9 +553,9 @@ def test_a_fault_of_the_program_keeps_its_traceback_and_says_where_it_lies(
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({"models": gpt2, "output": {"dir": str(tmp_path / "runs"), "run_name": "one"}}))
     with pytest.raises(SystemExit) as ended:
-        main(["predict", "--config", str(config), "--quiet"])
+        main(["predict", "--config", str(config)])
     log = tmp_path / "runs" / "one" / "run.log"
-    last = capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.split("\n")[-2]  # a line of its own, and not behind the progress bar
     assert ended.value.code == 1
     assert last.startswith("llm-entropy: error: a fault of the program, ValueError: operands could not be broadcast")
     assert str(log) in last
