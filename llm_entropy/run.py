@@ -100,9 +100,12 @@ def run(
         RunIncompleteError: Work was lost, or the disk is full; what was done is kept.
         KeyboardInterrupt: SIGINT has come; what was done is kept. SystemExit: so has SIGTERM or SIGUSR1.
     """
-    with StopSignals() as signals, run_log(quiet=quiet or not _is_first_process()) as messages:
+    with StopSignals() as signals, run_log(quiet=quiet) as messages:
         try:
             task = _task(settings, resume)
+            make_trainer(settings.trainer, _root(settings, manifest.find_run(settings.output)))  # it knows the rank
+            if not _is_first_process():
+                messages.show_warnings_only()
             if _is_first_process():
                 manifest.check_output(settings.output, may_exist=resume or task.count > 1)
             plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
@@ -127,6 +130,7 @@ def run(
 
 
 def _is_first_process() -> bool:
+    """Whether this process writes what there is once; known once there is a Trainer."""
     return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
 
 
@@ -237,9 +241,7 @@ def _predict(plan: Plan, state: _Run) -> None:
     """Predict what is missing of one model."""
     settings, source, session = state.settings, plan.source, state.session
     analysis, kind = settings.analysis, source.architecture.kind
-    # The folder of a checkpoint that Lightning's requeueing might have left: it would be loaded over the weights.
-    root = session.run_dir if session.run_dir is not None else Path(settings.output.dir) / "none"
-    trainer = make_trainer(settings.trainer, root)
+    trainer = make_trainer(settings.trainer, _root(settings, session.run_dir))
     state.trainer = trainer
     ledger = Ledger()
     if session.run_dir is not None and _is_first_process():
@@ -305,6 +307,11 @@ def _predict(plan: Plan, state: _Run) -> None:
     finally:
         state.children += children(trainer)
     log.info("%s: this process took %.1f s", source.key, progress.seconds)
+
+
+def _root(settings: Settings, run_dir: Optional[Path]) -> Path:
+    """Return where Lightning's requeueing might have left a checkpoint, which would be loaded over the weights."""
+    return Path(settings.output.dir) / "none" if run_dir is None else run_dir
 
 
 def _tokens_per_batch(settings: Settings, view: ModelView, trainer: L.Trainer, max_length: Optional[int]) -> int:

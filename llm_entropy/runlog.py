@@ -28,10 +28,17 @@ itself that torch deprecates; and what a run checks better, that as many process
 class RunLog:
     """Keeps messages until the run has a folder, and writes them there from then on."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool) -> None:
+        self.terminal = logging.StreamHandler(sys.stderr)
+        self.terminal.setLevel(logging.WARNING if quiet else logging.INFO)
+        self.terminal.addFilter(_OnceIfWarning())
         self.handler = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1)
         self.handler.addFilter(_is_no_tip)
         self.handler.addFilter(_OnceIfWarning())
+
+    def show_warnings_only(self) -> None:
+        """Leave the rest to the log; for processes other than the first."""
+        self.terminal.setLevel(logging.WARNING)
 
     def open(self, path: Path) -> None:
         """Write what was said so far, and all that follows, to a file."""
@@ -95,17 +102,14 @@ def run_log(*, quiet: bool) -> Iterator[RunLog]:
     Args:
         quiet: Whether only warnings and errors are shown.
     """
-    log = RunLog()
-    terminal = logging.StreamHandler(sys.stderr)
-    terminal.addFilter(_OnceIfWarning())
-    terminal.setLevel(logging.WARNING if quiet else logging.INFO)
+    log = RunLog(quiet)
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers = [log.handler]
         logger.propagate = False
         logger.setLevel(logging.INFO)
-    loggers[0].addHandler(terminal)
+    loggers[0].addHandler(log.terminal)
     loggers[0].setLevel(logging.DEBUG)
     logging.captureWarnings(True)
     try:

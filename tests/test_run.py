@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tiny_models import CAUSAL_VOCAB, FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 
 from llm_entropy import merge_run, run_analysis
@@ -480,8 +481,9 @@ def test_many_processes_give_the_bytes_of_one(
     one = run(dataclasses.replace(read_config(config), trainer=TrainerSettings("cpu", 1)), quiet=True).run_dir
     count = str(num_processes)
     starter = [*LAUNCHERS[launcher], *([count] if launcher == "torchrun" else []), "-m", "llm_entropy", "predict"]
+    devices = [] if launcher == "torchrun" else [f"--trainer.devices={count}"]  # its count is the count
     done = subprocess.run(
-        [sys.executable, *starter, f"--config={config}", f"--trainer.devices={count}", "--output.run_name=many"],
+        [sys.executable, *starter, f"--config={config}", *devices, "--output.run_name=many"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
@@ -513,6 +515,16 @@ def headless(tmp_path_factory: pytest.TempPathFactory) -> str:
     transformers.BertModel(whole.config, add_pooling_layer=True).save_pretrained(folder)
     make_tokenizer("masked").save_pretrained(folder)
     return str(folder)
+
+
+def test_a_rank_that_is_left_over_in_the_environment_changes_nothing(
+    gpt2: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setattr(rank_zero_only, "rank", 3, raising=False)  # what Lightning makes of it when it is imported
+    result = analyse(gpt2, tmp_path, num_sentences=2)
+    assert manifest_of(result.run_dir)["models"]["gpt2"]["num_sentences"] == 2
+    assert "RANK is 3, but neither torchrun nor srun" in (result.run_dir / "run.log").read_text()
 
 
 def test_a_second_model_that_fails_leaves_what_the_first_one_gave(gpt2: dict[str, str], headless: str, tmp_path: Path):

@@ -191,6 +191,17 @@ def test_two_processes_of_a_job_give_the_bytes_of_one(
     assert max(tokens) <= 1.05 * min(tokens)
 
 
+def test_srun_alone_says_how_many_processes_there_are(room: Path, slurm: dict[str, str]):
+    words = [*WORDS, "--output.dir=runs", "--output.run_name=counted"]
+    command = shlex.join(["srun", "--ntasks=2", str(PROGRAM), "predict", *words])
+    run(["sbatch", "--job-name=counted", "--ntasks=2", "--output=counted.log", "--wrap", command], room, slurm)
+    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    assert (room / "runs/counted/standard").exists(), (room / "counted.log").read_text()
+    assert tables_of(room / "runs/counted") == tables_of(room / "runs/single")
+    about = json.loads((room / "runs/counted/run.json").read_text())
+    assert [process["rank"] for process in about["models"]["gpt2"]["processes"]] == [[0, 2], [1, 2]]
+
+
 @pytest.mark.parametrize("option", ["--ntasks=1", "--ntasks-per-node=2"])
 def test_a_job_without_srun_is_refused_and_neither_half_done_nor_waits_for_ever(
     room: Path, slurm: dict[str, str], option: str
