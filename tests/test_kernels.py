@@ -152,6 +152,89 @@ def test_threads_and_tiles_change_no_bit(num_threads: int, monkeypatch: pytest.M
         assert torch.equal(one, other)
 
 
+MASKS = {
+    "the first ones": slice(0, 70),
+    "the last ones": slice(30, VOCAB),
+    "every second one": slice(0, VOCAB, 2),
+    "all but two": slice(2, VOCAB),
+    "all but one": slice(1, VOCAB),
+}
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("blocks", ["many blocks"], indirect=True)
+@pytest.mark.parametrize(
+    ("least", "temperature"), [(-torch.inf, 1.0), (-torch.inf, 3.0), (torch.finfo(torch.float32).min, 0.4)]
+)
+@pytest.mark.parametrize("masked", MASKS)
+def test_masked_tokens_are_as_if_they_were_not_there(
+    masked: str, least: float, temperature: float, backend: str
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, bias = torch.randn(VOCAB, WIDTH, generator=generator), torch.randn(VOCAB, generator=generator)
+    is_masked = torch.zeros(VOCAB, dtype=torch.bool)
+    is_masked[MASKS[masked]] = True
+    states, left = make_states(), (~is_masked).nonzero().squeeze(-1)
+    few = Unembedding(weight[left], bias[left], temperature=temperature)
+    decoder = Unembedding(weight, bias.masked_fill(is_masked, least), temperature=temperature)
+    seen = statistics_of(states, decoder, backend=backend)
+    z = true_logits(states, few)
+    m, p = z.amax(-1, keepdim=True), z.softmax(-1)
+    truth = {
+        "maximum": m.squeeze(-1),
+        "log_sum": z.logsumexp(-1) - m.squeeze(-1),
+        "mean": (p * (z - m)).sum(-1),
+        "square": (p * (z - m) ** 2).sum(-1),
+        "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
+    }
+    for name, expected in truth.items():
+        torch.testing.assert_close(
+            getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    real = min(3, len(left))
+    best = z[TOP_SLOTS].topk(real)
+    assert torch.equal(seen.top_ids[..., :real], left[best.indices])
+    assert (seen.top[..., real:].exp() == 0).all()
+    if len(left) > 1:
+        expected = (z - m).topk(2).values[..., 1]
+        torch.testing.assert_close(seen.runner_up.double(), expected, rtol=1e-5, atol=2e-5)
+    else:
+        assert (seen.runner_up < -1e30).all()
+    for ids in seen.top_ids.flatten(0, 1).tolist():
+        assert len(set(ids)) == 3
+        assert set(ids) <= set(range(VOCAB))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # said by Triton's interpreter
+def test_a_row_without_a_token_that_is_not_masked_is_no_number(backend: str) -> None:
+    everything = Unembedding(torch.randn(VOCAB, WIDTH), torch.full((VOCAB,), -torch.inf))
+    seen = statistics_of(make_states(), everything, backend=backend)
+    for values in (seen.log_sum - seen.mean, seen.mean, seen.runner_up, seen.square, seen.cross):
+        assert values.isnan().all()
+    assert ((seen.top_ids >= 0) & (seen.top_ids < VOCAB)).all()
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("token", [0, 50, VOCAB - 1])
+def test_what_is_masked_in_the_second_of_a_pair_alone_is_infinitely_far(token: int, backend: str) -> None:
+    weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
+    weight[token] = 0.0
+    weight[token, 0] = torch.finfo(torch.float32).min  # ten times of it is minus infinity
+    states = make_states()
+    states[:, :, 0] = 0.0
+    states[1, :, 0] = 10.0
+    seen = statistics_of(states, Unembedding(weight), pairs=[(0, 1), (1, 0), (0, 2)], backend=backend)
+    assert (seen.cross[0] == -torch.inf).all()
+    assert seen.cross[1:].isfinite().all()
+    z = (states.double() @ weight.double().T)[[0, 1]]
+    z[1, :, token] = -torch.inf
+    p, shifted = z.softmax(-1), z - z.amax(-1, keepdim=True)
+    torch.testing.assert_close(seen.cross[1].double(), (p[1] * shifted[0]).sum(-1), rtol=1e-5, atol=2e-5)
+    assert seen.mean.isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:All-NaN slice encountered:RuntimeWarning")  # said by Triton's interpreter
 def test_logits_that_are_no_numbers_are_not_hidden(backend: str) -> None:
     states = make_states()

@@ -91,4 +91,19 @@ def lens_statistics(
         The statistics, each [slot, row], float32.
     """
     run = _backend(backend or choose_backend(states.device))
-    return run(states, unembedding, top_slots=top_slots, top_k=top_k, square=square, pairs=pairs)
+    rows = run(states, unembedding, top_slots=top_slots, top_k=top_k, square=square, pairs=pairs)
+    return rows._replace(top_ids=_with_masked_tokens(rows.top, rows.top_ids))
+
+
+def _with_masked_tokens(top: Tensor, top_ids: Tensor) -> Tensor:
+    """Return the tokens of `top_ids` [top slot, row, k]; where fewer than k have a probability, masked ones follow.
+
+    A kernel leaves their places open: these are the ones with the lowest ids.
+    """
+    k = top_ids.shape[-1]
+    candidates = torch.arange(k, device=top_ids.device)
+    named = (top > -torch.inf) | top.isnan()
+    taken = ((candidates.unsqueeze(-1) == top_ids.unsqueeze(-2)) & named.unsqueeze(-2)).any(-1)
+    free = taken.byte().argsort(dim=-1, stable=True)
+    place = (candidates - named.sum(-1, keepdim=True)).clamp(min=0)
+    return torch.where(named, top_ids, free.gather(-1, place))

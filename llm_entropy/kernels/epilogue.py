@@ -26,11 +26,12 @@ Bits = npt.NDArray[np.int32]
 Integers = npt.NDArray[np.int64]
 
 _LOG2_E = np.float32(1.4426950408889634)
-_SMALLEST_POWER = np.float32(-126.0)
+_LOWEST = np.float32(-87.33654)
+"""ln 2^-126: what is further below the maximum, as a masked token is, counts as this far, or as nothing."""
 # Minimax polynomial of 2^x on [-1/2, 1/2], relative error below 2e-7 in float32 (Moshier, Cephes: exp2f).
 _C1, _C2, _C3 = np.float32(6.931472028550421e-1), np.float32(2.402264791363012e-1), np.float32(5.550332471162809e-2)
 _C4, _C5, _C6 = np.float32(9.618437357674640e-3), np.float32(1.339887440266574e-3), np.float32(1.535336188319500e-4)
-_ONE, _HALF = np.float32(1.0), np.float32(0.5)
+_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 
 def _reinterpret(target: Any, source: Any) -> Any:
@@ -51,17 +52,22 @@ _bits_of_float = _reinterpret(types.int32, types.float32)
 
 @numba.njit(inline="always")
 def _exp(x: Any) -> Any:
-    """Return exp(x) for x <= 0, float32, without a branch, so that a loop over it becomes vector instructions.
+    """Return exp(x) for `_LOWEST` <= x <= 0, float32, without a branch, so that a loop becomes vector instructions.
 
     2^n by its bit pattern, times a polynomial for the rest. Working in powers of two needs no subtraction of n ln 2,
     which must not be reordered; it costs a relative error of |x| 6e-8, where exp(x) is small.
     """
     power = x * _LOG2_E
-    power = power if power > _SMALLEST_POWER else _SMALLEST_POWER
     whole = np.int32(power - _HALF)  # cut towards zero: the nearest integer of a number that is not positive
     f = power - np.float32(whole)
     rest = _ONE + f * (_C1 + f * (_C2 + f * (_C3 + f * (_C4 + f * (_C5 + f * _C6)))))
     return rest * _float_of_bits(np.int32((whole + np.int32(127)) << np.int32(23)))
+
+
+@numba.njit(inline="always")
+def _bounded(x: Any) -> Any:
+    """Return x, or `_LOWEST` if that is larger: exp(x) x is then nothing to speak of, where it was 0 times infinity."""
+    return _LOWEST if x < _LOWEST else x  # NaN stays NaN
 
 
 @numba.njit(inline="always")
@@ -132,9 +138,13 @@ def add_chunk(
         for pair in range(len(pairs)):
             a, b = pairs[pair]
             gap = _gap(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
-            # what the chunks before gave, relative to the maxima of now
-            before = gaps[row, pair] + (moved[a, 0] - moved[b, 0]) * moved[a, 2]
-            gaps[row, pair] = moved[a, 1] * before + gap
+            if not abs(gap) < np.inf:
+                gap = _gap_of_masked(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
+            before = gaps[row, pair]
+            if before != np.inf:
+                # what the chunks before gave, relative to the maxima of now
+                before = moved[a, 1] * (before + (moved[a, 0] - moved[b, 0]) * moved[a, 2])
+            gaps[row, pair] = before + gap
         for index in range(len(top_slots)):
             if not largest[top_slots[index]] <= top[row, index, -1]:
                 _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
@@ -177,6 +187,11 @@ def _add_sums(
 ) -> None:
     """Bring the sums of a slot up to date; in `moved` [slot, 3] m before minus m, its exponential, and sum e before."""
     before = maximum[slot]
+    if before == -np.inf and largest == -np.inf:
+        # masked tokens alone so far, and nothing to be relative to; a number that is none sorts below them
+        moved[slot] = 0.0, 1.0, 0.0
+        sums[slot, 0] += _nan_if_any(z)
+        return
     m = max(before, largest)
     s0, s1, s2 = _sums(z, m, square)
     maximum[slot] = m
@@ -196,14 +211,14 @@ def _sums(z: Floats, m: Any, square: bool) -> Any:
     s0 = s1 = s2 = np.float32(0.0)
     if square:
         for j in range(len(z)):
-            x = z[j] - m
+            x = _bounded(z[j] - m)
             e = _exp(x)
             s0 += e
             s1 += e * x
             s2 += e * x * x
     else:
         for j in range(len(z)):
-            x = z[j] - m
+            x = _bounded(z[j] - m)
             e = _exp(x)
             s0 += e
             s1 += e * x
@@ -212,11 +227,39 @@ def _sums(z: Floats, m: Any, square: bool) -> Any:
 
 @numba.njit(forceinline=True, fastmath=_REORDERED)
 def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
-    """Return sum e_a ((z_a - m_a) - (z_b - m_b))."""
+    """Return sum e_a ((z_a - m_a) - (z_b - m_b)); no finite number where a token is masked."""
     total = np.float32(0.0)
     for j in range(len(za)):
         x = za[j] - ma
-        total += _exp(x) * (x - (zb[j] - mb))
+        e = _exp(_bounded(x))
+        e = e if x > _LOWEST else _ZERO
+        total += e * (x - (zb[j] - mb))
+    return total
+
+
+@numba.njit(forceinline=True)
+def _gap_of_masked(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
+    """Return what `_gap` does: a token that is masked in a adds nothing, one that is masked in b alone infinity."""
+    total = _ZERO
+    for j in range(len(za)):
+        if za[j] == -np.inf:
+            continue
+        if zb[j] == -np.inf:
+            total += np.float32(np.inf)
+            continue
+        x = za[j] - ma
+        e = _exp(_bounded(x))
+        e = e if x > _LOWEST else _ZERO
+        total += e * (x - (zb[j] - mb))
+    return total
+
+
+@numba.njit(forceinline=True)
+def _nan_if_any(z: Floats) -> Any:
+    """Return NaN where one of some numbers is NaN, otherwise 0."""
+    total = _ZERO
+    for j in range(len(z)):
+        total = total if z[j] == z[j] else z[j]
     return total
 
 

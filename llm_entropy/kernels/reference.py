@@ -17,6 +17,8 @@ TILE_LOGITS = 2**22
 """Logits of a tile of rows that are held together: 16 MiB, of which a handful of copies live at a time."""
 GATHER_NUMBERS = 2**22
 """Numbers of decoder rows that `token_logits` gathers together."""
+LOWEST = -1e30
+"""Stands for minus infinity, a masked token: its product with a probability of 0 is 0 and not NaN."""
 
 
 def logits_of(states: Tensor, unembedding: Unembedding, tokens: slice = slice(None)) -> Tensor:
@@ -93,13 +95,13 @@ class _Sums(NamedTuple):
     second: Tensor
     """The second largest logit."""
     exp: Tensor
-    """sum exp(z - m)."""
+    """sum exp(z - m); 0 where all tokens are masked so far."""
     first_moment: Tensor
     """sum exp(z - m) (z - m)."""
     second_moment: Optional[Tensor]
     """sum exp(z - m) (z - m)^2."""
     cross: Optional[Tensor]
-    """[pair, row], sum exp(z_a - m_a) (z_b - m_b)."""
+    """[pair, row], sum exp(z_a - m_a) (z_b - m_b); minus infinity where a token is masked in b and not in a."""
     top: Tensor
     """[top slot, row, k], the largest logits."""
     top_ids: Tensor
@@ -130,10 +132,12 @@ def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
     maximum = largest[..., 0]
     second = largest[..., 1] if largest.shape[-1] == 2 else torch.full_like(maximum, -torch.inf)
     top, top_ids = logits[wanted.top_slots].topk(min(wanted.top_k, logits.shape[-1]), dim=-1)
-    shifted = logits - maximum.unsqueeze(-1)
+    shifted = (logits - torch.where(maximum == -torch.inf, 0.0, maximum).unsqueeze(-1)).clamp_(min=LOWEST)
     exp = shifted.exp()
     weighted = exp * shifted
     cross = [torch.linalg.vecdot(exp[a], shifted[b]) for a, b in wanted.pairs]
+    for sums, (a, b) in zip(cross, wanted.pairs, strict=True):
+        sums.masked_fill_(((logits[b] == -torch.inf) & (logits[a] != -torch.inf)).any(-1), -torch.inf)
     return _Sums(
         maximum=maximum,
         second=second,
@@ -171,13 +175,15 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
 
 def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
     """Return the sums relative to another maximum."""
-    step = (sums.maximum - maximum).double()
+    # where all tokens are masked so far there is nothing to shift
+    step = torch.where(sums.maximum == -torch.inf, 0.0, sums.maximum - maximum).double()
     factor = step.exp()
     first, second, cross = sums.first_moment, sums.second_moment, sums.cross
     if cross is not None:
         # sum e_a (z_b - m_b) with e_a = exp(z_a - m_a): the maxima of both slots move
         weights, others = [a for a, _ in wanted.pairs], [b for _, b in wanted.pairs]
-        cross = factor[weights] * (cross + step[others] * sums.exp[weights])
+        shifted = factor[weights] * (cross + step[others] * sums.exp[weights])
+        cross = torch.where(cross == -torch.inf, cross, shifted)
     return sums._replace(
         exp=factor * sums.exp,
         first_moment=factor * (first + step * sums.exp),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llm_entropy.kernels.triton_programs import (
     INTERPRETED,
+    LOWEST,
     SPLIT_UNIT,
     expected_rows,
     paired_statistics,
@@ -35,6 +36,8 @@ EXPECTED_NUMBERS = 2**21
 """Numbers of expected decoder rows that `_expected_cross` holds at a time."""
 PROBABILITIES = 2**22
 """Probabilities that `_expected_cross` holds at a time."""
+MASKED = -1e25
+"""What is below is no logit but a masked token, whatever the temperature has made of its bias."""
 
 
 class _Launch(NamedTuple):
@@ -108,9 +111,9 @@ class _Decoder(NamedTuple):
 
     def options(self, states: Tensor) -> dict[str, Any]:
         """Return what the kernels that make logits have in common."""
-        # The interpreter keeps bfloat16 as 16-bit integers and would multiply those.
-        rounded = INTERPRETED and states.dtype == torch.bfloat16
-        widen = rounded or states.dtype != self.weight.dtype
+        # The interpreter keeps bfloat16 as 16-bit integers and would multiply those; float16 it adds up as it likes.
+        narrow = INTERPRETED and states.dtype != torch.float32
+        widen = narrow or states.dtype != self.weight.dtype
         return {
             "token_stride": self.weight.stride(0),
             "inner": self.inner,
@@ -192,11 +195,13 @@ def _join(
     """Join the splits of the vocabulary, sums [statistic, first or second, split, slot and row]."""
     m, second, s, t = sums[:4]
     maximum = m.amax(1)
+    maximum = torch.where(maximum < MASKED, torch.nan, maximum)  # a row whose tokens are all masked
     step = (m - maximum.unsqueeze(1)).double()
     factor = step.exp()
     seconds = second.amax(1)
     if m.shape[1] > 1:
         seconds = torch.maximum(seconds, m.topk(2, dim=1).values[:, 1])
+    seconds = torch.where(seconds < MASKED, -torch.inf, seconds)
 
     def per_slot(joined: Tensor) -> Tensor:
         return joined.reshape(-1, num_rows, *joined.shape[2:])
@@ -206,6 +211,7 @@ def _join(
         # [first or second, slot and row, candidate]: by token first, an order in which the stable sort leaves ties
         ids, order = top_ids.transpose(1, 2).flatten(2).sort(dim=-1)
         best, order = top.transpose(1, 2).flatten(2).gather(-1, order).sort(dim=-1, descending=True, stable=True)
+        best = torch.where(best < MASKED, -torch.inf, best)
         best, best_ids = best[..., : top.shape[-1]], ids.gather(-1, order)[..., : top.shape[-1]]
     return _Sums(
         maximum=per_slot(maximum),
@@ -374,5 +380,6 @@ def _expected_rows(states: Tensor, decoder: _Decoder, log_normalizer: Tensor) ->
         )
         total += p.sum(-1, dtype=torch.float64)
         if decoder.bias is not None:
-            expected_bias += (p * decoder.bias[start : start + chunk].float()).sum(-1, dtype=torch.float64)
+            bias = decoder.bias[start : start + chunk].float().clamp(min=LOWEST.value)
+            expected_bias += (p * bias).sum(-1, dtype=torch.float64)
     return expected, expected_bias, total

@@ -12,7 +12,10 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-1e30)
-"""Stands for no logit: below each real one, yet finite, so that its product with a weight of 0 is 0 and not NaN."""
+"""Stands for no logit, and for a bias of minus infinity: below each real one, yet finite, so that its product with a
+weight of 0 is 0 and not NaN."""
+LARGEST_STEP = tl.constexpr(-1e4)
+"""A maximum that rises by more than this leaves nothing of the sums before it, and the step's square must be finite."""
 
 
 @triton.jit
@@ -74,7 +77,8 @@ def _finish(product, tokens, bias_ptr, num_tokens, inner, outer, SOFTCAP: tl.con
     """Return the logits of a product; `LOWEST` where there is no such token."""
     exists = tokens < num_tokens
     if bias_ptr is not None:
-        product += tl.load(bias_ptr + tokens, mask=exists, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + tokens, mask=exists, other=0.0).to(tl.float32)
+        product += tl.where(bias < LOWEST, LOWEST, bias)[None, :]
     if SOFTCAP:
         product = _tanh(product * inner)
     return product * outer + tl.where(exists, 0.0, LOWEST)[None, :]
@@ -89,6 +93,7 @@ def _add_block(z, m, second, s, t, q, SQUARE: tl.constexpr):
     block_second = tl.where(tl.sum(is_max.to(tl.int32), 1) > 1, block_max, below_max)
     second = tl.maximum(tl.minimum(m, block_max), tl.maximum(second, block_second))
     step = m - tl.maximum(m, block_max)
+    step = tl.where(step < LARGEST_STEP, LARGEST_STEP, step)
     factor = tl.exp(step)
     m = tl.maximum(m, block_max)
     shifted = z - m[:, None]
