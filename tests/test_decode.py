@@ -85,3 +85,25 @@ def test_conditions_that_agree_differ_in_nothing(num_shared: int) -> None:
             assert torch.equal(standard, control)
         for values in tokens:
             assert torch.equal(values[0], values[1])
+
+
+def test_metrics_of_a_masked_vocabulary_are_those_of_what_is_left() -> None:
+    """As of a checkpoint whose vocabulary is padded, and whose bias is minus infinity there."""
+    _, inputs = make_inputs(0)
+    weight, num_left = make_unembedding().weight, VOCAB - 40
+    bias = torch.zeros(VOCAB)
+    bias[num_left:] = -torch.inf
+    targets, uniforms = torch.full((ROWS,), PREDICTED), torch.full((ROWS,), 1.0 - 2.0**-53, dtype=torch.float64)
+    targets[0], targets[1] = 7, VOCAB - 1
+    slots, wanted = Slots(2, LAYERS, 0), EVERYTHING._replace(use_sampling=True)
+    seen, tokens = decode(inputs, slots, Unembedding(weight, bias), targets, uniforms, wanted)
+    few, few_tokens = decode(inputs, slots, Unembedding(weight[:num_left]), targets.clamp(max=7), uniforms, wanted)
+    assert torch.equal(tokens.targets[:, 2:], few_tokens.targets[:, 2:])
+    assert torch.equal(tokens.tracked, few_tokens.tracked)
+    for name, metric in FROM_STATISTICS.items():
+        got, expected = metric(seen, num_left), metric(few, num_left)
+        if name in ("surprisal", "target_rank"):
+            # a token that cannot be: infinitely surprising, behind all that can
+            assert (got[..., 1] == (torch.inf if name == "surprisal" else num_left)).all()
+            got, expected = (torch.cat([values[..., :1], values[..., 2:]], -1) for values in (got, expected))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")

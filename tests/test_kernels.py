@@ -338,7 +338,27 @@ def test_a_draw_close_to_one_still_gives_a_token(unembedding: Unembedding) -> No
     log_normalizer = true_logits(states, unembedding).logsumexp(-1).float()
     nearly_one = torch.full((ROWS,), 1.0 - 2.0**-53, dtype=torch.float64)
     sampled = kernels.sample_tokens(states, unembedding, log_normalizer + 1e-5, nearly_one)
-    assert ((sampled >= 0) & (sampled < VOCAB)).all()
+    assert (sampled == VOCAB - 1).all()
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("num_masked", [1, 40, VOCAB - 1])
+def test_a_draw_beyond_all_probabilities_gives_the_last_token_that_has_one(num_masked: int) -> None:
+    bias = torch.zeros(VOCAB)
+    bias[-num_masked:] = -torch.inf
+    unembedding, states = Unembedding(torch.randn(VOCAB, WIDTH), bias), make_states()[:2]
+    log_normalizer = true_logits(states, unembedding).logsumexp(-1).float()
+    nearly_one = torch.full((ROWS,), 1.0 - 2.0**-53, dtype=torch.float64)
+    sampled = kernels.sample_tokens(states, unembedding, log_normalizer + 1e-5, nearly_one)
+    assert (sampled == VOCAB - num_masked - 1).all()
+
+
+def test_a_draw_of_zero_gives_the_first_token_that_has_a_probability() -> None:
+    bias = torch.zeros(VOCAB)
+    bias[:9] = -torch.inf
+    unembedding, states = Unembedding(torch.randn(VOCAB, WIDTH), bias), make_states()[:2]
+    log_normalizer = true_logits(states, unembedding).logsumexp(-1).float()
+    assert (kernels.sample_tokens(states, unembedding, log_normalizer, torch.zeros(ROWS).double()) == 9).all()
 
 
 def test_the_rank_does_not_count_the_target_itself() -> None:

@@ -242,7 +242,8 @@ def count_larger(states: Tensor, unembedding: Unembedding, targets: Tensor, targ
 def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tensor, uniforms: Tensor) -> Tensor:
     """Draw a token from each row's softmax: the first one at which the cumulative probability exceeds the draw.
 
-    The same draw at two conditions gives the same token wherever their distributions agree.
+    The same draw at two conditions gives the same token wherever their distributions agree. Rounding can leave the last
+    cumulative probability a little below a draw close to 1: the last token that has a probability is drawn then.
 
     Args:
         states: [slot, row, width].
@@ -257,6 +258,7 @@ def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tens
     sampled = torch.empty((num_slots, num_rows), dtype=torch.int64, device=states.device)
     for rows in _tiles(num_rows, num_slots, unembedding):
         below = torch.zeros_like(sampled[:, rows])
+        last = torch.zeros_like(below)
         reached = torch.zeros_like(log_normalizer[:, rows], dtype=torch.float64)
         for tokens in _vocabulary_chunks(unembedding):
             logits = logits_of(states[:, rows], unembedding, tokens)
@@ -264,6 +266,7 @@ def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tens
             cumulative = reached.unsqueeze(-1) + probabilities.cumsum(-1)
             below += (cumulative <= uniforms[rows].unsqueeze(-1)).sum(-1)
             reached = cumulative[..., -1]
-        # rounding can leave the last cumulative probability a little below a draw close to 1
-        sampled[:, rows] = below.clamp(max=unembedding.weight.shape[0] - 1)
+            ids = torch.arange(tokens.start, tokens.stop, device=states.device)
+            last = torch.maximum(last, torch.where(probabilities > 0, ids, 0).amax(-1))
+        sampled[:, rows] = torch.minimum(below, last)
     return sampled
