@@ -28,15 +28,13 @@ from llm_entropy.settings import (
 
 Vector = Union[str, Path, Tensor, npt.NDArray[np.floating], Sequence[float], Sequence[Sequence[float]]]
 Weights = Union[Tensor, npt.NDArray[np.floating], Sequence[float]]
-BUILTIN_SENTENCES = 10
-"""How many sentences are picked where nothing is said."""
 
 
 def run_analysis(
     models: Optional[Mapping[str, Union[str, ModelSettings]]] = None,
     *,
     sentences: Optional[Sequence[str]] = None,
-    num_sentences: Union[int, Literal["default"], None] = "default",
+    num_sentences: Union[int, Literal["auto"], None] = "auto",
     temperature: float = 1.0,
     use_sampling: bool = False,
     compare_control: bool = False,
@@ -67,7 +65,7 @@ def run_analysis(
     Args:
         models: By a key that names files, a hub name, folder or `builtin:...`, or settings; default: gpt2 and bert.
         sentences: The corpus itself, instead of `data`.
-        num_sentences: How many, picked by `seed`; None: all; default: all of `sentences`, else 10.
+        num_sentences: How many, picked by `seed`; None: all; auto: all of `sentences` or `data`, 10 built-in ones.
         temperature: Every logit is divided by it.
         use_sampling: Take a sampled token where the target is the predicted token.
         compare_control: Run standard and control and compare them; false: control alone where a vector is given.
@@ -97,8 +95,6 @@ def run_analysis(
     Raises:
         ReportedError: Something is wrong, said in one line; nothing is left behind.
     """
-    if num_sentences == "default":
-        num_sentences = None if sentences is not None else BUILTIN_SENTENCES
     control = ControlSettings(
         control_vector=_vector(control_vector),
         control_vectors=_vector_pair(control_vectors),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional, Protocol
+from typing import Any, Literal, Optional, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,9 @@ MASKED = "masked"
 """Column of the built-in corpus that holds the form for masked models."""
 NULL = "null"
 """Reason why a row is skipped, as `BLANK` is: it has no value."""
+BUILTIN_SENTENCES = 10
+"""How many of the built-in sentences `auto` is; of any other corpus it is all."""
+NumSentences = Optional[Union[int, Literal["auto"]]]
 
 
 @dataclass(frozen=True)
@@ -256,7 +259,7 @@ def _streamed_window(file: int, number: int, is_last: bool, texts: pa.StringArra
 # --- picking sentences -------------------------------------------------------------------------------------------
 
 
-def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, quiet: bool = False) -> Corpus:
+def load_corpus(data: DataSettings, num_sentences: NumSentences, seed: int, *, quiet: bool = False) -> Corpus:
     """Open the corpus, find its text, leave out rows without any, and pick sentences.
 
     The pick depends on the seed and the number of rows alone, and keeps corpus order. Of a stream it is the first
@@ -264,13 +267,15 @@ def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, qui
 
     Args:
         data: What to read.
-        num_sentences: How many; None: all.
+        num_sentences: How many; None: all; auto: all, or `BUILTIN_SENTENCES` of the built-in ones.
         seed: Of the pick.
         quiet: Whether progress bars are hidden.
 
     Raises:
         ReportedError: The corpus cannot be read, its text column cannot be told, or it holds too few sentences.
     """
+    if num_sentences == "auto":
+        num_sentences = BUILTIN_SENTENCES if data.path is None else None
     with progress_bars(shown=not quiet):
         if data.path is None:
             rows, source, content = _builtin(), "built-in sentences", ""
@@ -289,12 +294,12 @@ def load_corpus(data: DataSettings, num_sentences: int | None, seed: int, *, qui
         return StreamedCorpus(rows.select_columns([column]), column, source, fingerprint)
 
 
-def corpus_of_sentences(sentences: Collection[str], num_sentences: int | None, seed: int) -> MappedCorpus:
+def corpus_of_sentences(sentences: Collection[str], num_sentences: NumSentences, seed: int) -> MappedCorpus:
     """Make a corpus of sentences that are in memory, as `load_corpus` does of a file's.
 
     Args:
         sentences: The texts.
-        num_sentences: How many; None: all.
+        num_sentences: How many; None or auto: all.
         seed: Of the pick.
 
     Raises:
@@ -303,7 +308,8 @@ def corpus_of_sentences(sentences: Collection[str], num_sentences: int | None, s
     if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
         raise ReportedError("sentences: expected a sequence of str, a sentence each")
     rows = Dataset.from_dict({SENTENCE: list(sentences)}, features=Features({SENTENCE: Value("string")}))
-    return _picked_sentences(rows, {SENTENCE: SENTENCE}, "given sentences", num_sentences, seed)
+    number = None if num_sentences == "auto" else num_sentences
+    return _picked_sentences(rows, {SENTENCE: SENTENCE}, "given sentences", number, seed)
 
 
 def _builtin() -> Dataset:

@@ -107,8 +107,8 @@ class ControlSettings:
 class AnalysisSettings:
     """What is measured, where, and under which conditions."""
 
-    num_sentences: Optional[int] = 10
-    """How many sentences, picked by `seed` and kept in corpus order; null: the whole corpus."""
+    num_sentences: Optional[Union[int, Literal["auto"]]] = "auto"
+    """How many sentences, picked by `seed`, in corpus order; null: all; auto: all of a corpus, 10 built-in ones."""
     temperature: float = 1.0
     """Every logit is divided by it."""
     use_sampling: bool = False
@@ -133,7 +133,7 @@ class AnalysisSettings:
     """The control condition."""
 
     def __post_init__(self) -> None:
-        if self.num_sentences is not None:
+        if self.num_sentences not in (None, "auto"):
             _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ReportedError(f"analysis.temperature: got {self.temperature}; expected a number above 0")

@@ -10,11 +10,13 @@ from typing import Any
 
 import datasets
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
 
 import llm_entropy.builtin
-from llm_entropy.corpus import Corpus, load_corpus
-from llm_entropy.settings import DataSettings
+from llm_entropy.configuration import read_config
+from llm_entropy.corpus import Corpus, corpus_of_sentences, load_corpus
+from llm_entropy.settings import AnalysisSettings, DataSettings, Settings, to_plain
 from llm_entropy.windows import ROWS_PER_FILE, WINDOW_ROWS, Task
 
 HARD = [
@@ -44,7 +46,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return cache
 
 
-def load(path: Any, num_sentences: int | None = None, seed: int = 0, **settings: Any) -> Corpus:
+def load(path: Any, num_sentences: Any = None, seed: int = 0, **settings: Any) -> Corpus:
     data = DataSettings(path=None if path is None else str(path), **settings)
     return load_corpus(data, num_sentences, seed, quiet=True)
 
@@ -91,6 +93,23 @@ def test_more_sentences_than_there_are_is_an_error_that_says_how_many():
     with pytest.raises(ValueError, match=r"analysis\.num_sentences: got 11, but .* has only 10 sentences"):
         load(None, 11)
     assert load(None, 10).num_sentences == 10
+
+
+def test_without_a_number_all_of_a_corpus_is_read_and_ten_of_the_built_in_sentences(tmp_path: Path):
+    path = write_lines(tmp_path / "a.txt", [f"sentence {i}" for i in range(12)])
+    number = Settings().analysis.num_sentences
+    for streaming in (False, True):
+        assert len(texts(load(path, number, streaming=streaming))) == 12
+    assert corpus_of_sentences(["one", "two"] * 6, number, 0).num_sentences == 12
+    assert load(None, number).num_sentences == 10
+    assert ids(load(None, number)) == ids(load(None, 10))
+
+
+def test_a_stored_configuration_says_the_same_number_again(tmp_path: Path):
+    for number in ("auto", None, 3):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(to_plain(Settings(analysis=AnalysisSettings(num_sentences=number)))))
+        assert read_config(path).analysis.num_sentences == number
 
 
 def test_other_corpora_give_every_kind_the_same_text(tmp_path: Path):
