@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.fingerprints import fingerprint
 from llm_entropy.lens import read_translators
 from llm_entropy.models import ModelSource, find_model
 from llm_entropy.positions import Encoder
 from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
 from llm_entropy.steering import SteeringPlan, plan_steering
-from llm_entropy.storage import fingerprint
 from llm_entropy.vectors import choose_vector, resolve_vector
 from llm_entropy.windows import WINDOW_ROWS
 
@@ -39,7 +39,7 @@ class Plan:
         """What makes the records of this model what they are, beside the settings of the analysis."""
         source, settings = self.source, self.source.settings
         folder = Path(source.location)
-        content = fingerprint(folder) if source.revision is None and folder.is_dir() else None
+        content = fingerprint(folder) if folder.is_dir() else None
         steering = None
         if self.steering is not None:
             tensors = [self.steering.vectors, self.steering.token_weights]

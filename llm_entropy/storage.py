@@ -18,7 +18,6 @@ CHUNK = 2**20
 LOCKS = ".locks"
 """The folder of a run in which its locks are."""
 ATTEMPTS = 5
-SAMPLES, SAMPLE_BYTES = 16, 2**16
 PATIENCE = 0.05
 """Seconds between two looks at a lock that another process holds."""
 _UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -117,25 +116,6 @@ def checksum(path: Path) -> str:
         while block := stream.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def fingerprint(folder: Path) -> str:
-    """Return a name for the content of a folder's files, hidden ones left out, that is made in a moment.
-
-    Of large files 16 pieces of 64 KiB are read, spread evenly: other weights differ there, whatever their age and size.
-    """
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with path.open("rb") as stream:
-            step = max(SAMPLE_BYTES, (size - SAMPLE_BYTES) // (SAMPLES - 1))
-            for place in range(0, size, step):
-                stream.seek(place)
-                digest.update(stream.read(SAMPLE_BYTES))
-    return digest.hexdigest()[:32]
 
 
 def _sync(path: Path) -> None:

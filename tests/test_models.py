@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 
 import huggingface_hub
@@ -15,7 +16,8 @@ from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_
 from llm_entropy.architectures import ARCHITECTURES
 from llm_entropy.attention_interface import READABLE, attention_implementation
 from llm_entropy.models import find_model, load_model
-from llm_entropy.settings import ModelSettings
+from llm_entropy.plan import plan_model
+from llm_entropy.settings import ModelSettings, Settings
 
 
 def find(name: object, **settings: object):
@@ -109,6 +111,22 @@ def test_weights_saved_in_half_precision_are_read_as_float32(tmp_path: Path):
     make_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
     model = load_model(find(tmp_path), precision="32-true", needs_attention=False)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("parent", ["", f"snapshots/{'a' * 40}"])
+def test_one_byte_of_the_weights_makes_another_model(parent: str, tmp_path: Path):
+    folder = tmp_path / parent / "model"
+    folder.mkdir(parents=True)
+    plan = plan_model("mine", str(save_model("gpt2", folder)), Settings())
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    names = {plan.identity["content"]}
+    for place in random.Random(0).sample(range(len(content)), 64):
+        weights.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
+        names.add(plan.identity["content"])
+    assert len(names) == 65
+    weights.write_bytes(content)
+    assert plan.identity["content"] in names
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------

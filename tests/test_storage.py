@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm_entropy import storage
-from llm_entropy.storage import Lock, checksum, create_text, fingerprint, held, write_text, written_whole
+from llm_entropy.storage import Lock, checksum, create_text, held, write_text, written_whole
 
 
 def test_a_file_has_its_name_only_once_it_is_whole(tmp_path: Path):
@@ -111,21 +111,6 @@ def test_the_checksum_is_that_of_sha256sum(tmp_path: Path):
     content = bytes(range(256)) * 10_000
     (tmp_path / "part").write_bytes(content)
     assert checksum(tmp_path / "part") == hashlib.sha256(content).hexdigest()
-
-
-def test_the_fingerprint_of_a_folder_changes_with_any_of_its_files(tmp_path: Path):
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(5_000_000))
-    (tmp_path / "config.json").write_text("{}")
-    before = fingerprint(tmp_path)
-    assert fingerprint(tmp_path) == before
-    os.utime(weights)
-    assert fingerprint(tmp_path) == before, "a copy is the same model"
-    (tmp_path / "config.json").write_text("{ }")
-    other = fingerprint(tmp_path)
-    assert other != before
-    weights.write_bytes(b"\1" * 5_000_000)
-    assert fingerprint(tmp_path) != other
 
 
 HOLD = """
