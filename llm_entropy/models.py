@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
@@ -23,10 +24,12 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from llm_entropy.architectures import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
 from llm_entropy.attention_interface import EAGER, READABLE
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
+from llm_entropy.checkpoints import ADAPTER_CONFIG, CONFIG, UNREADABLE, adapter_fault, quick_fault, thorough_fault
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
@@ -37,6 +40,8 @@ PRECISION_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-t
 """Type of the weights by `trainer.precision`."""
 UNLIMITED = 10**9
 """Tokenizers say "no limit" by an enormous number."""
+REFUSALS = (ImportError, StrictDataclassError, *UNREADABLE)
+"""What transformers raises when it cannot get a model, or does not take its configuration."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +82,24 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
     Raises:
         ReportedError: There is no such model, it cannot be reached, or its family is not known.
     """
-    location = _location(settings.name)
+    name = f"models.{key}: {settings.name}"
+    location = _location(f"models.{key}", settings.name)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    with _one_error(settings), _quiet_transformers():
+    with _one_error(settings, location), _quiet_transformers():
+        adapter = find_adapter_config_file(location, revision=settings.revision)
+        fault = _folder_fault(location, adapter, settings.name)
+    if fault:
+        raise ReportedError(f"{name} {fault}")
+    with _one_error(settings, location), _quiet_transformers():
         config = AutoConfig.from_pretrained(location, **options)
-    architecture = find_architecture(config, f"models.{key}: {settings.name}")
-    with _one_error(settings), _quiet_transformers():
+    architecture = find_architecture(config, name)
+    with _one_error(settings, location), _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes one up where there are no files: every word would be read as unknown
         raise ReportedError(
-            f"models.{key}: {settings.name} holds no tokenizer, or one without words; save the model's own beside it "
+            f"{name} holds no tokenizer, or one without words; save the model's own beside it "
             "(tokenizer.save_pretrained)"
         )
     limits = [limit for limit in (most_tokens(config), tokenizer.model_max_length) if limit and limit < UNLIMITED]
@@ -125,7 +136,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
     dtype = DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
     attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
-    with _one_error(settings), _quiet_transformers():
+    with _one_error(settings, source.location), _quiet_transformers():
         loaded: Any = auto.from_pretrained(
             source.location,
             revision=settings.revision,
@@ -147,52 +158,108 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
-def _location(name: str) -> str:
+def _location(key: str, name: str) -> str:
     """Return what transformers loads a model from."""
     if name.startswith(BUILTIN_PREFIX):
         return str(model_folder(name.removeprefix(BUILTIN_PREFIX)))
-    folder = Path(name).expanduser()
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not folder.is_dir():
-        raise ReportedError(
-            f"models: there is no folder {name}; give a local folder, a hub name, or {_builtin_names()}"
-        )
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ReportedError(
-                f"models: the folder {name} holds no config.json; a folder of this name in the working directory hides "
-                "a hub model of the same name, so rename it, or give a model's folder"
-            )
-        return str(folder)
-    return name
+    try:
+        folder = Path(name).expanduser()
+        is_file, is_folder = folder.is_file(), folder.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home
+        raise ReportedError(f"{key}: {name} cannot be reached ({_reason(error)}); give {_ways()}") from error
+    if not name.strip() or "://" in name:
+        raise ReportedError(f"{key}: got {name!r}; expected {_ways()}")
+    if is_file:
+        inside = f"{name} is a file; give the folder that holds it, with config.json and the tokenizer"
+        gguf = "GGUF files are not read: give the folder of the model that it was made from, or its hub name"
+        raise ReportedError(f"{key}: {f'{name} is a file; {gguf}' if folder.suffix == '.gguf' else inside}")
+    if _looks_local(name) and not is_folder:
+        raise ReportedError(f"{key}: there is no folder {name}; give {_ways()}")
+    return str(folder) if is_folder else name
+
+
+def _looks_local(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _ways() -> str:
+    return f"a local folder, a hub name, or {_builtin_names()}"
 
 
 def _builtin_names() -> str:
     return ", ".join(BUILTIN_PREFIX + name for name in BUILTIN_MODELS)
 
 
+def _folder_fault(location: str, adapter: Optional[str], name: str) -> Optional[str]:
+    """Say why what was given is not the folder of a whole model that can be read; None: nothing is known against it.
+
+    Args:
+        location: A folder, or a hub name.
+        adapter: Its `adapter_config.json`, if there is one. transformers applies it, or does not, without a word.
+        name: What was given.
+
+    Returns:
+        What follows the name in a message.
+    """
+    folder = Path(location)
+    config = folder / ADAPTER_CONFIG if adapter is None else Path(adapter)
+    if folder.is_dir() or adapter is not None:
+        fault = adapter_fault(config.parent, config)
+        if fault is not None:
+            return fault
+    if not folder.is_dir():
+        return None
+    if not (folder / CONFIG).is_file():
+        return f"is a folder that holds no {CONFIG}; {_other_folder(folder, name)}"
+    fault = quick_fault(folder)
+    return None if fault is None else f"cannot be read: {fault}"
+
+
+def _other_folder(folder: Path, name: str) -> str:
+    """Say which folder may be meant instead of one that holds no model."""
+    inside = sorted(path.parent for pattern in ("*", "snapshots/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
+    if inside:
+        return f"its subfolder {inside[-1].relative_to(folder)} does, give {inside[-1]}"
+    if _looks_local(name):
+        return "give a model's folder, as save_pretrained writes it"
+    return (
+        "give a model's folder, as save_pretrained writes it; or, since it hides a hub model of the same name in this "
+        "working directory, rename it"
+    )
+
+
 @contextlib.contextmanager
-def _one_error(settings: ModelSettings) -> Iterator[None]:
-    """Turn what transformers raises when a model cannot be had into one line."""
+def _one_error(settings: ModelSettings, location: str) -> Iterator[None]:
+    """Turn what transformers raises when a model cannot be had into one line, with the file that is to blame."""
     try:
         yield
-    except (OSError, ImportError, KeyError, RuntimeError, ValueError) as error:
-        # The first line says what happened, unless it only introduces a list; the others give advice about the hub.
-        words = str(error).strip()
-        first = words.partition("\n")[0].strip()
-        reason = (
-            textwrap.shorten(words if first.endswith(":") else first, 300, placeholder=" ...") or type(error).__name__
-        )
+    except Exception as error:
+        folder = Path(location)
+        fault = thorough_fault(folder) if folder.is_dir() else None
+        # tokenizers raises plain exceptions. Other kinds are faults of a program, unless a broken file explains them.
+        if fault is None and not isinstance(error, REFUSALS) and type(error) is not Exception:
+            raise
         revision = f" at revision {settings.revision!r}" if settings.revision else ""
-        raise ReportedError(
-            f"cannot load the model {settings.name!r}{revision}: {reason.rstrip(' .')}. {_way_out(error)}"
-        ) from error
+        reason = fault or f"{_reason(error)}. {_way_out(error, folder.is_dir())}"
+        raise ReportedError(f"cannot load the model {settings.name!r}{revision}: {reason}") from error
 
 
-def _way_out(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Return what an error of transformers says, in one line."""
+    words = str(error).strip()
+    if isinstance(error, LookupError) or not words:
+        words = f"{type(error).__name__} {words}".strip()  # of a KeyError the words are the key alone
+    # The first line says what happened, unless it only introduces a list; the others give advice about the hub.
+    first = words.partition("\n")[0].strip()
+    return textwrap.shorten(words if first.endswith(":") else first, 300, placeholder=" ...").rstrip(" .")
+
+
+def _way_out(error: Exception, is_folder: bool) -> str:
     """Say what to do about a model that cannot be had."""
     if "trust_remote_code" in str(error):
         return "Its own code is not run unless its settings say trust_remote_code: true; say so if you trust it"
+    if is_folder:
+        return "Correct its files, or save or download the model again"
     return f"Without network or cache, give a local folder, or a built-in model: {_builtin_names()}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from llm_entropy.checkpoints import weight_files
 from llm_entropy.errors import ReportedError
 from llm_entropy.fingerprints import fingerprint
 from llm_entropy.lens import read_translators
@@ -39,7 +40,7 @@ class Plan:
         """What makes the records of this model what they are, beside the settings of the analysis."""
         source, settings = self.source, self.source.settings
         folder = Path(source.location)
-        content = fingerprint(folder) if folder.is_dir() else None
+        content = fingerprint(folder, weight_files(folder)) if folder.is_dir() else None
         steering = None
         if self.steering is not None:
             tensors = [self.steering.vectors, self.steering.token_weights]

@@ -200,8 +200,46 @@ def test_a_missing_folder_is_not_taken_for_a_hub_name(folder: str):
 def test_a_folder_that_hides_a_hub_model_is_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
-    with pytest.raises(ValueError, match=r"folder gpt2 holds no config\.json.*hides a hub model of the same name"):
+    with pytest.raises(
+        ValueError, match=r"gpt2 is a folder that holds no config\.json.*hides a hub model of the same name"
+    ):
         find("gpt2")
+
+
+def test_a_folder_that_cannot_hide_a_hub_model_is_told_nothing_of_the_hub(tmp_path: Path):
+    with pytest.raises(ValueError, match=rf"models\.mine: {tmp_path} is a folder that holds no config\.json") as caught:
+        find(tmp_path)
+    assert "hub" not in str(caught.value)
+
+
+@pytest.mark.parametrize("inside", ["checkpoint-500", f"snapshots/{'a' * 40}"])
+def test_the_folder_that_is_meant_is_named(inside: str, tmp_path: Path):
+    (tmp_path / inside).mkdir(parents=True)
+    (tmp_path / inside / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=rf"its subfolder {inside} does, give {tmp_path / inside}"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "config.json"])
+def test_a_file_is_no_model(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / file).write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    for name in (tmp_path / file, f"./{file}", file):
+        with pytest.raises(ValueError, match=rf"models\.mine: {name} is a file; give the folder that holds it"):
+            find(name)
+
+
+def test_a_gguf_file_is_no_model(tmp_path: Path):
+    (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ValueError, match=r"gguf is a file; GGUF files are not read: give the folder of the model"):
+        find(tmp_path / "model.Q4.gguf")
+
+
+@pytest.mark.parametrize("name", ["", " ", "https://huggingface.co/gpt2", "x" * 300, "~nobody-of-this-name/model"])
+def test_a_name_that_cannot_be_one_is_refused(name: str):
+    with pytest.raises(ValueError, match=r"models\.mine: .*a local folder, a hub name, or builtin:") as caught:
+        find(name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert", "llama"])
