@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, cast
@@ -34,12 +35,22 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
 
+log = logging.getLogger("llm_entropy")
+
 BUILTIN_PREFIX = "builtin:"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PRECISION_DTYPES = {"32-true": torch.float32, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 """Type of the weights by `trainer.precision`."""
 UNLIMITED = 10**9
 """Tokenizers say "no limit" by an enormous number."""
+HARMLESS = re.compile(
+    # heads that a language model does without; constants that are made anew
+    r"(^|\.)(pooler|seq_relationship|sop_classifier|discriminator_predictions)\."
+    r"|attn\.(attention\.)?(masked_)?bias$|rotary_emb\.inv_freq$|(^|\.)position_ids$"
+)
+"""Weights of which it says nothing that they are not used."""
+CLASSIFIERS = ("score", "classifier", "qa_outputs")
+"""Heads of models that were trained to classify."""
 REFUSALS = (ImportError, StrictDataclassError, *UNREADABLE)
 """What transformers raises when it cannot get a model, or does not take its configuration."""
 
@@ -144,18 +155,89 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             dtype=dtype,
             attn_implementation=attention,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are looked at below; transformers would only point to its own report
         )
     model, loading = loaded
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ReportedError(
-            f"models.{source.key}: {source.name} lacks {len(missing)} weights of a {source.architecture.kind} "
-            f"language model ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); it may be a checkpoint "
-            "for another task, give one with a language-model head"
-        )
+    _check_weights(source, model, loading)
     model.config.use_cache = False
     fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
+
+
+# --- whether the weights are those of the model ----------------------------------------------------------------
+
+
+def _check_weights(source: ModelSource, model: PreTrainedModel, loading: dict[str, Any]) -> None:
+    """Refuse weights that make another model than the configuration says, and list those that are not used.
+
+    Args:
+        source: What was asked for.
+        model: As transformers has made it.
+        loading: What transformers says of it: keys that are missing, unexpected, or of other sizes.
+
+    Raises:
+        ReportedError: The weights are not those of this language model.
+    """
+    name = f"models.{source.key}: {source.name}"
+    if missing := sorted(loading["missing_keys"]):
+        raise ReportedError(
+            f"{name} lacks {len(missing)} weights of a {source.architecture.kind} language model "
+            f"({_listed(missing)}); it may be a checkpoint for another task, give one with a language-model head"
+        )
+    if mismatched := sorted(loading["mismatched_keys"]):
+        weight, found, expected = mismatched[0]
+        raise ReportedError(
+            f"{name}: {weight} is {list(found)} in the weights, and {list(expected)} by {CONFIG} ({len(mismatched)} "
+            "weights have other sizes); give the configuration and the weights of one model"
+        )
+    num_rows, promised = _num_embeddings(model), source.shape.vocab_size
+    if num_rows < promised:
+        raise ReportedError(
+            f"{name}: the embeddings have {num_rows} rows, and {CONFIG} says {promised}; correct its vocab_size"
+        )
+    unused = sorted(loading["unexpected_keys"])
+    _refuse_other_model(source, model, unused, name)
+    if surprising := [key for key in unused if not HARMLESS.search(key)]:
+        log.warning("%s: %d weights of its files are not used: %s", name, len(surprising), _listed(surprising))
+    if unused:
+        log.debug("%s: not used: %s", name, ", ".join(unused))
+
+
+def _refuse_other_model(source: ModelSource, model: PreTrainedModel, unused: Sequence[str], name: str) -> None:
+    """Refuse a model if what it does not use of its files shows that it was another one.
+
+    Raises:
+        ReportedError: It had more blocks, or was a classifier.
+    """
+    architecture = source.architecture
+    blocks = model.get_submodule(architecture.base).get_submodule(architecture.blocks)
+    num_blocks = len(list(blocks.children()))
+    pattern = re.compile(rf"(?:^|\.){re.escape(architecture.blocks)}\.(\d+)\.")
+    numbers = [int(match[1]) for key in unused if (match := pattern.search(key))]
+    if max(numbers, default=-1) >= num_blocks:
+        raise ReportedError(
+            f"{name} holds weights of {max(numbers) + 1} blocks, and {CONFIG} says {num_blocks}: it would be measured "
+            "without the last ones; correct the number of layers, or give the configuration of these weights"
+        )
+    classifier = [key for key in unused if key.split(".")[0] in CLASSIFIERS]
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if classifier and head is not None and head.weight is embeddings.weight:
+        raise ReportedError(
+            f"{name} holds the head of a classifier ({_listed(classifier)}) and none of a language model: its tied "
+            "embeddings would pass for one, though it was trained for something else; give a language model"
+        )
+
+
+def _num_embeddings(model: PreTrainedModel) -> int:
+    """Return how many tokens the model knows."""
+    return int(cast(torch.Tensor, model.get_input_embeddings().weight).shape[0])
+
+
+def _listed(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+# --- where a model is --------------------------------------------------------------------------------------------
 
 
 def _location(key: str, name: str) -> str:

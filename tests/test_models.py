@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import random
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_model
 
 from llm_entropy.architectures import ARCHITECTURES
@@ -271,6 +273,102 @@ def test_a_checkpoint_without_a_language_model_head_is_refused(bert: Path, tmp_p
     source = find(tmp_path)
     with pytest.raises(ValueError, match=r"models\.mine: .* lacks \d+ weights of a masked .*cls\.predictions"):
         load_model(source, precision="32-true", needs_attention=False)
+
+
+# --- weights that are not used -----------------------------------------------------------------------------------
+
+
+def load(source):
+    return load_model(source, precision="32-true", needs_attention=False)
+
+
+def save_as(family: str, folder: Path, auto: type, **changes: object) -> Path:
+    """Save a model of another class, made of a family's configuration, with the family's tokenizer."""
+    save_model(family, folder)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    auto.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def add_weights(folder: Path, **weights: torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), **weights}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "had"),
+    [("gpt2", "n_layer", 3), ("llama", "num_hidden_layers", 4), ("bert", "num_hidden_layers", 3)],
+)
+def test_weights_of_more_blocks_than_the_configuration_says_are_refused(
+    family: str, key: str, had: int, tmp_path: Path
+):
+    save_model(family, tmp_path)
+    change_config(tmp_path, **{key: had - 1})
+    with pytest.raises(ValueError, match=rf"models\.mine: .* weights of {had} blocks, and config\.json says {had - 1}"):
+        load(find(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "auto", "head"),
+    [
+        ("gpt2", transformers.AutoModelForSequenceClassification, "score.weight"),
+        ("gpt2", transformers.AutoModelForTokenClassification, "classifier.bias"),
+        ("qwen2", transformers.AutoModelForTokenClassification, "score.bias"),
+    ],
+)
+def test_a_classifier_whose_embeddings_would_pass_for_a_head_is_refused(
+    family: str, auto: type, head: str, tmp_path: Path
+):
+    folder = save_as(family, tmp_path, auto, pad_token_id=0, num_labels=2)
+    with pytest.raises(ValueError, match=rf"models\.mine: .* holds the head of a classifier \({head}"):
+        load(find(folder))
+
+
+def test_a_language_model_with_one_more_head_is_measured_and_the_head_listed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_model("llama", tmp_path)
+    extra = {f"v_head.{number}.weight": torch.zeros(1, HIDDEN) for number in range(4)}
+    add_weights(tmp_path, **extra, **{"score.weight": torch.zeros(2, HIDDEN)})
+    load(find(tmp_path))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    listed = "score.weight, v_head.0.weight, v_head.1.weight, ..."
+    assert record.getMessage() == f"models.mine: {tmp_path}: 5 weights of its files are not used: {listed}"
+
+
+def test_what_a_language_model_always_does_without_is_not_worth_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    save_as("bert", tmp_path / "bert", transformers.AutoModelForPreTraining)
+    save_model("gpt_neo", tmp_path / "gpt_neo")
+    mask = {"transformer.h.0.attn.attention.bias": torch.ones(1, 1, 4, 4, dtype=torch.uint8)}
+    add_weights(tmp_path / "gpt_neo", **mask, **{"transformer.h.0.attn.attention.masked_bias": torch.tensor(-1e9)})
+    for family in ("bert", "gpt_neo"):
+        load(find(tmp_path / family))
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+def test_weights_of_other_sizes_than_the_configuration_says_are_refused_with_both(tmp_path: Path):
+    save_model("gpt2", tmp_path)
+    change_config(tmp_path, vocab_size=340)
+    sizes = rf"transformer\.wte\.weight is \[331, {HIDDEN}\] in the weights, and \[340, {HIDDEN}\] by config\.json"
+    with pytest.raises(ValueError, match=sizes) as caught:
+        load(find(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_with_fewer_rows_than_the_configuration_says_are_refused(gpt2: Path):
+    source = find(gpt2)
+    other = dataclasses.replace(source, shape=source.shape._replace(vocab_size=340))
+    with pytest.raises(ValueError, match=r"the embeddings have 331 rows, and config\.json says 340"):
+        load(other)
 
 
 # --- lengths and padding -----------------------------------------------------------------------------------------
