@@ -133,7 +133,7 @@ class AnalysisSettings:
     """The control condition."""
 
     def __post_init__(self) -> None:
-        if self.num_sentences not in (None, "auto"):
+        if isinstance(self.num_sentences, int):
             _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ReportedError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
