@@ -136,6 +136,7 @@ def _notes(window: Window, encoded: EncodedSentences) -> WindowNotes:
         skipped=window.skipped,
         unread=encoded.unread,
         num_cut=encoded.num_cut,
+        num_own_start=encoded.num_own_start,
         num_examples=len(encoded),
         slices=encoded.slices,
     )

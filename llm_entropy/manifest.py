@@ -271,6 +271,7 @@ def model_totals(ledger: Ledger) -> dict[str, Any]:
         "num_records": sum(marker.num_records for marker in ledger.markers),
         "num_tokens": num_tokens,
         "num_cut": sum(one.num_cut for one in notes),
+        "num_own_start": sum(one.num_own_start for one in notes),
         "num_unread": len(unread),
         "unread": unread[:LISTED_ROWS],
         "num_parts": len(ledger.markers),

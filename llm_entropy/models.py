@@ -78,9 +78,9 @@ class ModelSource:
 
     @property
     def pad_token_id(self) -> int:
-        """A token to pad with; the attention mask hides it, whatever it is."""
+        """A token to pad with, one that the model knows; the attention mask hides it, whatever it is."""
         pad = self.tokenizer.pad_token_id
-        return int(pad) if pad is not None else 0
+        return int(pad) if pad is not None and 0 <= pad < self.shape.vocab_size else 0
 
 
 def find_model(key: str, settings: ModelSettings) -> ModelSource:

@@ -164,5 +164,11 @@ def _summary_row(about: dict[str, Any]) -> SummaryRow:
 def _report(model: dict[str, Any]) -> None:
     if model["num_cut"]:
         log.warning("%s: %d sentences were cut at %s tokens", model["name"], model["num_cut"], model["max_length"])
+    if model["num_own_start"]:
+        log.warning(
+            "%s: %d sentences begin with the special token (BOS) that the tokenizer adds; it stands there once",
+            model["name"],
+            model["num_own_start"],
+        )
     if model["num_unread"]:
         log.warning("%s: %d sentences hold no token to read; run.json lists them", model["name"], model["num_unread"])

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm_entropy.checkpoints import weight_files
+from llm_entropy.corpus import Corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.fingerprints import fingerprint
 from llm_entropy.lens import read_translators
 from llm_entropy.models import ModelSource, find_model
-from llm_entropy.positions import Encoder
+from llm_entropy.positions import EncodedSentences, Encoder
 from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
 from llm_entropy.steering import SteeringPlan, plan_steering
 from llm_entropy.vectors import choose_vector, resolve_vector
-from llm_entropy.windows import WINDOW_ROWS
+from llm_entropy.windows import WINDOW_ROWS, Task
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,28 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         mask_strategy=analysis.mask_strategy,
         seed=settings.seed,
         max_length=max_length,
+        num_embeddings=shape.vocab_size,
     )
     return Plan(source, encoder, steering, lens_path, max_length)
+
+
+def check_tokens(plan: Plan, corpus: Corpus, task: Task) -> None:
+    """Make sure that the model knows all tokens of the corpus, if its tokenizer has others.
+
+    Then, which is rare, the sentences are tokenised once more. Those of a stream are checked when they come.
+
+    Args:
+        plan: Of the model.
+        corpus: Of the run.
+        task: Which share of it.
+
+    Raises:
+        ReportedError: A sentence has a token for which the model has no embedding.
+    """
+    if not plan.encoder.may_be_unknown or corpus.num_windows is None:
+        return
+    for window in corpus.for_kind(plan.source.architecture.kind).windows(task):
+        EncodedSentences(plan.encoder, window.sentence_ids, window.sentences)
 
 
 def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict[str, Any]:

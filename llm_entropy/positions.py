@@ -57,8 +57,34 @@ class _Tokens(NamedTuple):
     """[token], in characters of the text, or `UNKNOWN`."""
     ends: list[int]
     """[token], in characters of the text, or `UNKNOWN`."""
-    was_cut: bool
+    was_cut: bool = False
     """Whether tokens were left out at `max_length`."""
+    num_doubled: int = 0
+    """How many tokens the text begins with that the tokenizer adds as well; they stand once."""
+
+    def without_doubled(self) -> _Tokens:
+        """Return the tokens without those that were added before, and behind, a text that has them itself."""
+        before = next((i for i, flag in enumerate(self.added) if not flag), 0)
+        if not before or self.ids[before : 2 * before] != self.ids[:before]:
+            return self
+        behind = next((i for i, flag in enumerate(reversed(self.added)) if not flag), 0)
+        end = len(self.ids) - behind
+        if self.ids[end - behind : end] != self.ids[end:] or end - behind < 2 * before:
+            end = len(self.ids)
+        kept = slice(before, end)
+        return _Tokens(
+            self.ids[kept], self.added[kept], self.starts[kept], self.ends[kept], self.was_cut, num_doubled=before
+        )
+
+
+class Encoded(NamedTuple):
+    """An example, and what was done to its sentence."""
+
+    example: Example
+    was_cut: bool
+    """Whether it was cut at `max_length`."""
+    has_own_start: bool
+    """Whether the text begins with what the tokenizer would have put before it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,8 @@ class Encoder:
     them: the last token is the sentence's own. Those that it prepends (a BOS) stay, and are positions like others.
     Masked models: `[MASK]` in a sentence stands for the tokenizer's mask token, and such a sentence is taken as it is;
     if the cut at `max_length` removes its masks there is nothing to read. Unknown tokens are tokens of the sentence.
+    A text that begins itself with what the tokenizer puts before it (a BOS, as `apply_chat_template` writes it) has
+    that once.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -83,6 +111,8 @@ class Encoder:
     """With the sentence id, fixes what `random` masks."""
     max_length: int | None = None
     """Most tokens of an example, special tokens included; null: no limit."""
+    num_embeddings: int | None = None
+    """How many tokens the model knows: a sentence with others is refused; null: not checked."""
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer or a length with which no sentence could be read."""
@@ -91,6 +121,8 @@ class Encoder:
                 f"models: the tokenizer of {self.tokenizer.name_or_path!r} has no mask token, "
                 "which a masked model needs; give the model's own tokenizer"
             )
+        if self.kind == "masked":
+            self._refuse_unknown([self.tokenizer.mask_token_id], "")
         added = self.tokenizer.num_special_tokens_to_add()
         if self.max_length is not None and self.max_length <= added:
             raise ReportedError(
@@ -99,26 +131,50 @@ class Encoder:
             )
 
     def __call__(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> list[tuple[Example, bool]]:
-        """Return what `examples` makes."""
-        return list(self.examples(sentence_ids, sentences))
+        """Return what `examples` makes, each with whether it was cut at `max_length`."""
+        return [(encoded.example, encoded.was_cut) for encoded in self.examples(sentence_ids, sentences)]
 
-    def examples(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> Iterator[tuple[Example, bool]]:
-        """Make the examples of some sentences, in order, each with whether it was cut at `max_length`.
+    def examples(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> Iterator[Encoded]:
+        """Make the examples of some sentences, in order.
 
         A sentence without a readable token gives none; `mask_strategy: each` gives one for each token.
 
         Args:
             sentence_ids: [sentence], row numbers in the corpus.
             sentences: [sentence], the texts.
+
+        Raises:
+            ReportedError: A sentence has a token that the model does not know.
         """
         draws = sampling_uniforms(self.seed, sentence_ids, [_MASK_DRAW] * len(sentence_ids))
         for sentence_id, sentence, tokens, draw in zip(
             sentence_ids, sentences, self._tokenise(sentences), draws, strict=True
         ):
             read = self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens)
-            for ids, positions, targets in read:
+            for number, (ids, positions, targets) in enumerate(read):
+                if not number:  # the others hold the same tokens
+                    self._refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
                 starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
-                yield Example(int(sentence_id), sentence, ids, positions, targets, starts, ends), tokens.was_cut
+                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends)
+                yield Encoded(example, tokens.was_cut, tokens.num_doubled > 0)
+
+    @cached_property
+    def may_be_unknown(self) -> bool:
+        """Whether the tokenizer has tokens that the model does not know."""
+        return self.num_embeddings is not None and max(self.tokenizer.get_vocab().values()) >= self.num_embeddings
+
+    def _refuse_unknown(self, ids: Sequence[int], where: str) -> None:
+        """Refuse tokens for which the model has no embedding."""
+        highest = max(ids)
+        if self.num_embeddings is None or highest < self.num_embeddings:
+            return
+        token = self.tokenizer.convert_ids_to_tokens(highest)
+        raise ReportedError(
+            f"models: the tokenizer of {self.tokenizer.name_or_path!r} gives the token {token!r}{where} the id "
+            f"{highest}, and the model's embeddings have {self.num_embeddings} rows; call "
+            "model.resize_token_embeddings(len(tokenizer)) and save the model, or give the tokenizer that it was "
+            "trained with"
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -138,9 +194,16 @@ class Encoder:
         encoded = self._tokenise_up_to(None, sentences)
         if self.max_length is None:
             return encoded
-        long = [i for i, tokens in enumerate(encoded) if len(tokens.ids) > self.max_length]
-        for i, tokens in zip(long, self._tokenise_up_to(self.max_length, [sentences[i] for i in long]), strict=True):
-            encoded[i] = tokens._replace(was_cut=True)
+        limits = {
+            # What is left out again takes no room; a cut at the left removes the text's own.
+            i: self.max_length + (tokens.num_doubled if self.tokenizer.truncation_side == "right" else 0)
+            for i, tokens in enumerate(encoded)
+            if len(tokens.ids) > self.max_length
+        }
+        for limit in set(limits.values()):
+            long = [i for i in limits if limits[i] == limit]
+            for i, tokens in zip(long, self._tokenise_up_to(limit, [sentences[i] for i in long]), strict=True):
+                encoded[i] = tokens._replace(was_cut=True)
         return encoded
 
     def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[_Tokens]:
@@ -163,7 +226,8 @@ class Encoder:
             offsets = encoded["offset_mapping"][i] if self.tokenizer.is_fast else [(UNKNOWN, UNKNOWN)] * len(ids)
             places = [(UNKNOWN, UNKNOWN) if flag else place for flag, place in zip(added, offsets, strict=True)]
             places = self._in_given_text(places, sentence)
-            result.append(_Tokens(ids, added, [start for start, _ in places], [end for _, end in places], False))
+            tokens = _Tokens(ids, added, [start for start, _ in places], [end for _, end in places])
+            result.append(tokens.without_doubled())
         return result
 
     def _in_given_text(self, places: list[tuple[int, int]], sentence: str) -> list[tuple[int, int]]:
@@ -251,10 +315,11 @@ class EncodedSentences:
         """
         owners: list[int] = []
         cut: set[int] = set()
+        own_start: set[int] = set()
         numbers = {name: _Lists() for name in _NUMBERS}
         place = {sentence_id: index for index, sentence_id in enumerate(sentence_ids)}
         for some in _groups(sentences):
-            for example, was_cut in encoder.examples(sentence_ids[some], sentences[some]):
+            for example, was_cut, has_own_start in encoder.examples(sentence_ids[some], sentences[some]):
                 owner = place[example.sentence_id]
                 if not owners or owner != owners[-1]:
                     numbers["input_ids"].add(example.input_ids)
@@ -267,6 +332,8 @@ class EncodedSentences:
                 owners.append(owner)
                 if was_cut:
                     cut.add(example.sentence_id)
+                if has_own_start:
+                    own_start.add(example.sentence_id)
             for lists in numbers.values():
                 lists.pack()
         self._ids, self._sentences, self._owners = sentence_ids, sentences, np.array(owners, np.int64)
@@ -276,6 +343,8 @@ class EncodedSentences:
         """[example], in tokens."""
         self.num_cut = len(cut)
         """Number of sentences of which an example was cut."""
+        self.num_own_start = len(own_start)
+        """Number of sentences that begin with what the tokenizer would have put before them."""
 
     def __len__(self) -> int:
         """Return the number of examples."""

@@ -30,7 +30,7 @@ from llm_entropy.lens import Lens, check_lens
 from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
 from llm_entropy.outputs import made_of, make_outputs, read_result, refuse_full_disk
-from llm_entropy.plan import Plan, check_identity, config_hash, plan_model, run_identity
+from llm_entropy.plan import Plan, check_identity, check_tokens, config_hash, plan_model, run_identity
 from llm_entropy.progress import SentenceProgress
 from llm_entropy.results import RunResult
 from llm_entropy.runlog import RunLog, run_log
@@ -110,6 +110,8 @@ def run(
                 manifest.check_output(settings.output, may_exist=resume or task.count > 1)
             plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
             corpus = _corpus(settings, sentences, quiet)
+            for plan in plans:
+                check_tokens(plan, corpus, task)
             identity = run_identity(settings, plans, corpus.fingerprint)
         except Stopped as stop:
             _end(stop.signum)  # nothing has been begun

@@ -91,6 +91,8 @@ class WindowNotes:
     """Ids of sentences without a token to read."""
     num_cut: int = 0
     """Number of sentences of which an example was cut."""
+    num_own_start: int = 0
+    """Number of sentences that begin with what the tokenizer would have put before them (a BOS)."""
     num_examples: int = 0
     """Rows that the model reads; a masked model may make several of a sentence."""
     slices: list[Slice] = field(default_factory=list)

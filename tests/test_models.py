@@ -17,9 +17,11 @@ from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_
 
 from llm_entropy.architectures import ARCHITECTURES
 from llm_entropy.attention_interface import READABLE, attention_implementation
+from llm_entropy.corpus import corpus_of_sentences
 from llm_entropy.models import find_model, load_model
-from llm_entropy.plan import plan_model
+from llm_entropy.plan import check_tokens, plan_model
 from llm_entropy.settings import ModelSettings, Settings
+from llm_entropy.windows import Task
 
 
 def find(name: object, **settings: object):
@@ -400,6 +402,39 @@ def test_a_tokenizer_without_a_padding_token_still_pads(gpt2: Path, bert: Path):
     assert source.tokenizer.pad_token_id is None
     assert source.pad_token_id == 0
     assert find(bert).pad_token_id == 1
+
+
+def test_padding_beyond_the_embeddings_is_done_with_a_token_that_the_model_knows(tmp_path: Path):
+    save_model("gpt2", tmp_path)
+    tokenizer = make_tokenizer("causal")
+    tokenizer.add_tokens([f"<{number}>" for number in range(331 - len(tokenizer))])
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.pad_token_id == 331
+    tokenizer.save_pretrained(tmp_path)
+    assert find(tmp_path).pad_token_id == 0
+
+
+def plan_with_unknown_tokens(folder: Path, kind: str, **special: str):
+    save_model({"causal": "gpt2", "masked": "bert"}[kind], folder)
+    tokenizer = make_tokenizer(kind)
+    tokenizer.add_tokens([f"<{number}>" for number in range(400)])
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(folder)
+    return plan_model("mine", str(folder), Settings())
+
+
+@pytest.mark.parametrize("kind", ["causal", "masked"])
+def test_tokens_beyond_the_embeddings_are_found_before_any_work(kind: str, tmp_path: Path):
+    plan = plan_with_unknown_tokens(tmp_path, kind)
+    check_tokens(plan, corpus_of_sentences(["the cat", "rain fell"], None, 0), Task())
+    other = corpus_of_sentences(["the cat <399>", "rain fell"], None, 0)
+    with pytest.raises(ValueError, match=r"the token '<399>' in sentence 0 the id \d+, and the model's embeddings"):
+        check_tokens(plan, other, Task())
+
+
+def test_a_mask_token_beyond_the_embeddings_is_refused_when_the_run_is_planned(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"the token '<my mask>' the id \d+, and the model's embeddings have 149 rows"):
+        plan_with_unknown_tokens(tmp_path, "masked", mask_token="<my mask>")
 
 
 def test_a_source_is_a_fact(gpt2: Path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import tokenizers
 import torch
 from transformers import BertTokenizerLegacy, PreTrainedTokenizerFast
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.positions import EncodedSentences, Encoder, collate, sampling_uniforms
 from llm_entropy.schema import PREDICTED, Example
 
@@ -107,6 +109,135 @@ def test_a_sentence_without_tokens_gives_no_example():
 
 def test_no_sentences_give_no_examples():
     assert Encoder(byte_level(), "causal", max_length=5)([], []) == []
+
+
+# --- texts that begin with what the tokenizer adds ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", ["<s> $A", "<s> $A </s>", "<s> </s> $A"])
+@pytest.mark.parametrize("positions", ["last", "all"])
+def test_a_text_that_begins_with_the_bos_has_it_once(template: str, positions: Any):
+    encoder = Encoder(byte_level(template), "causal", positions=positions)
+    start = template.partition(" $A")[0].replace(" ", "")
+    text = f"{start}the cat sat"
+    own, plain = encoder.examples([0, 1], [text, "the cat sat"])
+    assert own.example.input_ids == plain.example.input_ids
+    assert own.example.positions == plain.example.positions
+    assert own.example.targets == plain.example.targets
+    assert [encoded.has_own_start for encoded in (own, plain)] == [True, False]
+    read = "".join(text[s:e] for s, e in zip(own.example.starts, own.example.ends, strict=True))
+    assert read.strip() == (text if positions == "all" else "sat")
+
+
+def test_a_bos_within_a_text_stays():
+    encoder = Encoder(byte_level("<s> $A"), "causal")
+    (encoded,) = encoder.examples([0], ["the<s> cat"])
+    assert encoded.example.input_ids == encoder.tokenizer("the<s> cat")["input_ids"]
+    assert not encoded.has_own_start
+
+
+def test_a_bos_that_the_text_itself_has_twice_stays():
+    encoder = Encoder(byte_level("<s> $A"), "causal")
+    (example,) = encode(encoder, "<s><s>it")
+    assert example.input_ids[:2] == [0, 0]
+    assert example.input_ids[2] != 0
+
+
+def test_a_tokenizer_that_adds_nothing_leaves_the_texts_bos_alone():
+    (encoded,) = Encoder(byte_level(), "causal").examples([0], ["<s>it"])
+    assert encoded.example.input_ids[0] == 0
+    assert not encoded.has_own_start
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_text_with_its_own_bos_is_cut_as_if_it_had_none(side: str):
+    tokenizer = byte_level("<s> $A </s>")
+    tokenizer.truncation_side = side
+    whole = tokenizer("the cat sat on the mat")["input_ids"]
+    for length in range(3, len(whole) + 1):
+        encoder = Encoder(tokenizer, "causal", max_length=length)
+        (own, own_cut), (plain, plain_cut) = encoder([0, 0], ["<s>the cat sat on the mat", "the cat sat on the mat"])
+        assert own.input_ids == plain.input_ids
+        assert own_cut == plain_cut == (length < len(whole))
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_masked_text_with_its_own_special_tokens_has_them_once(slow: bool, tmp_path: Path):
+    tokenizer: Any = word_piece()
+    if slow:
+        vocabulary = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+        (tmp_path / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
+        tokenizer = BertTokenizerLegacy(str(tmp_path / "vocab.txt"))
+    encoder = Encoder(tokenizer, "masked")
+    texts = ["the cat sat", "[CLS] the cat sat", "[CLS] the cat sat [SEP]", "[CLS] the [MASK] sat [SEP]"]
+    plain, start, both, masked = encoder.examples(range(4), texts)
+    assert plain.example.input_ids == start.example.input_ids == both.example.input_ids
+    assert plain.example.positions == both.example.positions == [3]
+    assert masked.example.positions == [2]
+    assert tokens_of(encoder, masked.example) == ["[CLS]", "the", "[MASK]", "sat", "[SEP]"]
+    assert [encoded.has_own_start for encoded in (plain, start, both, masked)] == [False, True, True, True]
+    if not slow:
+        assert (both.example.starts, both.example.ends) == ([14], [17])
+        assert texts[2][14:17] == "sat"
+
+
+def test_texts_with_their_own_bos_are_counted_once_each():
+    encoder = Encoder(word_piece(), "masked", mask_strategy="each")
+    encoded = EncodedSentences(encoder, [5, 6, 9], ["[CLS] the cat sat", "it is", "[CLS] it is"])
+    assert (len(encoded), encoded.num_own_start) == (7, 2)
+
+
+# --- tokens that the model does not know -------------------------------------------------------------------------
+
+
+def test_a_token_beyond_the_embeddings_is_refused_with_its_sentence_and_both_numbers():
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<|user|>"])
+    num_embeddings = len(tokenizer) - 1
+    encoder = Encoder(tokenizer, "causal", num_embeddings=num_embeddings)
+    assert encoder.may_be_unknown
+    assert len(encoder([0], ["the cat"])) == 1
+    with pytest.raises(
+        ReportedError,
+        match=rf"token '<\|user\|>' in sentence 7 the id {num_embeddings}, and the model's embeddings have "
+        rf"{num_embeddings} rows; call model\.resize_token_embeddings",
+    ):
+        encoder([6, 7], ["the cat", "<|user|> sat"])
+
+
+def test_an_added_end_that_is_not_read_may_be_unknown():
+    tokenizer = byte_level()
+    tokenizer.add_tokens(["<|end|>"])
+    end = len(tokenizer) - 1
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A <|end|>", special_tokens=[("<s>", 0), ("<|end|>", end)]
+    )
+    (example,) = encode(Encoder(tokenizer, "causal", num_embeddings=end), "the cat")
+    assert max(example.input_ids) < end
+    with pytest.raises(ReportedError, match=r"'<\|end\|>' in sentence 0"):
+        encode(Encoder(tokenizer, "causal", num_embeddings=end), "the cat<|end|>")
+
+
+@pytest.mark.parametrize("strategy", ["last", "random", "each"])
+def test_a_masked_token_that_is_only_a_target_is_refused_too(strategy: Any):
+    tokenizer = word_piece()
+    tokenizer.add_tokens(["quay"])
+    encoder = Encoder(tokenizer, "masked", mask_strategy=strategy, num_embeddings=len(tokenizer) - 1)
+    with pytest.raises(ReportedError, match=r"'quay' in sentence 0"):
+        encode(encoder, "quay")
+
+
+def test_a_mask_token_beyond_the_embeddings_is_refused_before_any_sentence():
+    tokenizer = word_piece()
+    tokenizer.add_special_tokens({"mask_token": "<mask>"})
+    with pytest.raises(ReportedError, match=r"gives the token '<mask>' the id 22, and the model's embeddings have 22"):
+        Encoder(tokenizer, "masked", num_embeddings=22)
+
+
+def test_a_tokenizer_that_is_smaller_than_the_embeddings_has_no_unknown_tokens():
+    tokenizer = byte_level()
+    assert not Encoder(tokenizer, "causal", num_embeddings=len(tokenizer)).may_be_unknown
+    assert not Encoder(tokenizer, "causal").may_be_unknown
 
 
 # --- masked ------------------------------------------------------------------------------------------------------

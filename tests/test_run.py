@@ -274,6 +274,18 @@ def test_the_log_holds_warnings_and_times(compared: RunResult):
     pd.to_datetime([line[:23] for line in lines if " llm_entropy: " in line], format="%Y-%m-%d %H:%M:%S,%f")
 
 
+def test_texts_that_begin_with_what_the_tokenizer_adds_are_counted_and_reported_once(
+    folders: dict[str, str], tmp_path: Path
+):
+    texts = ["[CLS] the cat [SEP]", "the cat", "[CLS] rain fell", "rain fell"]
+    result = analyse({"bert": folders["bert"]}, tmp_path, num_sentences=None, sentences=texts)
+    entropy = result["bert"][STANDARD]["entropy"].to_numpy()
+    np.testing.assert_allclose(entropy[[0, 2]], entropy[[1, 3]], rtol=1e-6)
+    assert manifest_of(result.run_dir)["models"]["bert"]["num_own_start"] == 2
+    lines = (result.run_dir / "run.log").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if "2 sentences begin with the special token (BOS)" in line]) == 1
+
+
 @pytest.mark.parametrize("mode", ["standard", "control"])
 def test_one_condition_leaves_its_own_folder_alone(mode: str, gpt2: dict[str, str], corpus: str, tmp_path: Path):
     steering = {"control_vector": [0.1], "layer_weights": [1.0]} if mode == "control" else {}
