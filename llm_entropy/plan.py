@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -19,7 +20,16 @@ from llm_entropy.positions import EncodedSentences, Encoder
 from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
 from llm_entropy.steering import SteeringPlan, plan_steering
 from llm_entropy.vectors import choose_vector, resolve_vector
-from llm_entropy.windows import WINDOW_ROWS, Task
+from llm_entropy.windows import Task, plan_scheme
+
+log = logging.getLogger("llm_entropy")
+
+BATCHES = "batches."
+"""Begins the keys of an identity that say how batches are made."""
+SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
+"""Packages of which another minor version may make other records; another patch differs in the last digits at most."""
+LAST_DIGITS = ("numba",)
+"""Packages that compile the arithmetic, and do not decide what is computed."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +152,7 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         "corpus": corpus,
         "data.tokens_per_batch": settings.data.tokens_per_batch,
         "trainer.precision": settings.trainer.precision,
-        "rows of a window": WINDOW_ROWS,
+        **{f"{BATCHES}{name}": value for name, value in plan_scheme().items()},
         "models": [plan.source.key for plan in plans],
         **{f"analysis.{name}": value for name, value in analysis.items()},
         **{f"analysis.control.{name}": value for name, value in control.items()},
@@ -157,27 +167,67 @@ def config_hash(identity: dict[str, Any]) -> str:
     return _hash(json.dumps(identity, sort_keys=True).encode())
 
 
-def check_identity(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+def check_identity(about: Mapping[str, Any], now: dict[str, Any], where: Path) -> None:
     """Make sure that a run is gone on with as it was begun.
 
     Args:
-        before: The identity of the run.
-        now: What is asked for.
+        about: What `run.json` says.
+        now: The identity that is asked for.
         where: The run's folder.
 
     Raises:
         ReportedError: They differ; all differences are named.
     """
-    differences = [
-        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}"
-        for key in [*before, *(key for key in now if key not in before)]
-        if before.get(key) != now.get(key)
-    ]
-    if differences:
+    before, version = about["identity"], about.get("versions", {}).get("llm_entropy", "of that time")
+    commit = f" (commit {about['git_commit']})" if about.get("git_commit") else ""
+    other_program = f"resume it with the version that began it, llm_entropy {version}{commit}, or start another run"
+    if not any(key.startswith(BATCHES) for key in before):
         raise ReportedError(
-            f"{where}: was begun with another configuration: {'; '.join(differences)}; "
-            "resume it with its own config.yaml, or start another run"
+            f"{where}: run.json does not say how its batches are made, as this version does; {other_program}"
         )
+    keys = [*before, *(key for key in now if key not in before)]
+    differing = [key for key in keys if before.get(key) != now.get(key)]
+    differences = "; ".join(
+        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}" for key in differing
+    )
+    if any(key.startswith(BATCHES) for key in differing):
+        raise ReportedError(f"{where}: this version of llm_entropy makes other batches: {differences}; {other_program}")
+    if differing:
+        raise ReportedError(
+            f"{where}: was begun with another configuration: {differences}; resume it with its own config.yaml, and "
+            "with models, corpus and vectors as they were then, or start another run"
+        )
+
+
+def check_versions(about: Mapping[str, Any], now: Mapping[str, str], where: Path) -> None:
+    """Make sure that what is still to be computed of a run comes out as what is there.
+
+    Of libraries that decide the numbers another minor version is refused, and another patch is warned of.
+
+    Args:
+        about: What `run.json` says.
+        now: Versions, by package.
+        where: The run's folder.
+
+    Raises:
+        ReportedError: Records might differ by more than their last digits.
+    """
+    before = about.get("versions", {})
+    differing = [name for name in (*SAME_MINOR, *LAST_DIGITS) if name in before and before[name] != now[name]]
+    if not differing:
+        return
+    words = ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in differing)
+    if any(_minor(before[name]) != _minor(now[name]) for name in differing if name in SAME_MINOR):
+        wanted = " ".join(f"{name}=={before[name].partition('+')[0]}" for name in differing)
+        raise ReportedError(
+            f"{where}: was begun with other versions: {words}; records of both in one run could not be compared; "
+            f"resume it with: pip install {wanted}, or start another run"
+        )
+    log.warning("%s: was begun with other versions: %s; records may differ in their last digits", where, words)
+
+
+def _minor(version: str) -> list[str]:
+    return version.partition("+")[0].split(".")[:2]
 
 
 def _hash(content: bytes) -> str:

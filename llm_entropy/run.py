@@ -30,7 +30,15 @@ from llm_entropy.lens import Lens, check_lens
 from llm_entropy.models import load_model
 from llm_entropy.module import EntropyModule
 from llm_entropy.outputs import made_of, make_outputs, read_result, refuse_full_disk
-from llm_entropy.plan import Plan, check_identity, check_tokens, config_hash, plan_model, run_identity
+from llm_entropy.plan import (
+    Plan,
+    check_identity,
+    check_tokens,
+    check_versions,
+    config_hash,
+    plan_model,
+    run_identity,
+)
 from llm_entropy.progress import SentenceProgress
 from llm_entropy.results import RunResult
 from llm_entropy.runlog import RunLog, run_log
@@ -185,13 +193,16 @@ def _take_up(state: _Run) -> None:
     run_dir = manifest.find_run(state.settings.output)
     if run_dir is None:
         return
-    check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
+    about = manifest.read_manifest(run_dir)
+    check_identity(about, state.identity, run_dir)
+    if about["status"] != "complete":  # of one that is complete outputs may be made anew
+        check_versions(about, environment()["versions"], run_dir)
     task = state.session.task
     if not state.resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
         raise ReportedError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
     state.session.take(run_dir)
     _open_log(state, run_dir)
-    if task.count == 1 and manifest.read_manifest(run_dir)["status"] != "complete":
+    if task.count == 1 and about["status"] != "complete":
         manifest.update_manifest(run_dir, "running")
     log.info("%s: resuming", run_dir)
 
@@ -223,7 +234,7 @@ def _create(state: _Run) -> None:
         settings, about, sentences=state.sentences, may_exist=state.resume or task.count > 1
     )
     state.is_new = is_ours and task.count == 1
-    check_identity(manifest.read_manifest(run_dir)["identity"], state.identity, run_dir)
+    check_identity(manifest.read_manifest(run_dir), state.identity, run_dir)
     state.session.take(run_dir)
     _open_log(state, run_dir)
     log.info("if it is interrupted, go on with: %s", resume_command(run_dir, settings, task))
@@ -283,6 +294,7 @@ def _predict(plan: Plan, state: _Run) -> None:
         if not is_begun:
             _create(state)
         assert session.run_dir is not None
+        check_versions(manifest.read_manifest(session.run_dir), environment()["versions"], session.run_dir)
         if not is_begun:  # another process may have begun it, and may have ended, since this one looked for it
             data.done = read_ledger(session.run_dir / "shards" / source.key, session.config_hash, session.task).done
         about_model = {

@@ -23,7 +23,10 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.storage import Lock
 from llm_entropy.windows import Task
 
-PACKAGES = ("llm_entropy", "torch", "lightning", "transformers", "datasets", "tokenizers", "numpy", "pandas", "pyarrow")
+PACKAGES = (
+    *("llm_entropy", "torch", "numba", "transformers", "tokenizers", "lightning", "datasets"),
+    *("numpy", "pandas", "pyarrow"),
+)
 """The packages whose versions a run records."""
 PATIENCE = 0.2
 """Seconds between two looks at the locks of the other processes."""

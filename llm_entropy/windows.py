@@ -28,6 +28,23 @@ MIN_PIECE_TOKENS = 256
 """Nor is a piece."""
 
 
+VERSION = 1
+"""Another number wherever `plan_batches` comes to make other batches of the same rows."""
+
+
+def plan_scheme() -> dict[str, int]:
+    """Return what decides which rows share a batch: only parts of the same scheme are parts of the same run."""
+    return {
+        "version": VERSION,
+        "window_rows": WINDOW_ROWS,
+        "rows_per_file": ROWS_PER_FILE,
+        "batches_per_window": BATCHES_PER_WINDOW,
+        "tail_pieces": TAIL_PIECES,
+        "min_batch_tokens": MIN_BATCH_TOKENS,
+        "min_piece_tokens": MIN_PIECE_TOKENS,
+    }
+
+
 @dataclass(frozen=True)
 class Task:
     """A share of the corpus that runs by itself: one of the tasks of an array."""

@@ -6,9 +6,11 @@ import errno
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -287,29 +289,27 @@ def test_a_process_that_is_refused_leaves_the_run_of_the_one_that_works_on_it_as
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("seed", 3, "seed was 0, now 3"),
-        ("analysis.temperature", 0.5, "analysis.temperature was 1.0, now 0.5"),
-        ("analysis.metrics", ["entropy", "margin"], r'analysis.metrics was \["entropy"\], now \["entropy", "margin"\]'),
-        ("analysis.lens", "raw", 'analysis.lens was "logit", now "raw"'),
-        ("analysis.compare_control", False, "analysis.compare_control was true, now false"),
-        ("analysis.control.strength", 2.0, "analysis.control.strength was 1.0, now 2.0"),
-        ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering was "\w+", now "\w+"'),
-        ("analysis.num_sentences", 9, r'corpus was "\w+", now "\w+"; analysis.num_sentences was null, now 9'),
-        ("data.tokens_per_batch", 65, "data.tokens_per_batch was 64, now 65"),
-        ("data.max_length", 9, "models.gpt2.max_length was 60, now 9"),
-        ("trainer.precision", "bf16-true", 'trainer.precision was "32-true", now "bf16-true"'),
-    ],
-)
-def test_a_changed_configuration_is_refused_and_the_difference_named(
-    settings: Settings, key: str, value: Any, words: str
-):
+CHANGES: list[tuple[str, Any, str]] = [
+    ("seed", 3, "seed was 0, now 3"),
+    ("analysis.temperature", 0.5, "analysis.temperature was 1.0, now 0.5"),
+    ("analysis.metrics", ["entropy", "margin"], r'analysis.metrics was \["entropy"\], now \["entropy", "margin"\]'),
+    ("analysis.lens", "raw", 'analysis.lens was "logit", now "raw"'),
+    ("analysis.compare_control", False, "analysis.compare_control was true, now false"),
+    ("analysis.control.strength", 2.0, "analysis.control.strength was 1.0, now 2.0"),
+    ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering was "\w+", now "\w+"'),
+    ("analysis.num_sentences", 9, r'corpus was "\w+", now "\w+"; analysis.num_sentences was null, now 9'),
+    ("data.tokens_per_batch", 65, "data.tokens_per_batch was 64, now 65"),
+    ("data.max_length", 9, "models.gpt2.max_length was 60, now 9"),
+    ("trainer.precision", "bf16-true", 'trainer.precision was "32-true", now "bf16-true"'),
+]
+
+
+def test_a_changed_configuration_is_refused_and_the_difference_named(settings: Settings):
     whole = run(settings, quiet=True)
     before = everything_in(whole.run_dir)
-    with pytest.raises(ValueError, match=f"was begun with another configuration: .*{words}"):
-        run(changed(settings, key, value), quiet=True, resume=True)
+    for key, value, words in CHANGES:
+        with pytest.raises(ReportedError, match=f"was begun with another configuration: .*{words}"):
+            run(changed(settings, key, value), quiet=True, resume=True)
     assert everything_in(whole.run_dir) == before
 
 
@@ -323,6 +323,64 @@ def test_other_weights_and_other_sentences_are_refused(settings: Settings, corpu
     corpus.write_text(corpus.read_text().replace("3", "4"))
     with pytest.raises(ValueError, match=r'configuration: corpus was "\w+", now "\w+";'):
         run(changed(settings, "models", {"gpt2": str(other)}), quiet=True, resume=True)
+
+
+def test_a_run_whose_batches_would_be_made_otherwise_is_refused_and_the_version_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    run_dir = run(settings, quiet=True).run_dir
+    before = everything_in(run_dir)
+    version = metadata.version("llm_entropy")
+    program = rf"resume it with the version that began it, llm_entropy {version}( \(commit \w+\+?\w*\))?, or start"
+    for name, value in (("BATCHES_PER_WINDOW", 16), ("VERSION", 2), ("MIN_PIECE_TOKENS", 33)):
+        with monkeypatch.context() as patch:
+            patch.setattr(windows, name, value)
+            words = rf"makes other batches: batches.{name.lower()} was \d+, now {value}"
+            with pytest.raises(ReportedError, match=f"{words}; {program}"):
+                run(settings, quiet=True, resume=True)
+    assert everything_in(run_dir) == before
+    about = json.loads((run_dir / "run.json").read_text())
+    identity = {key: value for key, value in about["identity"].items() if not key.startswith("batches.")}
+    storage.write_text(run_dir / "run.json", json.dumps({**about, "identity": {**identity, "rows of a window": 8192}}))
+    with pytest.raises(ReportedError, match=f"does not say how its batches are made.*; {program}"):
+        run(settings, quiet=True, resume=True)
+
+
+def with_versions(run_dir: Path, status: manifest.Status, **versions: str) -> None:
+    before = manifest.read_manifest(run_dir)["versions"]
+    manifest.update_manifest(run_dir, status, versions={**before, **versions})
+
+
+def test_other_minor_versions_are_refused_and_other_patches_are_warned_of(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+):
+    run_dir = run(settings, quiet=True).run_dir
+    now = manifest.read_manifest(run_dir)["versions"]
+    lose(run_dir, 2)
+    for status in ("failed", "complete"):  # or it seems to be
+        with_versions(run_dir, status, transformers="4.57.3", torch="1.9.1+cu118", numba="0.1.2", pandas="0.1")
+        words = (
+            rf"torch was 1\.9\.1\+cu118, now {re.escape(now['torch'])}, transformers was 4\.57\.3, now .*, numba was"
+        )
+        advice = (
+            r"resume it with: pip install torch==1\.9\.1 transformers==4\.57\.3 numba==0\.1\.2, or start another run"
+        )
+        with pytest.raises(ReportedError, match=rf"was begun with other versions: {words} .*; .*; {advice}"):
+            run(settings, quiet=True, resume=True)
+        capsys.readouterr()
+    patch = ".".join([*now["tokenizers"].split(".")[:2], "999"])
+    with_versions(run_dir, "failed", **{**now, "tokenizers": patch, "numba": "0.1.2"})
+    run(settings, quiet=True, resume=True)
+    said = capsys.readouterr().err
+    assert said.count("was begun with other versions") == 1
+    assert f"tokenizers was {patch}, now {now['tokenizers']}, numba was 0.1.2, now" in said
+    assert "records may differ in their last digits" in said
+
+
+def test_of_a_complete_run_any_version_makes_outputs(settings: Settings):
+    run_dir = run(settings, quiet=True).run_dir
+    with_versions(run_dir, "complete", torch="1.9.1")
+    assert run(changed(settings, "output.parquet", False), quiet=True, resume=True).run_dir == run_dir
 
 
 def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings):
