@@ -312,6 +312,8 @@ def _predict(plan: Plan, state: _Run) -> None:
         }
         # Whoever goes on with a run, or takes part in it, has to plan the same batches.
         data.tokens_per_batch = manifest.write_model(session.run_dir, source.key, about_model)["tokens_per_batch"]
+    if session.world_size > 1 and (lost := session.meet()):
+        raise _lost(state, f"process {', '.join(map(str, lost))} of {session.world_size} ended before {source.key}")
     stopping = StopBetweenBatches(state.signals)
     module.listeners += [progress.move, stopping.within_batch]
     trainer.callbacks += [writer, progress, stopping]  # type: ignore[attr-defined]
@@ -367,12 +369,8 @@ def _finish(state: _Run, plans: Sequence[Plan]) -> RunResult:
     lost = [
         key for key, ledger in ledgers.items() if missing_of_task(ledger, state.expected, session.task, for_sure=True)
     ]
-    command = resume_command(session.run_dir, settings, session.task)
     if lost:
-        raise RunIncompleteError(
-            f"{session.run_dir}: records of {', '.join(lost)} are missing: another process of this run was lost; "
-            f"go on with: {command}"
-        )
+        raise _lost(state, f"records of {', '.join(lost)} are missing: another process of this run was lost")
     if session.task.count > 1:
         task = session.task
         log.info("task %d of %d is done; when all are: llm-entropy merge %s", task.index, task.count, session.run_dir)
@@ -382,6 +380,12 @@ def _finish(state: _Run, plans: Sequence[Plan]) -> RunResult:
         log.info("%s: is complete", session.run_dir)
         return read_result(session.run_dir, settings, about)
     return make_outputs(session.run_dir, settings, about, ledgers)
+
+
+def _lost(state: _Run, what: str) -> RunIncompleteError:
+    run_dir, task = state.session.run_dir, state.session.task
+    assert run_dir is not None
+    return RunIncompleteError(f"{run_dir}: {what}; go on with: {resume_command(run_dir, state.settings, task)}")
 
 
 def _stop(state: _Run, stop: Stopped) -> NoReturn:

@@ -30,6 +30,8 @@ PACKAGES = (
 """The packages whose versions a run records."""
 PATIENCE = 0.2
 """Seconds between two looks at the locks of the other processes."""
+GRACE = 1.0
+"""Seconds that a signal, which other processes got too, may take to come to this one."""
 
 
 @dataclass
@@ -48,6 +50,8 @@ class Session:
     started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="microseconds"))
     """To the microsecond: the processes of a run are listed in the order in which they started."""
     _lock: Optional[Lock] = None
+    _num_models: int = 1
+    """How many models this process has come to."""
 
     def take(self, run_dir: Path) -> None:
         """Make sure that nobody else works on this task, and keep others from it. For the first process of a task.
@@ -100,18 +104,49 @@ class Session:
 
     def _acquire(self, run_dir: Path) -> None:
         lock = Lock(_lock_path(run_dir, self.task, self.rank))
-        if not lock.acquire({"launch": self.launch, "job": os.environ.get("SLURM_JOB_ID")}):
+        if not lock.acquire(self._told()):
             raise ReportedError(f"{run_dir}: {lock.holder} is at work on it; wait until it ends, or stop it")
         self._lock = lock
+
+    def _told(self) -> dict[str, Any]:
+        return {"launch": self.launch, "job": os.environ.get("SLURM_JOB_ID"), "models": self._num_models}
+
+    def meet(self) -> list[int]:
+        """Wait until the other processes have come to the next model too, however long they work on the last one.
+
+        What Lightning does next it does in all processes together, and none would wait for another longer than half an
+        hour. Where the file system knows no locks, nothing is waited for here.
+
+        Returns:
+            The ranks of processes that have ended before, and will never come; normally none.
+        """
+        if self._lock is None or not self._lock.is_real:
+            return []
+        self._num_models += 1
+        self._lock.tell(self._told())
+        while missing := [rank for rank, lock in self._others() if not self._has_come(lock)]:
+            lost = [rank for rank, lock in self._others() if rank in missing and not lock.is_held]
+            time.sleep(GRACE if lost else PATIENCE)
+            if lost := [rank for rank, lock in self._others() if rank in lost and not self._has_come(lock)]:
+                return lost
+        return []
+
+    def _has_come(self, lock: Lock) -> bool:
+        told = lock.told
+        return told.get("launch") == self.launch and told["models"] >= self._num_models
+
+    def _others(self) -> list[tuple[int, Lock]]:
+        """Return the ranks and locks of the task's other processes."""
+        assert self.run_dir is not None
+        ranks = (rank for rank in range(self.world_size) if rank != self.rank)
+        return [(rank, Lock(_lock_path(self.run_dir, self.task, rank))) for rank in ranks]
 
     def wait_for_others(self, strategy: Strategy) -> None:
         """Wait until the other processes of the task have let go of their locks, because they are done or dead."""
         if self._lock is None or not self._lock.is_real:
             strategy.barrier("every process is done")
             return
-        assert self.run_dir is not None
-        others = [Lock(_lock_path(self.run_dir, self.task, r)) for r in range(self.world_size) if r != self.rank]
-        while any(lock.is_held for lock in others):
+        while any(lock.is_held for _, lock in self._others()):
             time.sleep(PATIENCE)
 
     def release(self) -> None:

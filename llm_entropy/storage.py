@@ -162,12 +162,23 @@ class Lock:
             stream.close()
             return False
         self.is_real = locked is True
-        stream.truncate(0)
-        held_by = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        stream.write(json.dumps({**held_by, **about}))
-        stream.flush()
         self._stream = stream
+        self._since = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.tell(about)
         return True
+
+    def tell(self, about: dict[str, Any]) -> None:
+        """Let others know something else of the holder.
+
+        Args:
+            about: What they should know, beside host, process and time.
+        """
+        assert self._stream is not None
+        held_by = {"host": socket.gethostname(), "pid": os.getpid(), "since": self._since}
+        self._stream.truncate(0)
+        self._stream.write(json.dumps({**held_by, **about}))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())  # or other machines would not see it as long as the lock is held
 
     def release(self) -> None:
         """Let go of the lock."""
@@ -188,11 +199,20 @@ class Lock:
             return _try_flock(stream) is False
 
     @property
-    def holder(self) -> str:
-        """Who holds it, or held it last, in words."""
+    def told(self) -> dict[str, Any]:
+        """What the holder, or the last one, has told; empty where it is just writing it."""
         try:
             about = json.loads(self.path.read_text(encoding="utf-8"))
         except (FileNotFoundError, json.JSONDecodeError):
+            return {}
+        assert isinstance(about, dict)
+        return about
+
+    @property
+    def holder(self) -> str:
+        """Who holds it, or held it last, in words."""
+        about = self.told
+        if not about:
             return "another process"
         return f"process {about['pid']} on {about['host']} since {about['since']}"
 

@@ -346,6 +346,58 @@ def test_a_process_that_is_lost_at_the_very_end_is_missed(room: Path, launch: La
     assert outputs_of(room / "runs/lost") == {name: content for name, content in whole.items() if "gpt2" in name}
 
 
+TOGETHER = """
+import os, signal, socket, sys, time
+from datetime import timedelta
+import torch.distributed
+from torch.distributed.distributed_c10d import _set_pg_timeout
+import llm_entropy.run
+from llm_entropy.cli import main
+from llm_entropy.writer import ShardWriter
+
+on_predict_end = ShardWriter.on_predict_end
+
+def end_late_or_never(writer, *arguments):
+    on_predict_end(writer, *arguments)
+    if writer._model == "gpt2":
+        _set_pg_timeout(timedelta(seconds=1), torch.distributed.group.WORLD)
+        if os.environ["RANK"] == "1":
+            time.sleep(3)
+            if sys.argv[1] == "never":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+ShardWriter.on_predict_end = end_late_or_never
+with socket.socket() as free:
+    free.bind(("", 0))
+    port = free.getsockname()[1]
+started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+children = []
+for rank in ("0", "1"):
+    children.append(os.fork())
+    if not children[-1]:
+        os.environ.update(started, RANK=rank, LOCAL_RANK=rank)
+        main(sys.argv[2:])
+        sys.exit(0)
+print(*[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+
+@pytest.mark.parametrize(("comes", "statuses"), [("late", "0 0"), ("never", "1 -9")])
+def test_between_two_models_a_process_is_waited_for_as_long_as_it_lives(
+    room: Path, launch: Launcher, whole: dict[str, bytes], comes: str, statuses: str
+):
+    (room / "together.py").write_text(TOGETHER)
+    command = [sys.executable, "together.py", comes, "predict", *WORDS, f"--output.run_name={comes}", "--quiet"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines()[-1] == statuses, done.stderr
+    if comes == "never":
+        assert "runs/never: process 1 of 2 ended before bert; go on with: llm-entropy predict" in done.stderr
+        assert launch(printed_command(done.stderr)).status == 0
+    assert outputs_of(room / "runs" / comes) == whole
+
+
 def test_a_second_process_is_refused_as_long_as_the_first_one_lives(
     room: Path, launch: Launcher, whole: dict[str, bytes]
 ):
