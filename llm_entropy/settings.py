@@ -4,11 +4,13 @@ Plain data: nothing here imports anything heavy, not even for type checkers, so 
 """
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Optional, Union
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.fields import ARRAYS, make_plain_
 
 STANDARD = "standard"
 """Name of the condition without steering."""
@@ -66,10 +68,13 @@ VectorLike = Union[str, list[float], list[list[float]]]
 class ControlVectors:
     """A pair of control vectors, of which `direction` chooses one."""
 
-    positive: Optional[VectorLike] = None
+    positive: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
     """A file, or numbers: [hidden], [blocks, hidden] or [blocks + 1, hidden]; a shorter list is repeated."""
-    negative: Optional[VectorLike] = None
+    negative: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
     """As `positive`."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "analysis.control.control_vectors")
 
 
 @dataclass
@@ -78,7 +83,7 @@ class ControlSettings:
 
     enabled: Optional[bool] = None
     """Whether the control condition is run; null: if a vector is given."""
-    control_vector: Optional[VectorLike] = None
+    control_vector: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
     """A file (.pt, .safetensors, .npy, .gguf; `{model}` in it stands for the model's key), or numbers."""
     control_vectors: Optional[ControlVectors] = None
     """A pair to choose from by `direction`; `control_vector` goes before it."""
@@ -92,6 +97,7 @@ class ControlSettings:
     """Factors interpolated over the real tokens of each sentence."""
 
     def __post_init__(self) -> None:
+        make_plain_(self, "analysis.control")
         _check_finite("analysis.control.strength", [self.strength])
         _check_finite("analysis.control.layer_weights", self.layer_weights)
         _check_finite("analysis.control.token_weights", self.token_weights)
@@ -133,6 +139,7 @@ class AnalysisSettings:
     """The control condition."""
 
     def __post_init__(self) -> None:
+        make_plain_(self, "analysis")
         if isinstance(self.num_sentences, int):
             _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -186,6 +193,9 @@ class ModelSettings:
     output_hidden_states: bool = True
     """Accepted, without effect: layers are always read."""
 
+    def __post_init__(self) -> None:
+        make_plain_(self, "ModelSettings")
+
 
 @dataclass
 class DataSettings:
@@ -213,6 +223,7 @@ class DataSettings:
     """Which of them this is, from 0 on; null: SLURM_ARRAY_TASK_ID."""
 
     def __post_init__(self) -> None:
+        make_plain_(self, "data")
         if self.max_length is not None:
             _check_at_least("data.max_length", self.max_length, 3)
         if self.tokens_per_batch != "auto":
@@ -241,6 +252,9 @@ class TrainerSettings:
     precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
     """Type of the weights and of the forward pass; the statistics are float32 always."""
 
+    def __post_init__(self) -> None:
+        make_plain_(self, "trainer")
+
 
 @dataclass
 class OutputSettings:
@@ -262,6 +276,7 @@ class OutputSettings:
     """It writes them after so many seconds at the latest: what a kill costs; 0: after every batch."""
 
     def __post_init__(self) -> None:
+        make_plain_(self, "output")
         _check_at_least("output.part_megabytes", self.part_megabytes, 0)
         _check_at_least("output.part_seconds", self.part_seconds, 0)
 
@@ -283,12 +298,24 @@ class Settings:
     output: OutputSettings = field(default_factory=OutputSettings)
 
     def __post_init__(self) -> None:
+        _refuse_loaded(self.models)
+        make_plain_(self)
         _check_at_least("seed", self.seed, 0)
         if not self.models:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:
             if not key or not all(character.isalnum() or character in "-_." for character in key):
                 raise ReportedError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+
+
+def _refuse_loaded(models: Any) -> None:
+    """Refuse a model that has been loaded, of whatever library: it is read from where it lies, and written down so."""
+    for key, model in models.items() if isinstance(models, Mapping) else ():
+        if not isinstance(model, (str, os.PathLike, Mapping, ModelSettings)):
+            raise ReportedError(
+                f"models.{key}: got {type(model).__name__}; expected a hub name, a folder, or settings; save a model "
+                "that is loaded, and its tokenizer, with save_pretrained(FOLDER), and give the folder"
+            )
 
 
 def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
