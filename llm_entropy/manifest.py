@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-import numpy as np
-import torch
 import yaml
 from safetensors.torch import save_file
 
 from llm_entropy import storage
 from llm_entropy.errors import ReportedError
+from llm_entropy.fields import holds_arrays
 from llm_entropy.ledger import Ledger, Marker
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
+from llm_entropy.vectors import as_vector
 
 Status = Literal["running", "stopped", "failed", "complete"]
 CONFIG, MANIFEST, MODEL, SENTENCES = "config.yaml", "run.json", "model.json", "sentences.jsonl"
@@ -184,12 +184,12 @@ def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: P
 
 
 def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
-    """Return a vector that YAML can hold: numbers or a file; a tensor or an array becomes a file."""
-    if not isinstance(vector, (torch.Tensor, np.ndarray)):
+    """Return a vector that YAML can hold: numbers or a file; tensors, arrays and lists of them become a file."""
+    if not holds_arrays(vector):
         return vector
     path = (run_dir / f"{name}.safetensors").absolute()
     with storage.written_whole(path) as temporary:
-        save_file({name: torch.as_tensor(vector).detach().cpu().contiguous()}, temporary)
+        save_file({name: as_vector(vector)}, temporary)
     return str(path)
 
 

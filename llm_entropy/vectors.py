@@ -10,14 +10,7 @@ output of layer il = N, counted from 0 (llama.cpp refuses N = 0; here it is bloc
 from __future__ import annotations
 
 import logging
-import pickle
-import re
-import struct
-import tokenize
-import warnings
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,8 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llm_entropy import builtin
+from llm_entropy import builtin, placement
 from llm_entropy.errors import ReportedError
+from llm_entropy.fields import holds_arrays
+from llm_entropy.vector_files import ARCHITECTURE, CONTROL_VECTOR, read_content
 
 if TYPE_CHECKING:
     from llm_entropy.settings import ControlSettings
@@ -38,12 +33,19 @@ Array = npt.NDArray[Any]
 VectorSource = str | Path | Tensor | Array | list[float] | list[list[float]]
 """What a user may give as a vector."""
 
-BLOCK_KEY = re.compile(r"(?:(?:layer_activations|directions?|layers?|blocks?)[._])*(-?\d+)")
-"""A name that says which block its tensor belongs to: 3, layer.3, direction.3, layer_activations.3."""
 BUILTIN = "builtin:"
 """Before a path, the folder of what comes with the package."""
 NESTS = ("layer_activations", "directions")
 """Where steering-vectors and repeng keep the mapping of blocks to vectors inside of a saved state."""
+_WANTED = {
+    "layer_type": ("decoder_block", "vectors of the residual stream, as steering-vectors writes them"),
+    ARCHITECTURE: (CONTROL_VECTOR, "a control vector, as repeng and llama.cpp write it"),
+}
+"""What an entry must say where it is there, and what that means."""
+_PROJECTED = ("project", "project_out", "ablate", "ablation", "orthogonalize")
+"""Modes of directions that are not made to be added."""
+_FACTORS = ("strength", "coeff", "coefficient", "multiplier", "alpha", "alpha_default", "scale")
+"""Entries that are factors on the vector, for those who read them."""
 
 
 class ChosenVector(NamedTuple):
@@ -104,10 +106,10 @@ def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int
             path = _path(str(value).replace("{model}", model))
             source = f"{path}: "
             vector = read_vector(path, num_blocks=num_blocks)
-        elif isinstance(value, (list, tuple)):
-            vector = _fill(_from_numbers(value), hidden_size, key=key, model=model)
-        elif isinstance(value, (Tensor, np.ndarray)):
-            vector = _checked(value)
+        elif isinstance(value, (list, tuple)) and not holds_arrays(value):
+            vector = _fill(as_vector(value), hidden_size, key=key, model=model)
+        elif holds_arrays(value):
+            vector = as_vector(value)
         else:
             raise ReportedError(f"got {type(value).__name__}; expected a file, a list of numbers, a tensor or an array")
     except ReportedError as error:
@@ -131,11 +133,13 @@ def _path(given: str) -> Path:
 
 
 def read_vector(path: str | Path, *, num_blocks: int) -> Tensor:
-    """Read a vector file; its suffix says the format (see `FORMATS`).
+    """Read a vector file; its suffix says the format (`vector_files.FORMATS`).
 
-    A file that holds one tensor gives it as it is. A file that maps block numbers to vectors (keys like 0, "0",
-    "layer.3", "direction.3", also inside of `layer_activations` or `directions`) gives a row for each block, zero for
-    the blocks that it does not name; that holds for a single numbered vector as well.
+    A file that holds one tensor, and names no block, gives it as it is. A file that maps block numbers to vectors (keys
+    like 0, "layer.3", "direction.3", "model.layers.3", "blocks.3.hook_resid_post", also below `layer_activations` or
+    `directions`) gives a row for each block, zero for the blocks that it does not name; so does one that names a block
+    beside its only tensor, as {"vector": ..., "layer": 3} does. Blocks are counted from 0; `hook_resid_pre` of block k
+    is the output of block k - 1, of block 0 that of the embeddings (`placement` has the names).
 
     Args:
         path: The file.
@@ -148,131 +152,171 @@ def read_vector(path: str | Path, *, num_blocks: int) -> Tensor:
         ReportedError: Naming the file, what it holds, and what was expected. Pickled code is refused, never run.
     """
     path = Path(path)
-    reader = FORMATS.get(path.suffix.lower())
-    if reader is None:
-        raise ReportedError(f"{path}: got the suffix {path.suffix!r}; expected one of {', '.join(FORMATS)}")
-    if not path.is_file():
-        raise ReportedError(f"{path.absolute()}: got no such file; expected a vector file")
+    content = read_content(path)
     try:
-        content = reader(path)
-    except _UNREADABLE as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ReportedError(f"{path}: got a file that cannot be read as {path.suffix}: {reason[:200]}") from error
-    try:
-        return _block_rows(content, num_blocks) if isinstance(content, Mapping) else _checked(content)
+        found = _named_rows(content, num_blocks) if isinstance(content, Mapping) else _Found(_only_tensors(content))
     except ReportedError as error:
         raise ReportedError(f"{path}: {error}") from error
+    _say_where(path, found)
+    return found.vector
 
 
-# --- formats -----------------------------------------------------------------------------------------------------
+def _only_tensors(content: Any) -> Tensor:
+    """Return a tensor, or a list of them, a row each; other lists are refused: in a config they mean something else."""
+    if isinstance(content, (list, tuple)) and not holds_arrays(content):
+        raise ReportedError(f"got {type(content).__name__}; expected a tensor, or a mapping of blocks to tensors")
+    return as_vector(content)
 
 
-def _read_torch(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # Which pickle protocol a file was written with is no news to the user: it is read or it is refused.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # The message of torch advises the user to switch the protection off.
-        raise ReportedError(
-            "it holds no tensors, or pickled code or objects beside them, which are refused and never run; "
-            "expected torch.save(tensor, path)"
-        ) from error
-    except LookupError as error:
-        # The restricted unpickler looks up whatever byte it finds: text ends in a KeyError.
-        raise ReportedError("it was not written by torch.save") from error
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ReportedError(str(error)) from error
-
-
-def _read_numpy(path: Path) -> Any:
-    try:
-        # Opened here: numpy leaves a file open that it opened and could not read.
-        with path.open("rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return content if isinstance(content, np.ndarray) else {name: content[name] for name in content.files}
-    except ValueError as error:
-        # The message of numpy advises the user to switch the protection off.
-        raise ReportedError("it holds no array, or pickled objects, which are refused and never run") from error
-
-
-def _read_gguf(path: Path) -> Any:
-    try:
-        import gguf
-    except ModuleNotFoundError as error:
-        raise ReportedError("GGUF files need a package that is not installed: pip install gguf") from error
-    tensors = gguf.GGUFReader(path).tensors
-    return {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in tensors}
-
-
-FORMATS: dict[str, Callable[[Path], Any]] = {
-    ".pt": _read_torch,
-    ".pth": _read_torch,
-    ".bin": _read_torch,
-    ".safetensors": _read_safetensors,
-    ".npy": _read_numpy,
-    ".npz": _read_numpy,
-    ".gguf": _read_gguf,
-}
-"""Suffix to reader: path -> a tensor, an array, or a mapping of names to them."""
-
-_UNREADABLE = (
-    *(ValueError, RuntimeError, EOFError, LookupError, TypeError, AttributeError, AssertionError, OSError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
-)
-"""What the readers were seen to raise for files with bytes changed or cut off."""
+def _say_where(path: Path, found: _Found) -> None:
+    """Log at which block a file's only vector acts, and what of the file says something else or is not read."""
+    layer, place, block = placement.layer_in_name(path.stem), found.place, found.block
+    if place is not None:
+        where = "at the embeddings" if block == placement.EMBEDDINGS else f"at the output of block {block}"
+        logger.info("%s: acts %s alone, as %s says; blocks are counted from 0", path, where, place.words)
+        if layer is not None and layer not in (place.number, block):
+            logger.warning("%s: its name speaks of layer %d, which is not read; it acts %s", path, layer, where)
+    elif layer is not None and found.vector.ndim == 1:
+        logger.warning(
+            "%s: its name speaks of layer %d, which is not read: a single vector acts at every block whose weight in "
+            "analysis.control.layer_weights is not 0",
+            path,
+            layer,
+        )
+    for factor in found.factors:
+        logger.warning("%s: %s is not read; the factor on a vector is analysis.control.strength", path, factor)
+    if found.ignored:
+        logger.debug("%s: not read: %s", path, ", ".join(found.ignored))
 
 
 # --- content -----------------------------------------------------------------------------------------------------
 
 
-def _block_rows(content: Mapping[Any, Any], num_blocks: int) -> Tensor:
-    """Return the only tensor of a mapping, or the rows [num_blocks, hidden] that its numbered tensors make."""
-    layer_type = content.get("layer_type", "decoder_block")
-    if layer_type != "decoder_block":
-        raise ReportedError(f"got vectors for {layer_type!r}; expected 'decoder_block': vectors of the residual stream")
-    for nest in NESTS:
-        if isinstance(content.get(nest), Mapping):
-            content = content[nest]
-    tensors = {key: value for key, value in content.items() if isinstance(value, (Tensor, np.ndarray))}
+class _Found(NamedTuple):
+    """What a file holds."""
+
+    vector: Tensor
+    """[hidden] or [rows, hidden]."""
+    place: placement.Place | None = None
+    """What names the only block of a single vector, if anything does."""
+    block: int | None = None
+    """That block, or `EMBEDDINGS`."""
+    factors: Sequence[str] = ()
+    """Entries that say how often the vector is to be taken."""
+    ignored: Sequence[str] = ()
+    """Names of the other entries."""
+
+
+def _named_rows(content: Mapping[Any, Any], num_blocks: int) -> _Found:
+    """Return the only tensor of a mapping that names no block, or the rows of those that it names."""
+    tensors, entries = _tensors_and_entries(content)
+    _refuse_foreign(entries)
     if not tensors:
         raise ReportedError("got no tensor; expected one, or one for each steered block")
-    matches = {key: BLOCK_KEY.fullmatch(str(key)) for key in tensors}
-    if len(tensors) == 1 and not any(matches.values()):
-        return _checked(next(iter(tensors.values())))
-    strangers = [str(key) for key, match in matches.items() if match is None]
-    if strangers:
+    beside = placement.read_beside(entries)
+    factors = [f"{name} {value}" for name, value in entries.items() if _is_factor(name, value)]
+    named = {key: placement.find_place(key) for key in tensors}
+    if len(tensors) == 1 and not any(named.values()):
+        if beside.unclear:
+            raise ReportedError(
+                f"got {beside.unclear[0]} for a single vector; expected one number, or a vector for each block, named "
+                "layer.3, layer.4"
+            )
+        if not beside.places:
+            return _Found(as_vector(next(iter(tensors.values()))), factors=factors, ignored=beside.ignored)
+        named = dict.fromkeys(tensors, beside.places[0])
+    places = {key: place for key, place in named.items() if place is not None}
+    if len(places) < len(tensors):
+        strangers = [str(key) for key in tensors if key not in places]
         raise ReportedError(
             f"got {len(tensors)} tensors, among them {', '.join(strangers[:3])}; "
             "expected a single tensor, or names that number blocks, as layer.3 or direction.3"
         )
-    rows: dict[int, Tensor] = {}
-    for key, match in matches.items():
-        assert match is not None
-        block, row = int(match[1]), _checked(tensors[key])
-        if not 0 <= block < num_blocks or block in rows:
-            problem = "a second vector" if block in rows else "a vector"
+    blocks = {key: place.block(beside.offset) for key, place in places.items()}
+    _refuse_contradiction(beside, list(places.values()), set(blocks.values()))
+    vector = _stack({key: (places[key], blocks[key], as_vector(tensors[key])) for key in tensors}, num_blocks)
+    place, block = (next(iter(places.values())), next(iter(blocks.values()))) if len(places) == 1 else (None, None)
+    return _Found(vector, place, block, factors, beside.ignored)
+
+
+def _tensors_and_entries(content: Mapping[Any, Any]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """Return the tensors of a file by their keys, and everything else by its name."""
+    inner = next((content[nest] for nest in NESTS if isinstance(content.get(nest), Mapping)), content)
+    tensors = {key: value for key, value in inner.items() if _is_tensor(value)}
+    left = {key: value for key, value in content.items() if value is not inner and key not in tensors}
+    entries = dict(placement.flat_entries(left))
+    hidden = [name for name, value in entries.items() if _holds_tensors(value)]
+    if hidden:
+        raise ReportedError(
+            f"got tensors inside of {', '.join(hidden[:3])}; expected a single tensor, or one for each block, at the "
+            f"top or in {' or '.join(NESTS)}"
+        )
+    return tensors, entries
+
+
+def _is_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or an array of numbers; one without dimensions is an entry, as text is."""
+    is_text = isinstance(value, np.ndarray) and value.dtype.kind in "SU"
+    return isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0 and not is_text
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(map(_holds_tensors, value)) if isinstance(value, (list, tuple)) else _is_tensor(value)
+
+
+def _is_factor(name: str, value: Any) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value != 1 and name.rpartition(".")[2].lower() in _FACTORS
+
+
+def _refuse_foreign(entries: Mapping[str, Any]) -> None:
+    """Refuse a file that says that it is something else than vectors to be added to the residual stream."""
+    for name, (wanted, meaning) in _WANTED.items():
+        if entries.get(name, wanted) != wanted:
+            kinds = "".join(
+                f", {kind} {entries[kind]!r}" for kind in ("general.type", "adapter.type") if kind in entries
+            )
+            raise ReportedError(f"got {name} {entries[name]!r}{kinds}; expected {wanted!r}: {meaning}")
+    for name, value in entries.items():
+        if name.rpartition(".")[2] == "mode" and value in _PROJECTED:
             raise ReportedError(
-                f"got {problem} for block {block} ({key}); expected one each for blocks 0 to {num_blocks - 1}"
+                f"got {name} {value!r}: directions that are made to be projected out; expected vectors that are added"
+            )
+
+
+def _refuse_contradiction(beside: placement.Beside, places: list[placement.Place], blocks: set[int]) -> None:
+    """Refuse a file that names other blocks beside its tensors than in their names."""
+    offset = next((place.offset for place in places if place.offset is not None), beside.offset)
+    for said in beside.places:
+        if {said.block(offset)} != blocks:
+            raise ReportedError(
+                f"got {said.words} beside a vector for {', '.join(place.words for place in places[:3])}; "
+                "expected one word on where it acts: remove the other, or keep the vector of that block alone"
+            )
+
+
+def _stack(rows: dict[Any, tuple[placement.Place, int, Tensor]], num_blocks: int) -> Tensor:
+    """Return [num_blocks, hidden], with a row more, the first, where one acts on the embeddings; zero where none is."""
+    seen: set[int] = set()
+    for place, block, row in rows.values():
+        if not 0 <= place.number < num_blocks or block in seen:
+            problem = "a second vector" if block in seen else "a vector"
+            raise ReportedError(
+                f"got {problem} for block {place.number} ({place.words}); "
+                f"expected one each for blocks 0 to {num_blocks - 1}"
             )
         if row.ndim != 1:
-            raise ReportedError(f"got shape {list(row.shape)} for block {block} ({key}); expected [hidden]")
-        rows[block] = row
-    widths = sorted({len(row) for row in rows.values()})
+            raise ReportedError(
+                f"got shape {list(row.shape)} for block {place.number} ({place.words}); expected [hidden]"
+            )
+        seen.add(block)
+    widths = sorted({len(row) for _, _, row in rows.values()})
     if len(widths) > 1:
         raise ReportedError(f"got vectors of widths {widths}; expected one width")
-    stacked = torch.zeros(num_blocks, widths[0])
-    for block, row in rows.items():
-        stacked[block] = row
+    first = placement.EMBEDDINGS if placement.EMBEDDINGS in seen else 0
+    stacked = torch.zeros(num_blocks - first, widths[0])
+    for _, block, row in rows.values():
+        stacked[block - first] = row
     return stacked
 
 
@@ -286,7 +330,7 @@ def _from_numbers(numbers: list[Any] | tuple[Any, ...]) -> Tensor:
         ) from error
     if array.size and array.dtype.kind not in "iuf":
         raise ReportedError(f"got {str(numbers)[:60]}; expected numbers")
-    return _checked(array.astype(np.float64))
+    return as_vector(array.astype(np.float64))
 
 
 def _fill(vector: Tensor, hidden_size: int, *, key: str, model: str) -> Tensor:
@@ -299,24 +343,56 @@ def _fill(vector: Tensor, hidden_size: int, *, key: str, model: str) -> Tensor:
     return vector[..., torch.arange(hidden_size) % width]
 
 
-def _checked(value: Any) -> Tensor:
-    """Return a tensor or array as float32 on the CPU: [hidden] or [rows, hidden], not empty, finite."""
-    if isinstance(value, np.ndarray):
-        is_real = np.issubdtype(value.dtype, np.floating)
-    elif isinstance(value, Tensor):
-        is_real = value.is_floating_point()
-    else:
+def as_vector(value: Any) -> Tensor:
+    """Return what was given as a vector in memory as a tensor.
+
+    Args:
+        value: A tensor of any floating type, on any device; an array of floating-point numbers, or what numpy makes
+            one of; a list of them, a row each; a list of numbers, or of equally long lists of them.
+
+    Returns:
+        Float32 on the CPU, finite: [hidden] or [rows, hidden].
+
+    Raises:
+        ReportedError: Another type or shape, integers in an array, something else than finite numbers.
+    """
+    if isinstance(value, (list, tuple)):
+        return _stacked_rows(value) if holds_arrays(value) else _from_numbers(value)
+    if not isinstance(value, Tensor) and hasattr(value, "__array__"):
+        value = np.asarray(np.ma.filled(value, np.nan) if isinstance(value, np.ma.MaskedArray) else value)
+    if not isinstance(value, (Tensor, np.ndarray)):
         raise ReportedError(f"got {type(value).__name__}; expected a tensor, or a mapping of blocks to tensors")
+    is_real = value.is_floating_point() if isinstance(value, Tensor) else np.issubdtype(value.dtype, np.floating)
     if not is_real:
-        raise ReportedError(f"got numbers of type {value.dtype}; expected floating-point numbers")
+        raise ReportedError(
+            f"got numbers of type {value.dtype}; expected floating-point numbers, as float32 (what integers stand for "
+            "is not known: they may be quantised)"
+        )
     if value.ndim not in (1, 2) or 0 in value.shape:
         raise ReportedError(f"got shape {list(value.shape)}; expected [hidden] or [rows, hidden], not empty")
-    if isinstance(value, np.ndarray):
-        # What overflows float32 is reported as infinite below.
-        with np.errstate(over="ignore"):
-            value = torch.from_numpy(np.array(value, dtype=np.float32))
-    vector: Tensor = value.detach().to("cpu", torch.float32)
+    vector = _float32(value)
     num_bad = int((~vector.isfinite()).sum())
     if num_bad:
         raise ReportedError(f"got NaN or infinity in {num_bad} of {vector.numel()} numbers; expected finite float32")
     return vector
+
+
+def _float32(value: Tensor | Array) -> Tensor:
+    if isinstance(value, np.ndarray):
+        # A copy, in the machine's byte order and without negative strides, neither of which torch has. What overflows
+        # is infinite, which is reported.
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(np.array(value, dtype=np.float32))
+    if value.is_meta:
+        raise ReportedError("got a tensor on the meta device, which holds no numbers; expected one that is loaded")
+    return value.detach().to_dense().to("cpu", torch.float32).contiguous()
+
+
+def _stacked_rows(rows: list[Any] | tuple[Any, ...]) -> Tensor:
+    vectors = [as_vector(row) for row in rows]
+    shapes = sorted({tuple(vector.shape) for vector in vectors})
+    if len(shapes) > 1 or len(shapes[0]) != 1:
+        raise ReportedError(
+            f"got a list of tensors of the shapes {[list(shape) for shape in shapes]}; expected [hidden] for each"
+        )
+    return torch.stack(vectors)
