@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, TypeVar, Union, cast
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.fields import holds_arrays, plain_value
 from llm_entropy.results import RunResult
 from llm_entropy.run import run
+from llm_entropy.sentences import refuse_data_beside, texts_of
 from llm_entropy.settings import (
     DEFAULT_METRICS,
     AnalysisSettings,
@@ -25,15 +30,19 @@ from llm_entropy.settings import (
     TrainerSettings,
     default_models,
 )
+from llm_entropy.vectors import as_vector
 
-Vector = Union[str, Path, Tensor, npt.NDArray[np.floating], Sequence[float], Sequence[Sequence[float]]]
+Section = TypeVar("Section")
+Model = Union[str, Path, Mapping[str, Any], ModelSettings]
+Row = Union[Tensor, npt.NDArray[np.floating], Sequence[float]]
+Vector = Union[str, Path, Row, Sequence[Row]]
 Weights = Union[Tensor, npt.NDArray[np.floating], Sequence[float]]
 
 
 def run_analysis(
-    models: Optional[Mapping[str, Union[str, ModelSettings]]] = None,
+    models: Union[Mapping[str, Model], Model, Sequence[Model], None] = None,
     *,
-    sentences: Optional[Sequence[str]] = None,
+    sentences: Optional[Iterable[Any]] = None,
     num_sentences: Union[int, Literal["auto"], None] = "auto",
     temperature: float = 1.0,
     use_sampling: bool = False,
@@ -41,20 +50,20 @@ def run_analysis(
     positions: Literal["last", "all"] = "last",
     mask_strategy: Literal["last", "random", "each"] = "last",
     lens: Literal["logit", "raw", "tuned"] = "logit",
-    lens_path: Optional[str] = None,
-    metrics: Sequence[str] = DEFAULT_METRICS,
+    lens_path: Union[str, Path, None] = None,
+    metrics: Union[str, Sequence[str]] = DEFAULT_METRICS,
     top_k: int = 5,
     tracked_tokens: int = 3,
     control_vector: Optional[Vector] = None,
-    control_vectors: Optional[Mapping[str, Vector]] = None,
+    control_vectors: Union[Mapping[str, Vector], ControlVectors, None] = None,
     direction: Literal["positive", "negative"] = "positive",
     strength: float = 1.0,
     layer_weights: Optional[Weights] = None,
     token_weights: Optional[Weights] = None,
     seed: int = 0,
-    data: Union[str, Path, DataSettings, None] = None,
-    trainer: Optional[TrainerSettings] = None,
-    output: Union[str, Path, OutputSettings, None] = None,
+    data: Union[str, Path, Mapping[str, Any], DataSettings, None] = None,
+    trainer: Union[Mapping[str, Any], TrainerSettings, None] = None,
+    output: Union[str, Path, Mapping[str, Any], OutputSettings, None] = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> RunResult:
@@ -63,8 +72,13 @@ def run_analysis(
     The same as `llm-entropy predict`; every argument is a key of the configuration, with its default.
 
     Args:
-        models: By a key that names files, a hub name, folder or `builtin:...`, or settings; default: gpt2 and bert.
-        sentences: The corpus itself, instead of `data`.
+        models: By a key that names files, a hub name, folder or `builtin:...`, or settings; or one or several of these
+            without a key, which is then the last part of the name; default: gpt2 and bert. A model that is loaded is
+            saved first (`save_pretrained`).
+        sentences: The corpus itself, instead of `data`: a list, an iterator, which is read once, a column, or a data
+            frame or data set, whose text column is found as that of a file is, or named by `data={"text_column": ...}`.
+            Missing values of a column are skipped and counted. Of an `IterableDataset` the first `num_sentences` are
+            read, or all.
         num_sentences: How many, picked by `seed`; None: all; auto: all of `sentences` or `data`, 10 built-in ones.
         temperature: Every logit is divided by it.
         use_sampling: Take a sampled token where the target is the predicted token.
@@ -73,10 +87,11 @@ def run_analysis(
         mask_strategy: Masked models: which token of a sentence without a mask is masked.
         lens: How a layer becomes logits.
         lens_path: Folder of a tuned lens.
-        metrics: Names of the metrics, keys of `llm_entropy.METRICS`.
+        metrics: Name or names of the metrics, keys of `llm_entropy.METRICS`.
         top_k: How many tokens the predictions list.
         tracked_tokens: For how many of them the probability is followed over the layers.
-        control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings.
+        control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
+            tensor or array of floating-point numbers, or a list of numbers or of rows.
         control_vectors: `positive` and `negative`, of which `direction` chooses.
         direction: See there; it turns the sign of a single `control_vector`.
         strength: Factor on every vector.
@@ -95,13 +110,15 @@ def run_analysis(
     Raises:
         ReportedError: Something is wrong, said in one line; nothing is left behind.
     """
+    data = _section(data, "data", DataSettings, "path", "what is in memory is given as sentences")
+    # Where a cast stands, the settings make a plain value of what was given.
     control = ControlSettings(
-        control_vector=_vector(control_vector),
+        control_vector=_vector("analysis.control.control_vector", control_vector),
         control_vectors=_vector_pair(control_vectors),
         direction=direction,
         strength=strength,
-        layer_weights=_numbers(layer_weights),
-        token_weights=_numbers(token_weights),
+        layer_weights=cast(Any, layer_weights),
+        token_weights=cast(Any, token_weights),
     )
     analysis = AnalysisSettings(
         num_sentences=num_sentences,
@@ -111,8 +128,8 @@ def run_analysis(
         positions=positions,
         mask_strategy=mask_strategy,
         lens=lens,
-        lens_path=lens_path,
-        metrics=list(metrics),
+        lens_path=cast(Any, lens_path),
+        metrics=cast(Any, metrics),
         top_k=top_k,
         tracked_tokens=tracked_tokens,
         control=control,
@@ -120,47 +137,77 @@ def run_analysis(
     settings = Settings(
         seed=seed,
         analysis=analysis,
-        models=default_models() if models is None else dict(models),
-        data=data if isinstance(data, DataSettings) else DataSettings(path=None if data is None else str(data)),
-        trainer=trainer or TrainerSettings(),
-        output=_output(output),
+        models=default_models() if models is None else _by_key(models),
+        data=data,
+        trainer=_section(trainer, "trainer", TrainerSettings),
+        output=_section(output, "output", OutputSettings, "dir"),
     )
+    if sentences is not None:
+        refuse_data_beside(data)
+        number = settings.analysis.num_sentences
+        sentences = texts_of(sentences, data, None if number == "auto" else number)
     return run(settings, quiet=quiet, sentences=sentences, resume=resume)
 
 
-def _output(output: Union[str, Path, OutputSettings, None]) -> OutputSettings:
-    if output is None:
-        return OutputSettings()
-    return output if isinstance(output, OutputSettings) else OutputSettings(dir=str(output))
+def _section(given: Any, key: str, section: type[Section], name: str = "", hint: str = "") -> Section:
+    """Return a section of the settings, of settings, a mapping, or the value of the key that matters most in it.
+
+    Args:
+        given: None: the defaults.
+        key: Of the section.
+        section: The class of its settings.
+        name: The key in it that text or a path stands for.
+        hint: What to do with anything else.
+    """
+    if given is None:
+        return section()
+    if name and isinstance(given, (str, os.PathLike)):
+        given = {name: given}
+    if hint and not isinstance(given, (Mapping, section)):
+        raise ReportedError(
+            f"{key}: got a {type(given).__name__}; expected text, a path, or {section.__name__}; {hint}"
+        )
+    made: Section = plain_value(given, section, key)
+    return made
 
 
-def _vector(vector: Optional[Vector]) -> Any:
-    """Return a vector as settings hold it; a tensor or array stays what it is, so that its width is taken as meant."""
-    if isinstance(vector, Path):
-        return str(vector)
-    return _plain(vector)
+def _by_key(models: Any) -> dict[str, Any]:
+    """Return models by a key each, which names files; of a name or of several, the last part of the name is the key."""
+    if isinstance(models, Mapping):
+        return dict(models)
+    several = list(models) if isinstance(models, (list, tuple)) else [models]
+    by_key: dict[str, Any] = {}
+    for model in several:
+        key, taken = _key_of(model), {other.casefold() for other in by_key}
+        numbered = itertools.chain([key], (f"{key}-{number}" for number in itertools.count(2)))
+        by_key[next(name for name in numbered if name.casefold() not in taken)] = model
+    return by_key
 
 
-def _plain(vector: Any) -> Any:
-    """Return lists of numbers as YAML can write them."""
-    if isinstance(vector, (list, tuple)):
-        return [_plain(row) for row in vector]
-    return vector.item() if isinstance(vector, np.generic) else vector
+def _key_of(model: Any) -> str:
+    """Return a key for a model without one: the last part of its name or folder, as far as it can name files."""
+    name = (
+        model.get("name") if isinstance(model, Mapping) else model.name if isinstance(model, ModelSettings) else model
+    )
+    if not isinstance(name, (str, os.PathLike)):
+        return type(model).__name__  # what is no model is refused by this name
+    last = Path(os.fspath(name).rpartition(":")[2]).name or Path(name).absolute().name
+    return re.sub(r"[^\w.-]", "-", last, flags=re.ASCII).strip(".") or "model"
 
 
-def _vector_pair(pair: Optional[Mapping[str, Vector]]) -> Optional[ControlVectors]:
-    if pair is None:
-        return None
-    unknown = set(pair) - {"positive", "negative"}
-    if unknown:
-        raise ReportedError(f"control_vectors: got {sorted(pair)}; expected positive, negative or both")
-    return ControlVectors(**{name: _vector(vector) for name, vector in pair.items()})
+def _vector(key: str, vector: Any) -> Any:
+    """Return a vector as settings hold it: arrays and lists of them as a tensor, whose width is taken as meant."""
+    if not holds_arrays(vector):
+        return vector
+    try:
+        return as_vector(vector)
+    except ReportedError as error:
+        raise ReportedError(f"{key}: {error}") from error
 
 
-def _numbers(weights: Optional[Weights]) -> Optional[list[float]]:
-    if weights is None:
-        return None
-    numbers = np.asarray(weights.detach().cpu() if isinstance(weights, Tensor) else weights, dtype=np.float64)
-    if numbers.ndim != 1:
-        raise ReportedError(f"layer_weights, token_weights: got shape {list(numbers.shape)}; expected a row of numbers")
-    return [float(number) for number in numbers]
+def _vector_pair(pair: Any) -> Any:
+    if isinstance(pair, ControlVectors):
+        pair = vars(pair)
+    if not isinstance(pair, Mapping):
+        return pair
+    return {name: _vector(f"analysis.control.control_vectors.{name}", vector) for name, vector in pair.items()}

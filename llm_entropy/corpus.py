@@ -294,19 +294,17 @@ def load_corpus(data: DataSettings, num_sentences: NumSentences, seed: int, *, q
         return StreamedCorpus(rows.select_columns([column]), column, source, fingerprint)
 
 
-def corpus_of_sentences(sentences: Collection[str], num_sentences: NumSentences, seed: int) -> MappedCorpus:
+def corpus_of_sentences(sentences: Collection[Optional[str]], num_sentences: NumSentences, seed: int) -> MappedCorpus:
     """Make a corpus of sentences that are in memory, as `load_corpus` does of a file's.
 
     Args:
-        sentences: The texts.
+        sentences: The texts; None is a row without any.
         num_sentences: How many; None or auto: all.
         seed: Of the pick.
 
     Raises:
-        ReportedError: There are too few sentences, or something else than texts.
+        ReportedError: There are too few sentences.
     """
-    if isinstance(sentences, str) or not all(isinstance(sentence, str) for sentence in sentences):
-        raise ReportedError("sentences: expected a sequence of str, a sentence each")
     rows = Dataset.from_dict({SENTENCE: list(sentences)}, features=Features({SENTENCE: Value("string")}))
     number = None if num_sentences == "auto" else num_sentences
     return _picked_sentences(rows, {SENTENCE: SENTENCE}, "given sentences", number, seed)

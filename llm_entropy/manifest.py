@@ -108,7 +108,7 @@ def find_run(output: OutputSettings) -> Optional[Path]:
 
 
 def create_run(
-    settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[str]], may_exist: bool
+    settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[Optional[str]]], may_exist: bool
 ) -> tuple[Path, bool]:
     """Create the folder of a run, named as asked, or `run_{timestamp}_{8 hex}`, with `config.yaml` and `run.json`.
 
@@ -163,7 +163,7 @@ def remove_run(run_dir: Path) -> None:
         run_dir.parent.rmdir()
 
 
-def _storable(settings: Settings, sentences: Optional[Sequence[str]], run_dir: Path) -> Settings:
+def _storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], run_dir: Path) -> Settings:
     """Return settings that can be written as YAML and run again."""
     control = settings.analysis.control
     pair = control.control_vectors

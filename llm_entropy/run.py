@@ -72,7 +72,7 @@ class _Run:
     quiet: bool
     resume: bool
     """Whether the run may have been begun."""
-    sentences: Optional[Sequence[str]] = None
+    sentences: Optional[Sequence[Optional[str]]] = None
     """The corpus, where it was given in memory."""
     is_new: bool = False
     """Whether this process has created the run's folder."""
@@ -90,14 +90,18 @@ class _Run:
 
 
 def run(
-    settings: Settings, *, quiet: bool = False, sentences: Optional[Sequence[str]] = None, resume: bool = False
+    settings: Settings,
+    *,
+    quiet: bool = False,
+    sentences: Optional[Sequence[Optional[str]]] = None,
+    resume: bool = False,
 ) -> RunResult:
     """Run an analysis.
 
     Args:
         settings: What to do.
         quiet: Whether the terminal shows warnings and errors alone.
-        sentences: The corpus itself, instead of `settings.data.path`.
+        sentences: The corpus itself, instead of `settings.data.path`; None is a row without text.
         resume: Whether to go on with the run of this name, if it has been begun: only what is missing is computed.
 
     Returns:
@@ -172,7 +176,7 @@ def _array_index(data: DataSettings) -> int:
     return int(text)
 
 
-def _corpus(settings: Settings, sentences: Optional[Sequence[str]], quiet: bool) -> Corpus:
+def _corpus(settings: Settings, sentences: Optional[Sequence[Optional[str]]], quiet: bool) -> Corpus:
     num_sentences = settings.analysis.num_sentences
     if sentences is not None:
         corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
