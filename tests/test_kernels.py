@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy import kernels
-from llm_entropy.kernels import compiled, epilogue, reference
+from llm_entropy.kernels import compiled, reference
 from llm_entropy.schema import RowStatistics, Unembedding
 
 SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
@@ -103,23 +102,6 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
             got.double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
     assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
-
-
-def test_without_a_place_to_keep_compiled_loops_they_are_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Any) -> None:
-        raise RuntimeError("cannot cache function 'add_chunk': no locator available")
-
-    states, unembedding = make_states(), Unembedding(torch.randn(VOCAB, WIDTH))
-    kept = statistics_of(states, unembedding, backend="compiled")
-    monkeypatch.setattr("numba.core.dispatcher.Dispatcher.enable_caching", refuse)
-    try:
-        importlib.reload(epilogue)
-        monkeypatch.setattr(compiled, "add_chunk", epilogue.add_chunk)
-        for one, other in zip(kept, statistics_of(states, unembedding, backend="compiled"), strict=True):
-            assert torch.equal(one, other)
-    finally:
-        monkeypatch.undo()
-        importlib.reload(epilogue)
 
 
 def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path: Path) -> None:

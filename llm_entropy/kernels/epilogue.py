@@ -1,8 +1,9 @@
 """The compiled loops behind a product: a chunk of logits in, running sums of its rows brought up to date.
 
 A pass for the maximum, then one for everything else, while the chunk is still in the cache. Numba compiles the loops
-when they are first called and keeps the result on the disk. They let go of the interpreter's lock, so that each thread
-takes a part of the rows. Sums within a chunk are float32 in as many lanes as the processor has, across chunks float64.
+when this file is first imported, and keeps them on the disk (`code_cache`). They let go of the interpreter's lock, so
+that each thread takes a part of the rows. Sums within a chunk are float32 in as many lanes as the processor has, across
+chunks float64.
 
 What the loop over rows calls is always made a part of it (`forceinline`). A function of its own is optimised once alone
 and once more with its caller, and adds up in another order each time; the process that compiles would run the one, and
@@ -11,7 +12,6 @@ a process that reads the disk the other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from numba.core import types
 from numba.extending import intrinsic
+
+from llm_entropy.kernels.code_cache import compiled
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -76,78 +78,9 @@ def _key(bits: Any) -> Any:
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-def _compile(function: Callable[..., Any]) -> Any:
-    """Return a function compiled at its first call, and kept on the disk where there is a place for it."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's can be written, as in a sealed container
-        return numba.njit(nogil=True)(function)
-
-
 _SMALLEST_KEY = np.int32(-(2**31))
 _REORDERED = {"nsz", "arcp", "contract", "reassoc"}
 """Sums may be reordered; NaN and infinity stay what they are."""
-
-
-@_compile
-def add_chunk(
-    logits: Floats,
-    first: int,
-    stop: int,
-    first_token: int,
-    square: bool,
-    pairs: Integers,
-    top_slots: Integers,
-    maximum: Floats,
-    second: Floats,
-    sums: Doubles,
-    gaps: Doubles,
-    top: Floats,
-    top_ids: Integers,
-) -> None:
-    """Bring what is known of rows `first` .. `stop - 1` up to date with a chunk of their logits.
-
-    Args:
-        logits: [row, slot, token].
-        first: The first of the rows that are this thread's.
-        stop: One past the last.
-        first_token: The id of the chunk's first token.
-        square: Whether sum e (z - m)^2 is wanted.
-        pairs: [pair, 2], slots a and b.
-        top_slots: [top slot].
-        maximum: [row, slot], m, minus infinity at first; changed, as are all below.
-        second: [row, slot], the second largest logit, minus infinity at first.
-        sums: [row, slot, 3], sum e, sum e (z - m), sum e (z - m)^2.
-        gaps: [row, pair], sum e_a ((z_a - m_a) - (z_b - m_b)): nothing where both are alike.
-        top: [row, top slot, k], the largest logits, the largest first; minus infinity at first.
-        top_ids: [row, top slot, k], their tokens; of equal logits the one with the lowest id goes first.
-    """
-    num_slots = logits.shape[1]
-    moved = np.empty((num_slots, 3))
-    largest = np.empty(num_slots, np.float32)
-    for row in range(first, stop):
-        for slot in range(num_slots):
-            z = logits[row, slot]
-            m = _largest(z.view(np.int32))
-            # mostly not: each chunk has a largest logit, few have one of the two largest of all; NaN is not skipped
-            if not m <= second[row, slot]:
-                below = _second_largest(z.view(np.int32), m)
-                second[row, slot] = max(second[row, slot], below, min(maximum[row, slot], m))
-            _add_sums(z, m, square, slot, maximum[row], sums[row], moved)
-            largest[slot] = m
-        for pair in range(len(pairs)):
-            a, b = pairs[pair]
-            gap = _gap(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
-            if not abs(gap) < np.inf:
-                gap = _gap_of_masked(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
-            before = gaps[row, pair]
-            if before != np.inf:
-                # what the chunks before gave, relative to the maxima of now
-                before = moved[a, 1] * (before + (moved[a, 0] - moved[b, 0]) * moved[a, 2])
-            gaps[row, pair] = before + gap
-        for index in range(len(top_slots)):
-            if not largest[top_slots[index]] <= top[row, index, -1]:
-                _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
 
 
 # Largest numbers are sought among integers of the same order: the compiler makes vector instructions of those.
@@ -274,3 +207,68 @@ def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -
                 kept[place], tokens[place] = kept[place - 1], tokens[place - 1]
                 place -= 1
             kept[place], tokens[place] = z[j], first_token + j
+
+
+# The last, for it is compiled here and now.
+@compiled(
+    "void(float32[:, :, ::1], int64, int64, int64, boolean, int64[:, ::1], int64[::1], float32[:, ::1], "
+    "float32[:, ::1], float64[:, :, ::1], float64[:, ::1], float32[:, :, ::1], int64[:, :, ::1])"
+)
+def add_chunk(
+    logits: Floats,
+    first: int,
+    stop: int,
+    first_token: int,
+    square: bool,
+    pairs: Integers,
+    top_slots: Integers,
+    maximum: Floats,
+    second: Floats,
+    sums: Doubles,
+    gaps: Doubles,
+    top: Floats,
+    top_ids: Integers,
+) -> None:
+    """Bring what is known of rows `first` .. `stop - 1` up to date with a chunk of their logits.
+
+    Args:
+        logits: [row, slot, token].
+        first: The first of the rows that are this thread's.
+        stop: One past the last.
+        first_token: The id of the chunk's first token.
+        square: Whether sum e (z - m)^2 is wanted.
+        pairs: [pair, 2], slots a and b.
+        top_slots: [top slot].
+        maximum: [row, slot], m, minus infinity at first; changed, as are all below.
+        second: [row, slot], the second largest logit, minus infinity at first.
+        sums: [row, slot, 3], sum e, sum e (z - m), sum e (z - m)^2.
+        gaps: [row, pair], sum e_a ((z_a - m_a) - (z_b - m_b)): nothing where both are alike.
+        top: [row, top slot, k], the largest logits, the largest first; minus infinity at first.
+        top_ids: [row, top slot, k], their tokens; of equal logits the one with the lowest id goes first.
+    """
+    num_slots = logits.shape[1]
+    moved = np.empty((num_slots, 3))
+    largest = np.empty(num_slots, np.float32)
+    for row in range(first, stop):
+        for slot in range(num_slots):
+            z = logits[row, slot]
+            m = _largest(z.view(np.int32))
+            # mostly not: each chunk has a largest logit, few have one of the two largest of all; NaN is not skipped
+            if not m <= second[row, slot]:
+                below = _second_largest(z.view(np.int32), m)
+                second[row, slot] = max(second[row, slot], below, min(maximum[row, slot], m))
+            _add_sums(z, m, square, slot, maximum[row], sums[row], moved)
+            largest[slot] = m
+        for pair in range(len(pairs)):
+            a, b = pairs[pair]
+            gap = _gap(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
+            if not abs(gap) < np.inf:
+                gap = _gap_of_masked(logits[row, a], logits[row, b], maximum[row, a], maximum[row, b])
+            before = gaps[row, pair]
+            if before != np.inf:
+                # what the chunks before gave, relative to the maxima of now
+                before = moved[a, 1] * (before + (moved[a, 0] - moved[b, 0]) * moved[a, 2])
+            gaps[row, pair] = before + gap
+        for index in range(len(top_slots)):
+            if not largest[top_slots[index]] <= top[row, index, -1]:
+                _keep_largest(logits[row, top_slots[index]], first_token, top[row, index], top_ids[row, index])
