@@ -7,9 +7,11 @@ which nothing is kept. What the encoder makes of a sentence is not this file's b
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Optional, Protocol, Union
+from itertools import islice
+from typing import Literal, Optional, Protocol, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +20,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
 from llm_entropy import windows
+from llm_entropy.columns import BLANK, as_text, column_chunks, text_column
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings, Kind
-from llm_entropy.sources import (
-    BLANK,
-    as_value_error,
-    column_chunks,
-    open_rows,
-    progress_bars,
-    text_column,
-)
+from llm_entropy.sources import Rows, as_value_error, check_text, fewer_rows, open_rows, progress_bars
+from llm_entropy.textfiles import TextFiles
 from llm_entropy.windows import ROWS_PER_FILE, WINDOWS_PER_FILE, Task
 
 MASKED = "masked"
@@ -187,6 +184,8 @@ class StreamedCorpus:
     """The column that holds the text."""
     source: str
     fingerprint: str
+    text: Optional[TextFiles] = None
+    """The files, where they are text."""
 
     num_rows = None
     num_sentences = None
@@ -227,21 +226,25 @@ class StreamedCorpus:
                     yield _streamed_window(file, number, is_last, texts)
                 turn += 1
 
-    def _tables(self, file: int) -> Iterator[tuple[int, bool, pa.StringArray]]:
+    def _tables(self, file: int) -> Iterator[tuple[int, bool, pa.LargeStringArray]]:
         """Read the texts of a file by windows, each with its number and whether it is the last one."""
-        with as_value_error(f"data.path: could not read file {file} of {self.source}"):
+        checked = iter(()) if self.text is None else self.text.checked_file(file, self.column)
+        with as_value_error(f"data.path: could not read file {file} of {self.source}", self.text):
             rows = self.rows.shard(num_shards=self.num_files, index=file, contiguous=True)
-            texts = pa.array([], pa.string())  # a file without rows has one window, too
-            number = -1
+            texts = pa.array([], pa.large_string())  # a file without rows has one window, too
+            number, num_rows = -1, 0
             for table in rows.with_format("arrow").iter(batch_size=windows.WINDOW_ROWS):
                 if number >= 0:
                     yield number, False, texts
-                texts = table.column(self.column).cast(pa.string()).combine_chunks()
-                number += 1
+                texts = as_text(table.column(self.column)).combine_chunks()
+                deque(islice(checked, len(texts)), maxlen=0)
+                num_rows, number = num_rows + len(texts), number + 1
+            if next(checked, None) is not None:
+                raise fewer_rows(self.source, num_rows + 1, num_rows)
             yield max(number, 0), True, texts
 
 
-def _streamed_window(file: int, number: int, is_last: bool, texts: pa.StringArray) -> Window:
+def _streamed_window(file: int, number: int, is_last: bool, texts: pa.LargeStringArray) -> Window:
     first_id = file * ROWS_PER_FILE + number * windows.WINDOW_ROWS
     is_null, is_blank = texts.is_null().to_numpy(zero_copy_only=False), _is_blank(texts)
     return Window(
@@ -278,20 +281,19 @@ def load_corpus(data: DataSettings, num_sentences: NumSentences, seed: int, *, q
         num_sentences = BUILTIN_SENTENCES if data.path is None else None
     with progress_bars(shown=not quiet):
         if data.path is None:
-            rows, source, content = _builtin(), "built-in sentences", ""
-            columns = {SENTENCE: SENTENCE, MASKED: MASKED}
-        else:
-            rows, source, content = open_rows(data, data.path)
-            columns = {text_column(rows, data, source): SENTENCE}
-        if isinstance(rows, Dataset):
-            if data.streaming and num_sentences is not None:
-                return _first_sentences(rows, columns, source, num_sentences)
-            return _picked_sentences(rows, columns, source, num_sentences, seed)
-        if num_sentences is not None:
-            return _first_sentences(rows, columns, source, num_sentences)
-        column = next(iter(columns))
-        fingerprint = hashlib.sha256(f"{content} {data.split} {column}".encode()).hexdigest()[:32]
-        return StreamedCorpus(rows.select_columns([column]), column, source, fingerprint)
+            return _picked_sentences(_builtin(), [SENTENCE, MASKED], "built-in sentences", num_sentences, seed)
+        opened = open_rows(data, data.path)
+        column = text_column(opened, data)
+        if data.streaming and num_sentences is not None:
+            return _first_sentences(opened, column, num_sentences)
+        with as_value_error(f"data.path: could not read {opened.source}", opened.text):
+            rows = opened.rows.select_columns([column])
+            if isinstance(rows, Dataset):
+                check_text(opened, column)
+                rows = rows if column == SENTENCE else rows.rename_column(column, SENTENCE)
+                return _picked_sentences(rows, [SENTENCE], opened.source, num_sentences, seed)
+        fingerprint = hashlib.sha256(f"{opened.files} {data.split} {column}".encode()).hexdigest()[:32]
+        return StreamedCorpus(rows, column, opened.source, fingerprint, opened.text)
 
 
 def corpus_of_sentences(sentences: Collection[Optional[str]], num_sentences: NumSentences, seed: int) -> MappedCorpus:
@@ -305,9 +307,12 @@ def corpus_of_sentences(sentences: Collection[Optional[str]], num_sentences: Num
     Raises:
         ReportedError: There are too few sentences.
     """
-    rows = Dataset.from_dict({SENTENCE: list(sentences)}, features=Features({SENTENCE: Value("string")}))
     number = None if num_sentences == "auto" else num_sentences
-    return _picked_sentences(rows, {SENTENCE: SENTENCE}, "given sentences", number, seed)
+    return _picked_sentences(_in_memory(sentences), [SENTENCE], "given sentences", number, seed)
+
+
+def _in_memory(sentences: Iterable[Optional[str]]) -> Dataset:
+    return Dataset.from_dict({SENTENCE: list(sentences)}, features=Features({SENTENCE: Value("string")}))
 
 
 def _builtin() -> Dataset:
@@ -317,11 +322,10 @@ def _builtin() -> Dataset:
 
 
 def _picked_sentences(
-    rows: Dataset, columns: dict[str, str], source: str, num_sentences: int | None, seed: int
+    rows: Dataset, columns: list[str], source: str, num_sentences: int | None, seed: int
 ) -> MappedCorpus:
-    text = next(iter(columns))
     missing, blank = [np.empty(0, bool)], [np.empty(0, bool)]
-    for chunk in column_chunks(rows, text):
+    for chunk in column_chunks(rows, columns[0]):
         missing.append(chunk.is_null().to_numpy())
         blank.append(_is_blank(chunk))
     is_null, is_blank = np.concatenate(missing), np.concatenate(blank)
@@ -332,38 +336,41 @@ def _picked_sentences(
     else:
         order = np.random.default_rng(seed).permutation(len(rows))
         ids = np.sort(order[~is_blank[order]][:num_sentences])
-    texts = rows.select_columns(list(columns)).rename_columns(columns)
-    return MappedCorpus(texts, ids, source, len(rows), skipped, _content_of(texts, ids, ids))
+    return MappedCorpus(rows, ids, source, len(rows), skipped, _content_of(rows, ids, ids))
 
 
-def _is_blank(texts: pa.StringArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+def _is_blank(texts: pa.LargeStringArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """Whether there is no text, or white space alone, [row]."""
     lengths = pc.binary_length(pc.utf8_trim_whitespace(texts.fill_null("")))
     blank: npt.NDArray[np.bool_] = np.asarray(lengths) == 0
     return blank
 
 
-def _first_sentences(
-    rows: Iterable[dict[str, Any]], columns: dict[str, str], source: str, num_sentences: int
-) -> MappedCorpus:
-    text = next(iter(columns))
-    taken: list[dict[str, Any]] = []
-    ids: list[int] = []
-    skipped: list[tuple[int, str]] = []
-    with as_value_error(f"data.path: could not read {source}"):
-        for row_number, row in enumerate(rows):
-            if row[text] is None or not row[text].strip():
-                skipped.append((row_number, NULL if row[text] is None else BLANK))
+def _first_sentences(opened: Rows, column: str, num_sentences: int) -> MappedCorpus:
+    taken, ids, skipped = [], [], []
+    source = opened.source
+    with as_value_error(f"data.path: could not read {source}", opened.text):
+        for row_number, text in enumerate(_checked_texts(opened, column)):
+            if text is None or not text.strip():
+                skipped.append((row_number, NULL if text is None else BLANK))
                 continue
             ids.append(row_number)
-            taken.append({name: row[column] for column, name in columns.items()})
+            taken.append(text)
             if len(taken) == num_sentences:
                 break
     _check_enough(len(taken), len(skipped), num_sentences, source)
-    texts, numbers = Dataset.from_list(taken), np.array(ids, np.int64)
+    texts, numbers = _in_memory(taken), np.array(ids, np.int64)
     places = np.arange(len(taken))
     content = _content_of(texts, numbers, places)
     return MappedCorpus(texts, numbers, source, len(taken) + len(skipped), skipped, content, places=places)
+
+
+def _checked_texts(opened: Rows, column: str) -> Iterator[Optional[str]]:
+    """Read the texts of a stream one by one, each with its place in the file looked at."""
+    checked = iter(()) if opened.text is None else opened.text.checked(column)
+    for row in opened.rows.select_columns([column]):
+        next(checked, None)
+        yield row[column]
 
 
 def _check_enough(num_found: int, num_skipped: int, num_asked: int | None, source: str) -> None:

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple, Optional
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from llm_entropy.columns import text_column
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DataSettings
-from llm_entropy.sources import text_column
+from llm_entropy.sources import Rows
 
 _REFUSED: tuple[tuple[Any, str], ...] = (
     ((str, bytes), "expected several; give a single one as a list, [text]"),
@@ -104,7 +105,7 @@ def _texts_of_stream(rows: IterableDataset, data: DataSettings, num_sentences: O
 
 
 def _text_column(rows: Dataset | IterableDataset, data: DataSettings, kind: str = "data set") -> str:
-    return text_column(rows, data, f"the {kind} of sentences")
+    return text_column(Rows(rows, f"the {kind} of sentences"), data)
 
 
 def _table(sentences: Any) -> Optional[_Table]:

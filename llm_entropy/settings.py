@@ -209,6 +209,14 @@ class DataSettings:
     """Split of the data set."""
     text_column: Optional[str] = None
     """Column that holds the sentences; null: the only text column."""
+    delimiter: Optional[str] = None
+    """csv, tsv: the character between fields, or `tab`; null: found among `,` `;` `|` and the tab."""
+    quoting: Literal["auto", "minimal", "backslash", "none"] = "auto"
+    """csv, tsv: fields may stand in quotes; the same, with a backslash before quotes in them; quotes are text."""
+    header: Union[bool, Literal["auto"]] = "auto"
+    """csv, tsv: whether the first line names the columns; auto: found."""
+    encoding: Optional[str] = None
+    """csv, tsv, json, jsonl, txt: of the files, such as cp1252; null: UTF-8, or what a byte order mark says."""
     streaming: bool = False
     """Read rows as they come, instead of fetching the whole data set first: for corpora larger than the disk."""
     max_length: Optional[int] = None
@@ -224,6 +232,11 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         make_plain_(self, "data")
+        self.delimiter = _DELIMITER_NAMES.get(self.delimiter or "", self.delimiter)
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ReportedError(f"data.delimiter: got {self.delimiter!r}; expected one character, or tab")
+        if self.encoding is not None:
+            _check_encoding(self.encoding)
         if self.max_length is not None:
             _check_at_least("data.max_length", self.max_length, 3)
         if self.tokens_per_batch != "auto":
@@ -321,6 +334,19 @@ def _refuse_loaded(models: Any) -> None:
 def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
     if numbers is not None and (not numbers or not all(math.isfinite(number) for number in numbers)):
         raise ReportedError(f"{key}: got {numbers}; expected finite numbers")
+
+
+_DELIMITER_NAMES = {"tab": "\t", "\\t": "\t"}
+"""What a shell or a YAML file lets through more easily than the character itself."""
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        "a".encode(encoding)
+    except LookupError as error:
+        raise ReportedError(
+            f"data.encoding: got {encoding!r}; expected a name such as utf-8, cp1252 or utf-16"
+        ) from error
 
 
 def _check_at_least(key: str, number: float, least: int, otherwise: str = "") -> None:
