@@ -62,10 +62,72 @@ def test_weights_that_are_not_finite_are_refused():
         check_lens(view_model(model), "models.mine: folder")
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_passes_its_own_tolerance(dtype: torch.dtype):
-    view = view_model(make_model("gpt2").to(dtype))
-    assert check_lens(view, "half") < 5e-2 * 10
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PROVED = ("gpt2", "llama", "gemma2", "granite", "cohere", "bert")
+LARGEST_LOGIT = 40.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", PROVED)
+def test_a_scale_that_is_off_by_one_percent_is_refused_in_every_precision(family: str, dtype: torch.dtype):
+    for seed in range(4):
+        view = view_model(make_model(family, seed).to(dtype))
+        assert check_lens(view, "right") <= 2 * torch.finfo(dtype).eps * LARGEST_LOGIT
+        for wrong in (0.99, 1.01):
+            with pytest.raises(ValueError, match=r"mine: .* misses the model's own logits by"):
+                check_lens(dataclasses.replace(view, scale=wrong * view.scale), "mine")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cap", [4.0, 30.0])
+def test_a_softcap_that_is_left_out_is_refused_where_it_hardly_bends(cap: float, dtype: torch.dtype):
+    model = make_model("gemma2").to(dtype)
+    model.config.final_logit_softcapping = cap
+    view = view_model(model)
+    check_lens(view, "right")
+    with pytest.raises(ValueError, match="misses the model's own logits"):
+        check_lens(dataclasses.replace(view, softcap=None), "mine")
+
+
+def without_bias(decoder: torch.nn.Linear) -> torch.nn.Linear:
+    bare = torch.nn.Linear(decoder.in_features, decoder.out_features, bias=False)
+    bare.weight = decoder.weight
+    return bare
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["phi", "bert"])
+def test_a_small_bias_that_is_left_out_is_refused(family: str, dtype: torch.dtype):
+    view = view_model(make_model(family).to(dtype))
+    with torch.no_grad():
+        view.decoder.bias.mul_(0.2)  # 0.06 where the logits are about 3
+    check_lens(view, "right")
+    with pytest.raises(ValueError, match="misses the model's own logits"):
+        check_lens(dataclasses.replace(view, decoder=without_bias(view.decoder)), "mine")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_that_have_an_offset_in_common_are_proved_as_well(dtype: torch.dtype):
+    """As those of GPT-2, around -100 in many places."""
+    view = view_model(make_model("phi").to(dtype))
+    with torch.no_grad():
+        view.decoder.bias.sub_(100.0)
+    check_lens(view, "right")
+    with pytest.raises(ValueError, match="misses the model's own logits"):
+        check_lens(dataclasses.replace(view, scale=0.99), "mine")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("least", ["minus infinity", "the least number"])
+def test_masked_tokens_are_compared_as_such(least: str, dtype: torch.dtype):
+    view = view_model(make_model("phi").to(dtype))
+    with torch.no_grad():
+        view.decoder.bias[-30:] = -torch.inf if least == "minus infinity" else torch.finfo(dtype).min
+    assert check_lens(view, "right") < 1.0
+    with pytest.raises(ValueError, match="misses the model's own logits"):
+        check_lens(dataclasses.replace(view, scale=0.99), "mine")
+    with pytest.raises(ValueError, match="other tokens are masked"):
+        check_lens(dataclasses.replace(view, decoder=without_bias(view.decoder)), "mine")
 
 
 def test_the_raw_lens_leaves_the_final_norm_out():
