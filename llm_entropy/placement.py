@@ -32,8 +32,10 @@ _NAMES = (
         r"(?P<number>-?\d+)\]?(?:[._/](?P<site>\w.*))?",
         re.IGNORECASE,
     ),
-    # resid_post_2, hook_resid_pre.2, attn_out_2
-    re.compile(r"(?P<site>(?:hook_)?(?:resid_[a-z]+|attn_out|mlp_out))[._-]?(?P<number>\d+)", re.IGNORECASE),
+    # resid_post_2, hook_resid_pre.2, attn_out_2, hidden_states.2
+    re.compile(
+        r"(?P<site>(?:hook_)?(?:resid_[a-z]+|attn_out|mlp_out)|hidden_states?)[._-]?(?P<number>\d+)", re.IGNORECASE
+    ),
 )
 """Names that number a block; `site` is what of the block."""
 
@@ -42,7 +44,12 @@ _SITES: tuple[tuple[re.Pattern[str], Offset | None], ...] = (
         re.compile(r"(?:hook_)?resid(?:ual)?(?:_stream)?(?:_post(?:_layer)?)?|hook_out|(?:block_|layer_)?output", re.I),
         0,
     ),
-    (re.compile(r"(?:hook_)?resid(?:ual)?(?:_stream)?_pre(?:_layer)?|hook_in|(?:block_|layer_)?input", re.I), -1),
+    (
+        re.compile(
+            r"(?:hook_)?resid(?:ual)?(?:_stream)?_pre(?:_layer)?|hook_in|(?:block_|layer_)?input|hidden_states?", re.I
+        ),
+        -1,  # the first of transformers' hidden states are the embeddings
+    ),
     (re.compile(r"(?:.*[._/])?(?:self_attn|attn|mlp|ffn|hook|resid_mid)(?:[._/].*)?", re.I), None),
 )
 """Names of places in or around a block; None: inside of it, where no vector of the residual stream belongs."""
