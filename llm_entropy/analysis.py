@@ -164,9 +164,7 @@ def _section(given: Any, key: str, section: type[Section], name: str = "", hint:
     if name and isinstance(given, (str, os.PathLike)):
         given = {name: given}
     if hint and not isinstance(given, (Mapping, section)):
-        raise ReportedError(
-            f"{key}: got a {type(given).__name__}; expected text, a path, or {section.__name__}; {hint}"
-        )
+        raise ReportedError(f"{key}: got {type(given).__name__}; expected text, a path, or {section.__name__}; {hint}")
     made: Section = plain_value(given, section, key)
     return made
 

@@ -17,11 +17,11 @@ from llm_entropy.settings import DataSettings
 from llm_entropy.sources import Rows
 
 _REFUSED: tuple[tuple[Any, str], ...] = (
-    ((str, bytes), "expected several; give a single one as a list, [text]"),
-    (os.PathLike, "which names a file; give it as data, not as sentences"),
-    (io.IOBase, "an open file; give its path as data, not as sentences"),
-    ((DatasetDict, IterableDatasetDict), "which holds splits; give one of them, as sentences['train']"),
-    ((set, frozenset), "which has no order; give a list, as sorted(sentences)"),
+    ((str, bytes), "expected several texts; give a single one as a list, [text]"),
+    (os.PathLike, "expected texts; give the path of a file as data"),
+    (io.IOBase, "expected texts; give the path of the file as data"),
+    ((DatasetDict, IterableDatasetDict), "expected one of its splits, as sentences['train']"),
+    ((set, frozenset), "expected texts in an order; give a list, as sorted(sentences)"),
 )
 """What is taken for sentences by mistake, and what to do."""
 _TO_LIST = ("to_pylist", "to_list", "tolist")
@@ -57,7 +57,7 @@ def texts_of(sentences: Any, data: DataSettings, num_sentences: Optional[int]) -
         sentences = sentences.item()
     for types, what in _REFUSED:
         if isinstance(sentences, types):
-            raise ReportedError(f"sentences: got a {type(sentences).__name__}, {what}")
+            raise ReportedError(f"sentences: got {type(sentences).__name__}; {what}")
     if isinstance(sentences, IterableDataset):
         texts = _texts_of_stream(sentences, data, num_sentences)
     elif isinstance(sentences, Dataset):
@@ -66,8 +66,8 @@ def texts_of(sentences: Any, data: DataSettings, num_sentences: Optional[int]) -
         texts = _texts_of_table(table, data)
     elif data.text_column is not None:
         raise ReportedError(
-            f"data.text_column: got {data.text_column!r}, but a {type(sentences).__name__} of sentences has no "
-            "columns; leave it out"
+            f"data.text_column: got {data.text_column!r}, but sentences of type {type(sentences).__name__} "
+            "have no columns; leave it out"
         )
     else:
         texts = _texts_of_column(sentences)
@@ -117,19 +117,19 @@ def _table(sentences: Any) -> Optional[_Table]:
             isinstance(column, Iterable) and not isinstance(column, (str, bytes)) for column in sentences.values()
         ):
             raise ReportedError(
-                f"sentences: got a {kind} whose values are no columns; expected texts; give list(sentences) or "
+                f"sentences: got {kind} whose values are no columns; expected texts; give list(sentences) or "
                 "list(sentences.values())"
             )
         names = list(sentences)
     elif hasattr(sentences, "collect") and hasattr(sentences, "columns"):
-        raise ReportedError(f"sentences: got a {kind}, whose rows are not there yet; give what its collect() returns")
+        raise ReportedError(f"sentences: got {kind}, whose rows are not there yet; give what its collect() returns")
     else:
         names = getattr(sentences, "column_names", None) or getattr(sentences, "columns", None)
     if names is None:
         return None
     by_name = {str(name): name for name in names}
     if len(by_name) < len(names):
-        raise ReportedError(f"sentences: got a {kind} with two columns of one name; rename one of them")
+        raise ReportedError(f"sentences: got {kind} with two columns of one name; rename one of them")
     return _Table(kind, list(by_name), lambda name: sentences[by_name[name]])
 
 
@@ -138,13 +138,13 @@ def _texts_of_table(table: _Table, data: DataSettings) -> list[Optional[str]]:
     values = {name: _listed(table.read(name)) for name in table.names}
     lengths = sorted({len(column) for column in values.values()})
     if len(lengths) > 1:
-        raise ReportedError(f"sentences: got a {table.kind} with columns of {lengths} rows; expected one length")
+        raise ReportedError(f"sentences: got {table.kind} with columns of {lengths} rows; expected one length")
     of_text = {name: column for name, column in values.items() if _is_text(column)}
     asked = data.text_column if data.text_column in values else None
     if asked is None and not of_text:
         if len(values) != 1:
             raise ReportedError(
-                f"sentences: got a {table.kind} without a column of text; its columns are {', '.join(values) or 'none'}"
+                f"sentences: got {table.kind} without a column of text; its columns are {', '.join(values) or 'none'}"
             )
         (asked,) = values
     if asked is not None and asked not in of_text:
@@ -163,7 +163,7 @@ def _is_text(column: Collection[Any]) -> bool:
 
 def _texts_of_column(sentences: Any) -> list[Optional[str]]:
     if not isinstance(sentences, Iterable):
-        raise ReportedError(f"sentences: got a {type(sentences).__name__}; expected a list of texts")
+        raise ReportedError(f"sentences: got {type(sentences).__name__}; expected a list of texts")
     # What a list holds was put there; in a column of data a row may be missing.
     is_column = isinstance(sentences, Sized) and not isinstance(sentences, (list, tuple))
     return list(_texts(_listed(sentences), "", may_miss=is_column))
@@ -183,8 +183,7 @@ def _texts(values: Iterable[Any], where: str, *, may_miss: bool = True) -> Itera
     """
     for index, value in enumerate(values):
         if isinstance(value, str):
-            # `datasets`, and files, hold UTF-8.
-            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            if not _is_writable(value):
                 raise ReportedError(
                     f"sentences: got half a character (a lone surrogate) in the text at index {index}{where}; "
                     "expected text that UTF-8 can hold, as text.encode('utf-8', 'replace').decode()"
@@ -195,6 +194,15 @@ def _texts(values: Iterable[Any], where: str, *, may_miss: bool = True) -> Itera
         else:
             shown = "" if value is None else f" ({type(value).__name__})"
             raise ReportedError(f"sentences: got {str(value)[:_SHOWN]}{shown} at index {index}{where}; expected text")
+
+
+def _is_writable(text: str) -> bool:
+    """Whether UTF-8 can hold a text, which is what files and `datasets` hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_missing(value: Any) -> bool:

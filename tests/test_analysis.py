@@ -87,7 +87,7 @@ def test_sections_are_taken_as_paths_mappings_and_settings(passed: dict[str, Any
         ReportedError, match="data: got the key 'pth', which is not known; the nearest known key is 'path'"
     ):
         run_analysis(data={"pth": "c.txt"})
-    with pytest.raises(ReportedError, match=r"data: got a Dataset; .*; what is in memory is given as sentences"):
+    with pytest.raises(ReportedError, match=r"data: got Dataset; .*; what is in memory is given as sentences"):
         run_analysis(data=Dataset.from_dict({"text": ["a"]}))  # type: ignore[arg-type]
 
 

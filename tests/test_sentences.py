@@ -98,14 +98,14 @@ def test_no_more_of_a_stream_is_read_than_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("sentences", "message"),
     [
-        (TEXTS[0], "got a str, expected several; give a single one as a list, [text]"),
-        (np.array(TEXTS[0]), "got a str, expected several"),
-        (b"bytes", "got a bytes, expected several"),
-        (Path("corpus.txt"), "which names a file; give it as data"),
-        (io.StringIO("a\nb\n"), "got a StringIO, an open file; give its path as data"),
-        (set(TEXTS), "got a set, which has no order"),
-        (DatasetDict(train=Dataset.from_dict(TABLE)), "got a DatasetDict, which holds splits; give one of them"),
-        (5, "got a int; expected a list of texts"),
+        (TEXTS[0], "got str; expected several texts; give a single one as a list, [text]"),
+        (np.array(TEXTS[0]), "got str; expected several texts"),
+        (b"bytes", "got bytes; expected several texts"),
+        (Path("corpus.txt"), "Path; expected texts; give the path of a file as data"),
+        (io.StringIO("a\nb\n"), "got StringIO; expected texts; give the path of the file as data"),
+        (set(TEXTS), "got set; expected texts in an order"),
+        (DatasetDict(train=Dataset.from_dict(TABLE)), "got DatasetDict; expected one of its splits"),
+        (5, "got int; expected a list of texts"),
         ([*TEXTS, None], "got None at index 3; expected text"),
         ((text for text in [TEXTS[0], 2.5]), "got 2.5 (float) at index 1; expected text"),
         (pd.Series([TEXTS[0], 7]), "got 7 (int) at index 1; expected text"),
@@ -115,12 +115,12 @@ def test_no_more_of_a_stream_is_read_than_is_wanted() -> None:
         ([*TEXTS, "half \ud83d"], "got half a character (a lone surrogate) in the text at index 3"),
         ([], "got no text in 0 rows"),
         (["", "  "], "got no text in 2 rows"),
-        (dict.fromkeys(TEXTS), "got a dict whose values are no columns"),
-        ({"a": "one text", "b": "another"}, "got a dict whose values are no columns"),
-        ({"a": TEXTS, "b": TEXTS[:1]}, "got a dict with columns of [1, 3] rows"),
-        (pd.DataFrame({"id": IDS, "n": IDS}), "got a DataFrame without a column of text; its columns are id, n"),
+        (dict.fromkeys(TEXTS), "got dict whose values are no columns"),
+        ({"a": "one text", "b": "another"}, "got dict whose values are no columns"),
+        ({"a": TEXTS, "b": TEXTS[:1]}, "got dict with columns of [1, 3] rows"),
+        (pd.DataFrame({"id": IDS, "n": IDS}), "got DataFrame without a column of text; its columns are id, n"),
         (pd.DataFrame({"text": [TEXTS[0], 5]}), "got 5 (int) at index 1 of 'text'; expected text"),
-        (pd.DataFrame([["a", "b"]], columns=["t", "t"]), "got a DataFrame with two columns of one name"),
+        (pd.DataFrame([["a", "b"]], columns=["t", "t"]), "got DataFrame with two columns of one name"),
     ],
 )
 def test_what_is_no_sentences_is_refused_with_what_to_do(sentences: Any, message: str) -> None:
@@ -129,7 +129,9 @@ def test_what_is_no_sentences_is_refused_with_what_to_do(sentences: Any, message
 
 
 def test_a_named_column_of_what_has_none_is_refused() -> None:
-    with pytest.raises(ReportedError, match=r"data\.text_column: got 'text', but a list of sentences has no columns"):
+    with pytest.raises(
+        ReportedError, match=r"data\.text_column: got 'text', but sentences of type list have no columns"
+    ):
         texts_of(TEXTS, DataSettings(text_column="text"), None)
 
 
