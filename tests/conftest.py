@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
+from launcher import Launcher
 
 # Before transformers is imported: no test may depend on a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,3 +27,14 @@ FIRST = ("test_slurm.py", "test_crash.py")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in FIRST)
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Starts the program quickly; its corpora are cached in a folder of their own."""
+    folder = tmp_path_factory.mktemp("launcher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+        started = Launcher(folder)
+    with started:
+        yield started

@@ -10,20 +10,19 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from launcher import Launcher
+from launcher import COMMAND_LINE, ENDLESS_BATCH, Launcher, Process
 
 from llm_entropy.storage import Lock
 
 OPTIONS = {
     "models": "{gpt2: builtin:tiny-gpt2, bert: builtin:tiny-bert}",
-    "analysis.num_sentences": "150",
+    "analysis.num_sentences": "60",
     "analysis.metrics": "[entropy, attention_entropy]",
     "analysis.compare_control": "true",
     "analysis.control.control_vector": "[0.4, -0.9, 0.7]",
@@ -46,9 +45,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def launch(room: Path) -> Iterator[Launcher]:
-    with Launcher(room) as launcher:
-        yield launcher
+def launch(launcher: Launcher, room: Path) -> Launcher:
+    return launcher.at(room)
 
 
 @pytest.fixture(scope="module")
@@ -157,16 +155,17 @@ def test_a_signal_stops_after_the_batch_and_the_printed_command_goes_on(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_before_anything_was_begun_ends_the_program_and_leaves_nothing(room: Path, signum: signal.Signals):
-    script = (
-        "import os, sys; from llm_entropy import run; from llm_entropy.cli import main\n"
+def test_a_signal_before_anything_was_begun_ends_the_program_and_leaves_nothing(
+    room: Path, launch: Launcher, signum: signal.Signals
+):
+    program = (
+        "import os; from llm_entropy import run\n"
         f"def plan_model(*_): os.kill(os.getpid(), {signum:d}); raise AssertionError\n"
-        "run.plan_model = plan_model; main(sys.argv[1:])"
+        f"run.plan_model = plan_model; {COMMAND_LINE}"
     )
-    words = ["predict", *WORDS, f"--output.run_name=early-{signum.name}"]
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=room, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 128 + signum
-    assert "Traceback" not in done.stderr
+    ended = launch(["predict", *WORDS, f"--output.run_name=early-{signum.name}"], program=program)
+    assert ended.status == 128 + signum
+    assert "Traceback" not in ended.said
     assert not (room / f"runs/early-{signum.name}").exists()
 
 
@@ -178,7 +177,7 @@ def test_one_interrupt_waits_for_the_batch_and_two_stop_at_once_and_leave_nothin
         ["predict", *WORDS, "--output.run_name=twice"],
         [(0, signal.SIGINT), (1, signal.SIGINT)],
         after=(f"runs/twice/{PARTS}", 7),
-        endless_batch=7,
+        program=ENDLESS_BATCH.format(number=7) + COMMAND_LINE,
     )
     assert ended.status == 130, ended.said
     assert ended.num_signals == 2, "the first one waits"
@@ -208,40 +207,38 @@ def test_a_part_that_a_crash_left_half_written_is_never_read(room: Path, launch:
 
 def test_a_full_disk_is_one_line_and_what_was_done_is_kept(room: Path, launch: Launcher, whole: dict[str, bytes]):
     # A limit on the size of files gives the same error at the same place as a disk without room, to this process alone.
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
-        "from llm_entropy.cli import main; main(sys.argv[1:])"
+    program = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); {COMMAND_LINE}"
     )
-    words = ["predict", *WORDS, "--output.run_name=full"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *words, "--quiet", "--output.part_seconds=60", "--output.part_megabytes=0.02"],
-        cwd=room,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 1, done.stderr
-    last = done.stderr.splitlines()[-1]
+    words = ["predict", *WORDS, "--output.run_name=full", "--quiet"]
+    ended = launch([*words, "--output.part_seconds=60", "--output.part_megabytes=0.02"], program=program)
+    assert ended.status == 1, ended.said
+    last = ended.said.splitlines()[-1]
     assert "cannot write: File too large; what was done is kept; make room and go on with: llm-entropy" in last
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in ended.said
     assert not list((room / "runs/full").rglob("*.tmp"))
     assert launch(printed_command(last)).status == 0
     assert outputs_of(room / "runs/full") == whole
 
 
+WAIT_FOR_TRACER = """
+import ctypes, time
+ctypes.CDLL(None).prctl(0x59616d61, -1)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY: whoever wants may trace this process
+while "TracerPid:\\t0\\n" in open("/proc/self/status").read():
+    time.sleep(0.01)
+"""
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_no_output_is_ever_opened_for_writing_each_comes_by_a_rename_after_it_was_synced(
-    room: Path, whole: dict[str, bytes]
-):
+def test_no_output_is_ever_opened_for_writing_each_comes_by_a_rename_after_it_was_synced(room: Path, launch: Launcher):
     words = ["predict", *WORDS, "--output.run_name=traced", "--output.plots=true", "--models={gpt2: builtin:tiny-gpt2}"]
     calls = "openat,open,creat,rename,renameat,renameat2,link,linkat,fsync,fdatasync,truncate,ftruncate"
-    command = ["strace", "-f", "-y", "-qq", "-o", "trace", "-e", f"trace={calls}", sys.executable, "-m", "llm_entropy"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([*command, *words], cwd=room, env=environment, capture_output=True, text=True, timeout=480)
-    assert done.returncode == 0, done.stderr
+    process = launch.start(words, program=WAIT_FOR_TRACER + COMMAND_LINE)
+    tracer = ["strace", "-f", "-y", "-qq", "-o", "trace", "-e", f"trace={calls}", "-p", str(process.pid)]
+    with subprocess.Popen(tracer, cwd=room):
+        ended = process.wait()
+    assert ended.status == 0, ended.said
     final = re.compile(r"runs/traced/((?:standard|control|comparative|shards)/.*|run\.json|config\.yaml)")
     synced, renamed = set(), set()
     for line in (room / "trace").read_text().splitlines():
@@ -265,12 +262,9 @@ def test_no_output_is_ever_opened_for_writing_each_comes_by_a_rename_after_it_wa
 # --- two processes -----------------------------------------------------------------------------------------------
 
 
-def start(room: Path, *words: str) -> subprocess.Popen[str]:
-    """Start the real command line, as the leader of a group of processes, as a shell does."""
-    command = [sys.executable, "-m", "llm_entropy", "predict", *WORDS, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=room, env=environment, start_new_session=True, **pipes)
+def start(launch: Launcher, name: str, *words: str) -> Process:
+    """Start both processes of a run, as `trainer.devices` does."""
+    return launch.start(["predict", *WORDS, f"--output.run_name={name}", "--trainer.devices=2", *words], num_copies=1)
 
 
 def lock_of(run_dir: Path, rank: int) -> Path:
@@ -288,61 +282,56 @@ def test_of_two_processes_either_can_be_killed_and_one_after_the_other(
 ):
     name = "killed-" + "-".join(map(str, ranks))
     run_dir, random_part, printed = room / "runs" / name, random.Random(name), ""
-    command = [f"--output.run_name={name}", "--trainer.devices=2"]
     for rank in ranks:
         before = num_parts(run_dir)
-        with start(room, *command) as process:
-            wait_for_parts(run_dir)
-            wanted = before + random_part.randint(2, 8)
-            wait_for(lambda wanted=wanted: num_parts(run_dir) >= wanted)
-            os.kill(json.loads(lock_of(run_dir, rank).read_text())["pid"], signal.SIGKILL)
-            printed += process.communicate(timeout=150)[0]
-        assert process.returncode != 0
+        process = start(launch, name, *(["--resume"] if printed else []))
+        wait_for_parts(run_dir)
+        wanted = before + random_part.randint(2, 8)
+        wait_for(lambda wanted=wanted: num_parts(run_dir) >= wanted)
+        os.kill(json.loads(lock_of(run_dir, rank).read_text())["pid"], signal.SIGKILL)
+        ended = process.wait()
+        assert ended.status != 0
+        printed += ended.said
         wait_for(lambda: not any(Lock(lock_of(run_dir, other)).is_held for other in (0, 1)))
-        command = [f"--output.run_name={name}", "--trainer.devices=2", "--resume"]
     ended = launch([*printed_command(printed), "--trainer.devices=1"])
     assert ended.status == 0, ended.said
     assert outputs_of(run_dir) == whole
 
 
 @pytest.mark.parametrize("to_group", [False, True])
-def test_two_processes_stop_together_and_go_on_together(room: Path, whole: dict[str, bytes], to_group: bool):
+def test_two_processes_stop_together_and_go_on_together(
+    room: Path, launch: Launcher, whole: dict[str, bytes], to_group: bool
+):
     name = f"stopped-{to_group}"
     run_dir = room / "runs" / name
     signum = signal.SIGINT if to_group else signal.SIGTERM
-    with start(room, f"--output.run_name={name}", "--trainer.devices=2") as process:
-        wait_for_parts(run_dir)
-        os.killpg(process.pid, signum) if to_group else process.send_signal(signum)
-        said, _ = process.communicate(timeout=150)
-    assert process.returncode == 128 + signum, said
-    assert said.count(f"stopped by {signum.name}; what was done is kept") == 1
+    process = start(launch, name)
+    wait_for_parts(run_dir)
+    (os.killpg if to_group else os.kill)(process.pid, signum)
+    ended = process.wait()
+    assert ended.status == 128 + signum, ended.said
+    assert ended.said.count(f"stopped by {signum.name}; what was done is kept") == 1
     assert not any(Lock(lock_of(run_dir, rank)).is_held for rank in (0, 1)), "no process is left behind"
-    with start(room, f"--output.run_name={name}", "--trainer.devices=2", "--resume") as process:
-        said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+    ended = start(launch, name, "--resume").wait()
+    assert ended.status == 0, ended.said
     assert outputs_of(run_dir) == whole
 
 
 LOSE_RANK_1 = """
-import os, sys
-from llm_entropy.cli import main
+import os
 from llm_entropy.writer import ShardWriter
 if os.environ.get("LOCAL_RANK") == "1":
     ShardWriter.on_predict_end = lambda *_: os._exit(0)
-main(sys.argv[1:])
 """
 
 
 def test_a_process_that_is_lost_at_the_very_end_is_missed(room: Path, launch: Launcher, whole: dict[str, bytes]):
-    (room / "lose.py").write_text(LOSE_RANK_1)
     words = [*WORDS, "--models={gpt2: builtin:tiny-gpt2}", "--output.run_name=lost", "--output.part_seconds=60"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "lose.py", "predict", *words, "--trainer.devices=2"]
-    done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=480)
-    assert done.returncode == 1, done.stderr
-    assert "records of gpt2 are missing: another process of this run was lost; go on with: llm-entropy" in done.stderr
+    ended = launch(["predict", *words, "--trainer.devices=2"], program=LOSE_RANK_1 + COMMAND_LINE, num_copies=1)
+    assert ended.status == 1, ended.said
+    assert "records of gpt2 are missing: another process of this run was lost; go on with: llm-entropy" in ended.said
     assert not (room / "runs/lost/standard").exists()
-    assert launch([*printed_command(done.stderr), "--trainer.devices=1"]).status == 0
+    assert launch([*printed_command(ended.said), "--trainer.devices=1"]).status == 0
     assert outputs_of(room / "runs/lost") == {name: content for name, content in whole.items() if "gpt2" in name}
 
 
@@ -402,14 +391,14 @@ def test_a_second_process_is_refused_as_long_as_the_first_one_lives(
     room: Path, launch: Launcher, whole: dict[str, bytes]
 ):
     run_dir = room / "runs/busy"
-    with start(room, "--output.run_name=busy") as process:
-        wait_for(lambda: num_parts(run_dir))
-        os.kill(process.pid, signal.SIGSTOP)
-        ended = launch(["predict", *WORDS, "--output.run_name=busy", "--resume"])
-        assert ended.status == 2
-        assert f"process {process.pid} on " in ended.said
-        assert "is at work on it" in ended.said
-        process.kill()
-        process.communicate(timeout=150)
+    process = launch.start(["predict", *WORDS, "--output.run_name=busy"])
+    wait_for(lambda: num_parts(run_dir))
+    os.kill(process.pid, signal.SIGSTOP)
+    ended = launch(["predict", *WORDS, "--output.run_name=busy", "--resume"])
+    assert ended.status == 2
+    assert f"process {process.pid} on " in ended.said
+    assert "is at work on it" in ended.said
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
     assert launch(["predict", *WORDS, "--output.run_name=busy", "--resume"]).status == 0
     assert outputs_of(run_dir) == whole
