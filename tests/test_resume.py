@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -40,11 +41,15 @@ pytestmark = [
 ]
 
 
+def make_windows_small(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(windows, "WINDOW_ROWS", 16)
+    patch.setattr(windows, "MIN_BATCH_TOKENS", 32)
+    patch.setattr(windows, "MIN_PIECE_TOKENS", 32)
+
+
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
-    monkeypatch.setattr(windows, "MIN_BATCH_TOKENS", 32)
-    monkeypatch.setattr(windows, "MIN_PIECE_TOKENS", 32)
+    make_windows_small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +57,43 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_model("gpt2", tmp_path_factory.mktemp("models") / "gpt2"))
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.txt"
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("".join(f"{SENTENCES[i % 8]} {i}\n" for i in range(70)), encoding="utf-8")
     return path
 
 
-@pytest.fixture
-def settings(gpt2: str, corpus: Path, tmp_path: Path) -> Settings:
+@pytest.fixture(scope="module")
+def settings_of_whole(gpt2: str, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     control = ControlSettings(control_vector=[0.4, -0.9, 0.7])
+    folder = tmp_path_factory.mktemp("whole")
     return Settings(
         analysis=AnalysisSettings(num_sentences=None, metrics=["entropy"], compare_control=True, control=control),
         models={"gpt2": gpt2},
         data=DataSettings(path=str(corpus), tokens_per_batch=64),
-        output=OutputSettings(dir=str(tmp_path / "runs"), run_name="one", plots=False, part_seconds=0),
+        output=OutputSettings(dir=str(folder), run_name="one", plots=False, part_seconds=0),
     )
+
+
+@pytest.fixture(scope="module")
+def whole(settings_of_whole: Settings) -> RunResult:
+    """An unbroken run, made once and left alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_windows_small(patch)
+        return run(settings_of_whole, quiet=True)
+
+
+@pytest.fixture
+def settings(settings_of_whole: Settings, tmp_path: Path) -> Settings:
+    """The settings of `whole`, with a folder of runs of the test's own."""
+    return changed(settings_of_whole, "output.dir", str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def run_of_its_own(whole: RunResult, settings: Settings) -> Path:
+    """A copy of `whole` where the test's own run would be."""
+    return Path(shutil.copytree(whole.run_dir, Path(settings.output.dir) / "one"))
 
 
 def changed(settings: Any, key: str, value: Any) -> Any:
@@ -107,26 +133,25 @@ def lose(run_dir: Path, *numbers: int) -> list[Path]:
 # --- what is done again ------------------------------------------------------------------------------------------
 
 
-def test_only_what_is_missing_is_computed_and_the_bytes_are_the_same(settings: Settings):
-    whole = run(settings, quiet=True)
-    before = tables_of(whole.run_dir)
-    lost = lose(whole.run_dir, 1, 5, -1)
-    kept = everything_in(whole.run_dir / "shards")
+def test_only_what_is_missing_is_computed_and_the_bytes_are_the_same(settings: Settings, run_of_its_own: Path):
+    before = tables_of(run_of_its_own)
+    lost = lose(run_of_its_own, 1, 5, -1)
+    kept = everything_in(run_of_its_own / "shards")
     again = run(settings, quiet=True, resume=True)
+    assert again.run_dir == run_of_its_own
     assert tables_of(again.run_dir) == before
-    after = everything_in(whole.run_dir / "shards")
+    after = everything_in(run_of_its_own / "shards")
     assert {name: after[name] for name in kept} == kept
     assert len(after) - len(kept) == 2 * len(lost)
-    about = json.loads((whole.run_dir / "run.json").read_text())
+    about = json.loads((run_of_its_own / "run.json").read_text())
     assert about["status"] == "complete"
     assert [process["num_parts"] for process in about["models"]["gpt2"]["processes"]][-1] == 3
     assert about["models"]["gpt2"]["num_records"] == 70
 
 
-def test_a_complete_run_is_left_as_it_is(settings: Settings):
-    whole = run(settings, quiet=True)
+def test_a_complete_run_is_left_as_it_is(settings_of_whole: Settings, whole: RunResult):
     before = everything_in(whole.run_dir)
-    again = run(settings, quiet=True, resume=True)
+    again = run(settings_of_whole, quiet=True, resume=True)
     assert everything_in(whole.run_dir) == before
     assert again["gpt2"].summary == whole["gpt2"].summary
     assert list(again["gpt2"]["standard"]["entropy"].index) == list(whole["gpt2"]["standard"]["entropy"].index)
@@ -142,11 +167,10 @@ def test_resuming_what_was_never_begun_begins_it(settings: Settings):
     assert run(settings, quiet=True, resume=True)["gpt2"].summary
 
 
-def test_an_existing_run_is_not_touched_without_being_asked(settings: Settings):
-    whole = run(settings, quiet=True)
+def test_an_existing_run_is_not_touched_without_being_asked(settings_of_whole: Settings, whole: RunResult):
     before = everything_in(whole.run_dir)
     with pytest.raises(ValueError, match=r"exists already and is never overwritten; .* --resume"):
-        run(settings, quiet=True)
+        run(settings_of_whole, quiet=True)
     assert everything_in(whole.run_dir) == before
 
 
@@ -304,16 +328,17 @@ CHANGES: list[tuple[str, Any, str]] = [
 ]
 
 
-def test_a_changed_configuration_is_refused_and_the_difference_named(settings: Settings):
-    whole = run(settings, quiet=True)
+def test_a_changed_configuration_is_refused_and_the_difference_named(settings_of_whole: Settings, whole: RunResult):
     before = everything_in(whole.run_dir)
     for key, value, words in CHANGES:
         with pytest.raises(ReportedError, match=f"was begun with another configuration: .*{words}"):
-            run(changed(settings, key, value), quiet=True, resume=True)
+            run(changed(settings_of_whole, key, value), quiet=True, resume=True)
     assert everything_in(whole.run_dir) == before
 
 
 def test_other_weights_and_other_sentences_are_refused(settings: Settings, corpus: Path, tmp_path: Path):
+    corpus = Path(shutil.copy(corpus, tmp_path))
+    settings = changed(settings, "data.path", str(corpus))
     other = save_model("gpt2", tmp_path / "gpt2", seed=1)
     run(changed(settings, "models", {"gpt2": str(other)}), quiet=True)
     save_model("gpt2", other, seed=2)
@@ -383,9 +408,8 @@ def test_of_a_complete_run_any_version_makes_outputs(settings: Settings):
     assert run(changed(settings, "output.parquet", False), quiet=True, resume=True).run_dir == run_dir
 
 
-def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings):
-    whole = run(settings, quiet=True)
-    (whole.run_dir / "hpc_ckpt_1.ckpt").write_bytes(b"weights of another day")
+def test_a_checkpoint_that_lightning_would_load_is_refused(settings: Settings, run_of_its_own: Path):
+    (run_of_its_own / "hpc_ckpt_1.ckpt").write_bytes(b"weights of another day")
     with pytest.raises(
         ValueError, match=r"hpc_ckpt_1\.ckpt: Lightning would load it over the models' weights; remove it"
     ):
@@ -434,9 +458,8 @@ def fill_disk(patch: pytest.MonkeyPatch, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["part-000003.parquet", "part-000003.json", "gpt2_entropy.csv", "gpt2.parquet"])
 def test_a_full_disk_is_told_with_the_way_on_and_costs_what_was_being_written(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, name: str
+    settings: Settings, whole: RunResult, monkeypatch: pytest.MonkeyPatch, name: str
 ):
-    whole = run(named(settings, "whole"), quiet=True)
     with monkeypatch.context() as patch:
         fill_disk(patch, name)
         words = (
@@ -457,21 +480,20 @@ def test_a_full_disk_is_told_with_the_way_on_and_costs_what_was_being_written(
 
 
 def test_a_full_disk_is_told_by_the_merge_and_the_first_word_too(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: Settings, run_of_its_own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    whole = run(settings, quiet=True)
-    before = tables_of(whole.run_dir)
+    before = tables_of(run_of_its_own)
     with monkeypatch.context() as patch:
         fill_disk(patch, "gpt2.parquet")
         with pytest.raises(SystemExit) as ended:
-            main(["merge", str(whole.run_dir), "--quiet"])
+            main(["merge", str(run_of_its_own), "--quiet"])
     assert ended.value.code == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
-        f"No space left on device; what was done is kept; make room and go on with: {MERGE} {whole.run_dir}"
+        f"No space left on device; what was done is kept; make room and go on with: {MERGE} {run_of_its_own}"
     )
-    assert tables_of(whole.run_dir) == before
-    assert not list(whole.run_dir.glob(".merge-*"))
+    assert tables_of(run_of_its_own) == before
+    assert not list(run_of_its_own.glob(".merge-*"))
     with monkeypatch.context() as patch:
         fill_disk(patch, "config.yaml")
         with pytest.raises(ValueError, match=r"output\.dir: cannot write to .*two: No space left on device"):
@@ -489,8 +511,7 @@ def run_tasks(settings: Settings, name: str, count: int, order: Iterator[int] | 
 
 
 @pytest.mark.parametrize("count", [2, 5, 40])
-def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, count: int):
-    whole = run(settings, quiet=True)
+def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, whole: RunResult, count: int):
     result = run_tasks(settings, "array", count, reversed(range(count)))
     assert not result, "a task makes no outputs"
     assert not (result.run_dir / "standard").exists()
@@ -507,8 +528,7 @@ def test_tasks_in_any_order_give_the_bytes_of_one_process(settings: Settings, co
         assert pq.read_schema(part).metadata[b"config_hash"].decode() == about["config_hash"]
 
 
-def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(settings: Settings):
-    whole = run(settings, quiet=True)
+def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(settings: Settings, whole: RunResult):
     run_dir = run_tasks(settings, "array", 5, range(0, 5, 2)).run_dir
     status = run_status(run_dir)
     assert (status.is_complete, status.missing_tasks, status.workers) == (False, [1, 3], [])
@@ -521,15 +541,14 @@ def test_an_array_that_lacks_tasks_says_which_and_other_processes_can_do_them(se
     assert tables_of(result.run_dir) == tables_of(whole.run_dir)
 
 
-def test_tasks_can_do_what_a_single_process_left(settings: Settings):
-    whole = run(settings, quiet=True)
-    run_dir = run(named(settings, "single"), quiet=True).run_dir
+def test_tasks_can_do_what_a_single_process_left(settings: Settings, whole: RunResult, run_of_its_own: Path):
+    run_dir = run_of_its_own
     kept = everything_in(run_dir / "shards")
     for path in lose(run_dir, *range(1, 20)):
         for suffix in (".json", ".parquet"):
             del kept[str(path.with_suffix(suffix).relative_to(run_dir / "shards"))]
     for index in (1, 0, 2):
-        run(named(settings, "single", num_shards=3, shard_index=index), quiet=True, resume=True)
+        run(named(settings, "one", num_shards=3, shard_index=index), quiet=True, resume=True)
     assert {name: everything_in(run_dir / "shards")[name] for name in kept} == kept
     assert {path.name for path in run_dir.glob("shards/gpt2/task-*")} >= {"task-00000-of-00003", "task-00000-of-00001"}
     assert tables_of(merge_run(run_dir, quiet=True).run_dir) == tables_of(whole.run_dir)
@@ -560,8 +579,7 @@ def test_the_tasks_number_comes_from_the_array(settings: Settings, monkeypatch: 
 # --- streams -----------------------------------------------------------------------------------------------------
 
 
-def test_a_stream_gives_the_bytes_of_the_mapped_corpus_and_is_gone_on_with(settings: Settings):
-    whole = run(settings, quiet=True)
+def test_a_stream_gives_the_bytes_of_the_mapped_corpus_and_is_gone_on_with(settings: Settings, whole: RunResult):
     streamed = run(named(settings, "stream", streaming=True), quiet=True)
     assert tables_of(streamed.run_dir) == tables_of(whole.run_dir)
     lose(streamed.run_dir, 0, 4, -1)
@@ -573,13 +591,14 @@ def test_a_stream_gives_the_bytes_of_the_mapped_corpus_and_is_gone_on_with(setti
     assert tables_of(merge_run(again.run_dir, quiet=True).run_dir) == tables_of(whole.run_dir)
 
 
-def test_the_files_of_a_stream_whatever_their_sizes_are_shared_by_tasks(settings: Settings, tmp_path: Path):
+def test_the_files_of_a_stream_whatever_their_sizes_are_shared_by_tasks(
+    settings: Settings, whole: RunResult, tmp_path: Path
+):
     texts = Path(str(settings.data.path)).read_text().splitlines()
     edges = [0, 1, 60, 64, 70]
     for number, (first, end) in enumerate(itertools.pairwise(edges)):
         Dataset.from_dict({"text": texts[first:end]}).to_parquet(tmp_path / f"part-{number}.parquet")
     data = {"path": str(tmp_path / "part-*.parquet"), "streaming": True}
-    whole = run(settings, quiet=True)
     single = run(named(settings, "single", **data), quiet=True)
     assert json.loads((single.run_dir / "run.json").read_text())["corpus"]["num_files"] == 4
     # ids and batches are not those of one file; order and numbers are
