@@ -18,8 +18,12 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from llm_entropy.plots import canvas
+
 # The models are tiny: threads would cost more than they give, much more on a machine that is busy.
 torch.set_num_threads(1)
+
+SMALL_DPI = 40
 
 FIRST = ("test_slurm.py", "test_crash.py")
 """The files that take longest: begun first, they leave no process alone in the end."""
@@ -38,3 +42,11 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
         started = Launcher(folder)
     with started:
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_plots() -> Iterator[None]:
+    """Draw with few pixels, which take most of the time; how many a user gets is a test of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canvas, "DPI", SMALL_DPI)
+        yield

@@ -20,6 +20,8 @@ from llm_entropy.plots.condition import draw_trajectories, spread
 from llm_entropy.schema import Curves, ModelShape, ModelTables
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
+PRINT_DPI = canvas.DPI
+"""What a user gets, read before `small_plots` has made it small."""
 DEFAULT = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entropy", "surprisal")
 
 
@@ -69,16 +71,17 @@ def test_a_run_of_one_condition_has_the_figures_of_that_condition(tmp_path, mode
     assert names(drawn, tmp_path) == {f"{mode}/plots/{file}.png" for file in files}
 
 
-def test_a_figure_is_a_whole_png_at_print_resolution_on_white(tmp_path, tables):
+def test_a_figure_is_a_whole_png_at_print_resolution_on_white(tmp_path, tables, monkeypatch):
+    monkeypatch.setattr(canvas, "DPI", PRINT_DPI)
     for path in draw_model(tables, tmp_path, "comparative") + draw_side_by_side([tables, tables], tmp_path):
         assert 5_000 < path.stat().st_size < 300_000
         with Image.open(path) as image:
             image.load()
             assert image.format == "PNG"
-            assert image.info["dpi"] == pytest.approx((canvas.DPI, canvas.DPI), rel=1e-3)
-            assert min(image.size) > 2.5 * canvas.DPI
+            assert image.info["dpi"] == pytest.approx((PRINT_DPI, PRINT_DPI), rel=1e-3)
+            assert min(image.size) > 2.5 * PRINT_DPI
             assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-    assert canvas.DPI >= 200
+    assert PRINT_DPI >= 200
 
 
 def test_drawing_changes_no_setting_of_matplotlib(tmp_path, tables):
@@ -191,6 +194,7 @@ def test_titles_name_the_model_the_metric_and_the_number_of_sentences(tables, tm
 
     for module in ("comparative", "condition"):
         monkeypatch.setattr(f"llm_entropy.plots.{module}.write_title", listen)
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: Image.new("L", (1, 1)))  # titles are made before
     drawn = draw_model(tables, tmp_path, "comparative")
     assert len(titles) == len(drawn)
     assert all("tiny (builtin:tiny) · 250 sentences" in subtitle for _, subtitle in titles)
