@@ -7,6 +7,7 @@ begins, and they wait until they are wanted.
 
 from __future__ import annotations
 
+import copy
 import glob
 import json
 import os
@@ -108,16 +109,20 @@ class Launcher:
     """Starts programs in a working directory."""
 
     def __init__(self, folder: Path) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         self._folder = folder
-        self._server = subprocess.Popen(
-            [sys.executable, __file__], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self._server = subprocess.Popen([sys.executable, __file__], env=self.environment, **pipes)
 
     def at(self, folder: Path) -> Launcher:
         """Return the same launcher in another working directory."""
-        other = object.__new__(Launcher)
-        other._folder, other._server = folder, self._server
+        other = copy.copy(self)
+        other._folder = folder
         return other
 
     def start(
@@ -304,10 +309,10 @@ class Copy(subprocess.Popen):
 
     def _execute_child(self, args: Any, *_: Any) -> None:
         """Begin, where Popen would fork and execute."""
-        copy = Copy.waiting.pop(0)
+        chosen = Copy.waiting.pop(0)
         first = args.index("-m") + 2 if "-m" in args else 2
-        copy.begin(list(args[first:]), *self._how)
-        self.pid = copy.pid
+        chosen.begin(list(args[first:]), *self._how)
+        self.pid = chosen.pid
         self._child_created = True
 
 

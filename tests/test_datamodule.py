@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import pytest
 import torch
 import transformers
+from launcher import Launcher
 from tiny_models import make_tokenizer
 
 from llm_entropy import datamodule, windows
@@ -53,8 +54,13 @@ def sentences_of(count: int) -> list[str]:
     return [" ".join([f"{i}", *rng.choice(WORDS, rng.integers(0, 12))]) for i in range(count)]
 
 
+@cache
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return make_tokenizer("causal")
+
+
 def make_data(corpus: Corpus, **settings: Any) -> SentenceDataModule:
-    encoder = Encoder(make_tokenizer("causal"), "causal", positions="all")
+    encoder = Encoder(tokenizer(), "causal", positions="all")
     return SentenceDataModule(corpus, encoder, pad_token_id=0, tokens_per_batch=TOKENS_PER_BATCH, seed=3, **settings)
 
 
@@ -125,15 +131,36 @@ def test_tasks_processes_and_workers_share_the_same_batches_each_once(
     assert {batch.key: contents(batch) for batch in shared} == whole
 
 
+class Real(NamedTuple):
+    """A corpus of real sentences, large enough for several windows, and what encodes it."""
+
+    corpus: Corpus
+    encode: Callable[..., Any]
+    """As an `Encoder` does; the same sentences are encoded once for all processes."""
+    num_tokens: int
+
+
+@pytest.fixture(scope="module")
+def real() -> Real:
+    rows = read_sentences()
+    texts = [f"{row['prompt']} {copy}" for copy in range(48) for row in rows]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("tiny-gpt2"))
+    encoder = Encoder(tokenizer, "causal", positions="last")
+    encode_once = cache(lambda ids, sentences: list(encoder(ids, sentences)))
+    return Real(
+        corpus_of_sentences(texts, None, 0),
+        lambda ids, sentences: encode_once(tuple(ids), tuple(sentences)),
+        sum(map(len, tokenizer(texts).input_ids)),
+    )
+
+
 @pytest.mark.parametrize(("num_ranks", "num_workers"), [(2, 0), (3, 0), (2, 2), (3, 2)])
 def test_the_tokens_of_the_processes_of_a_real_corpus_differ_by_less_than_five_percent(
-    monkeypatch: pytest.MonkeyPatch, num_ranks: int, num_workers: int
+    real: Real, monkeypatch: pytest.MonkeyPatch, num_ranks: int, num_workers: int
 ):
-    texts = [f"{row['prompt']} {copy}" for copy in range(48) for row in read_sentences()]
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("tiny-gpt2"))
     data = SentenceDataModule(
-        corpus_of_sentences(texts, None, 0),
-        Encoder(tokenizer, "causal", positions="last"),
+        real.corpus,
+        real.encode,
         pad_token_id=0,
         tokens_per_batch=CPU_TOKENS,
         seed=0,
@@ -144,7 +171,7 @@ def test_the_tokens_of_the_processes_of_a_real_corpus_differ_by_less_than_five_p
         info = SimpleNamespace(id=worker, num_workers=num_workers) if num_workers else None
         monkeypatch.setattr(datamodule, "get_worker_info", lambda info=info: info)
         tokens[rank] += sum(int(batch.attention_mask.sum()) for batch in WindowBatches(data, rank, num_ranks))
-    assert tokens.sum() == sum(map(len, tokenizer(texts).input_ids))
+    assert tokens.sum() == real.num_tokens
     assert tokens.max() <= 1.05 * tokens.min(), tokens
 
 
@@ -244,13 +271,16 @@ def test_a_trainer_sees_every_batch_once_whatever_the_number_of_workers(
     assert {batch.key: contents(batch) for batch in batches} == whole
 
 
-@pytest.mark.slow
-def test_two_processes_together_see_every_batch_once(tmp_path: Path):
-    # DDP starts this file again for the second process, which pytest would not survive.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).resolve()), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+AS_ONE_OF_TWO = """
+from pathlib import Path
+from test_datamodule import predict_as_one_of_two
+predict_as_one_of_two(Path(sys.argv[1]))
+"""
+
+
+def test_two_processes_together_see_every_batch_once(launcher: Launcher, tmp_path: Path):
+    ended = launcher.at(tmp_path)([str(tmp_path)], program=AS_ONE_OF_TWO, num_copies=1)
+    assert ended.status == 0, ended.said
     for count in COUNTS:
         first, second = (json.loads((tmp_path / f"{count}_{rank}.json").read_text()) for rank in (0, 1))
         assert sorted(first["ids"] + second["ids"]) == list(range(count))
@@ -272,7 +302,3 @@ def predict_as_one_of_two(folder: Path) -> None:
         ids = [int(sentence.split()[0]) for batch in batches for sentence in batch.sentences]
         tokens = sum(int(torch.sum(batch.attention_mask)) for batch in batches)
         (folder / f"{count}_{trainer.global_rank}.json").write_text(json.dumps({"ids": ids, "tokens": tokens}))
-
-
-if __name__ == "__main__":
-    predict_as_one_of_two(Path(sys.argv[1]))

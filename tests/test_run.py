@@ -7,12 +7,11 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from launcher import TORCHRUN, Launcher
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tiny_models import CAUSAL_VOCAB, FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 
@@ -450,27 +450,49 @@ def test_merging_makes_the_same_bytes_from_the_shards(gpt2: dict[str, str], tmp_
     pd.testing.assert_frame_equal(again["gpt2"][CONTROL]["entropy"], first["gpt2"][CONTROL]["entropy"])
 
 
-LAUNCHERS = {"plain": (), "torchrun": ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")}
+def start_anew(launch: Launcher, words: list[str], num_processes: int) -> str:
+    """Let Lightning start all but the first process, each in an interpreter of its own; return what they say."""
+    command = [sys.executable, "-m", "llm_entropy", *words]
+    done = subprocess.run(command, env=launch.environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def start_by_lightning(launch: Launcher, words: list[str], num_processes: int) -> str:
+    """As `start_anew`, but each process is a fork."""
+    ended = launch(words, num_copies=num_processes - 1)
+    assert ended.status == 0, ended.said
+    return ended.said
+
+
+def start_by_torchrun(launch: Launcher, words: list[str], num_processes: int) -> str:
+    """Let torchrun start the processes, each a fork."""
+    torchrun = ["--standalone", f"--nproc_per_node={num_processes}", "-m", "llm_entropy"]
+    ended = launch([*torchrun, *words], program=TORCHRUN, num_copies=num_processes)
+    assert ended.status == 0, ended.said
+    return ended.said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "launcher", "tokens_per_batch", "num_sentences"),
+    ("num_processes", "start", "tokens_per_batch", "num_sentences"),
     [
-        pytest.param(2, "plain", 40, None, id="2 processes"),
-        pytest.param(3, "plain", 40, None, id="3 processes"),
-        pytest.param(2, "torchrun", 40, None, id="2 by torchrun"),
-        pytest.param(3, "torchrun", 1, None, id="3 by torchrun, a sentence to a batch"),
-        pytest.param(2, "plain", 40, 1, id="2 processes, one without batches"),
-        pytest.param(3, "torchrun", 40, 1, id="3 by torchrun, two without batches"),
+        pytest.param(2, start_anew, 40, None, id="2 processes"),
+        pytest.param(3, start_by_lightning, 40, None, id="3 processes"),
+        pytest.param(2, start_by_torchrun, 40, None, id="2 by torchrun"),
+        pytest.param(3, start_by_torchrun, 1, None, id="3 by torchrun, a sentence to a batch"),
+        pytest.param(2, start_by_lightning, 40, 1, id="2 processes, one without batches"),
+        pytest.param(3, start_by_torchrun, 40, 1, id="3 by torchrun, two without batches"),
     ],
 )
 def test_many_processes_give_the_bytes_of_one(
     folders: dict[str, str],
     corpus: str,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    launcher: Launcher,
     num_processes: int,
-    launcher: str,
+    start: Callable[[Launcher, list[str], int], str],
     tokens_per_batch: int,
     num_sentences: int | None,
 ):
@@ -491,18 +513,11 @@ def test_many_processes_give_the_bytes_of_one(
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps(options), encoding="utf-8")
     one = run(dataclasses.replace(read_config(config), trainer=TrainerSettings("cpu", 1)), quiet=True).run_dir
-    count = str(num_processes)
-    starter = [*LAUNCHERS[launcher], *([count] if launcher == "torchrun" else []), "-m", "llm_entropy", "predict"]
-    devices = [] if launcher == "torchrun" else [f"--trainer.devices={count}"]  # its count is the count
-    done = subprocess.run(
-        [sys.executable, *starter, f"--config={config}", *devices, "--output.run_name=many"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Tables and plots:") == 1
+    # torchrun's count is the count
+    devices = [] if start is start_by_torchrun else [f"--trainer.devices={num_processes}"]
+    words = ["predict", f"--config={config}", *devices, "--output.run_name=many"]
+    said = start(launcher.at(tmp_path_factory.mktemp("many")), words, num_processes)
+    assert said.count("Tables and plots:") == 1
     many = tmp_path / "many"
     assert tables_of(one) == tables_of(many)
     assert tables_of(one, ".parquet") == tables_of(many, ".parquet")
@@ -513,7 +528,7 @@ def test_many_processes_give_the_bytes_of_one(
         assert len(manifest_of(many)["models"][model]["processes"]) == busy
     log = (many / "run.log").read_text(encoding="utf-8")
     assert "py.warnings" not in log, "a warning that users can do nothing about"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "config.yaml", "many", "one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "many", "one"]
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------------
