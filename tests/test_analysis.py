@@ -117,7 +117,7 @@ def test_vectors_in_memory_are_checked_before_anything_else(passed: dict[str, An
 def test_an_iterator_of_sentences_is_read_once_and_data_beside_it_is_refused(passed: dict[str, Any]) -> None:
     run_analysis(sentences=(text for text in SENTENCES))
     assert passed["sentences"] == list(SENTENCES)
-    assert passed["settings"].analysis.num_sentences is None
+    assert passed["settings"].analysis.num_sentences == "auto"
     run_analysis(sentences={"a": ["x"], "b": ["y"]}, data={"text_column": "b"}, num_sentences=np.int64(1))
     assert passed["sentences"] == ["y"]
     with pytest.raises(ReportedError, match=r"data\.path: got 'c\.txt' beside sentences that are given"):

@@ -65,7 +65,7 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(
         "out of memory with a batch of 7 sentences",
         "out of memory with a batch of 3 sentences",
     ]
-    assert parts.sentences == whole.sentences
+    assert parts.texts == whole.texts
     assert parts.num_tokens == whole.num_tokens == sum(LENGTHS)
     own, truth = parts.conditions["standard"], whole.conditions["standard"]
     assert torch.equal(own.target_ids, truth.target_ids)

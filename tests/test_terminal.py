@@ -155,7 +155,7 @@ def test_on_a_terminal_the_keys_are_folded_and_the_numbers_are_not(monkeypatch: 
     assert max(map(len, lines)) <= 90
     assert "…" not in terminal.getvalue()
     assert sum(all(number in line for number in NUMBERS) for line in lines) == 2
-    folded = "".join(line[:20].split(" ")[1] for line in lines if line[:20].startswith(" "))
+    folded = "".join(cell[1] for line in lines if (cell := re.match(r" (\S+)", line)))
     assert folded.count(KEY) == 2
 
 
