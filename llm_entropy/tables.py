@@ -113,6 +113,11 @@ class _Reading(NamedTuple):
     def is_even(self) -> bool:
         return not self.error and self.share_alike == 1
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether several columns have names, and all rows a field for each."""
+        return self.is_even and self.width > 1 and all(map(_is_name, self.rows[0]))
+
 
 # --- finding the dialect -----------------------------------------------------------------------------------------
 
@@ -135,8 +140,10 @@ def find_dialect(path: Path, plain: str, data: DataSettings) -> Dialect:
     delimiter = data.delimiter or (excel[1] if excel else None)
     quotings = list(QUOTINGS) if data.quoting == "auto" else [data.quoting]
     wanted = [delimiter] if delimiter else [plain, *(other for other in DELIMITERS if other != plain)]
-    readings = [_with_quotes(_Head(body, is_whole, bool(excel)), one, quotings) for one in wanted]
-    best = readings[0] if delimiter else _with_delimiter(readings, path)
+    readings = (_with_quotes(_Head(body, is_whole, bool(excel)), one, quotings) for one in wanted)
+    best = next(readings)
+    if not (delimiter or best.is_certain):
+        best = _with_delimiter([best, *readings], path)
     if best.error and data.quoting == "auto":
         raise ReportedError(
             f"data.quoting: {path.name}: {best.error}; double the quotes inside of quoted text, or set data.quoting "
@@ -157,15 +164,16 @@ def find_dialect(path: Path, plain: str, data: DataSettings) -> Dialect:
 
 def _with_quotes(head: _Head, delimiter: str, quotings: Sequence[str]) -> _Reading:
     """Read the first rows with a delimiter, and with the quoting that fits them."""
-    read = {quoting: _read(head, delimiter, quoting) for quoting in quotings}
-    if len(read) == 1 or '"' not in head.text:
-        return read[quotings[0]]
-    minimal, backslash, none = read["minimal"], read["backslash"], read["none"]
+    minimal = _read(head, delimiter, quotings[0])
+    if len(quotings) == 1 or '"' not in head.text:
+        return minimal
+    none = _read(head, delimiter, "none")
     if not minimal.error:
         # Quoted text may hold line ends. But where each line is a row by itself, the quotes are those of the text.
         is_merged = len(minimal.rows) < len(none.rows) and minimal.width == none.width > 1 and none.is_even
         return none if is_merged else minimal
-    if '\\"' in head.text and not backslash.error:
+    backslash = _read(head, delimiter, "backslash") if '\\"' in head.text else None
+    if backslash is not None and not backslash.error:
         return backslash
     return none if none.is_even else minimal
 
@@ -193,7 +201,7 @@ def _with_delimiter(readings: Sequence[_Reading], path: Path) -> _Reading:
     """Choose between readings, the first of which is what the suffix promises."""
     plain = readings[0]
     even = [reading for reading in readings if reading.is_even and reading.width > 1]
-    named = [reading for reading in even if all(map(_is_name, reading.rows[0]))]
+    named = [reading for reading in even if reading.is_certain]
     for several in (named, even):
         if several and (several[0] is plain or len(several) == 1):
             return several[0]

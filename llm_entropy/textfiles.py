@@ -21,7 +21,7 @@ try:
 except ImportError:  # `datasets` does without it, too
     zstandard = None
 
-HEAD_BYTES = 1 << 20
+HEAD_BYTES = 1 << 18
 """How much of a file is looked at before it is read."""
 _CHUNK = 1 << 16
 
