@@ -142,6 +142,8 @@ def find_dialect(path: Path, plain: str, data: DataSettings) -> Dialect:
     wanted = [delimiter] if delimiter else [plain, *(other for other in DELIMITERS if other != plain)]
     readings = (_with_quotes(_Head(body, is_whole, bool(excel)), one, quotings) for one in wanted)
     best = next(readings)
+    if not best.rows and not best.error:
+        raise ReportedError(f"data.path: {path.name} holds blank lines alone; expected at least one sentence")
     if not (delimiter or best.is_certain):
         best = _with_delimiter([best, *readings], path)
     if best.error and data.quoting == "auto":
@@ -328,11 +330,13 @@ def check_rows(path: Path, dialect: Dialect) -> Iterator[int]:
 
 def _too_many_fields(path: Path, dialect: Dialect, line: int, row: Sequence[str]) -> str:
     than = "the header" if dialect.header else "the first rows"
+    spaced = any(field.startswith(" ") and field.lstrip().startswith('"') for field in row)
+    space = "; a quote after a space is text: write no space before it" if spaced else ""
     one_column = "; a file of one sentence on each line is named .txt" if dialect.num_fields == 1 else ""
     return (
         f"data.path: line {line} of {path.name} has {len(row)} fields, more fields than {than} "
         f"({dialect.num_fields}), separated by {DELIMITERS.get(dialect.delimiter, repr(dialect.delimiter))}: "
-        f"{_short(row)}; quote text with separators, or set data.delimiter{one_column}"
+        f"{_short(row)}; quote text with separators, or set data.delimiter{space}{one_column}"
     )
 
 
