@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy.architectures import ARCHITECTURES, ModelView, run_base, view_model
 from llm_entropy.attention import check_attention, read_attention_entropy, rows
+from llm_entropy.attention.widened import in_float32
 from llm_entropy.attention_interface import EAGER, READABLE, AttentionInputs, attention_implementation
 
 THROUGH_THE_INTERFACE = [name for name, row in FAMILIES.items() if not ARCHITECTURES[row.model_type].eager_only]
@@ -162,6 +163,58 @@ def test_a_family_that_does_more_than_sdpa_is_refused(monkeypatch: pytest.Monkey
     assert attention_implementation(view.model) == READABLE
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "granite", "bert"])
+def test_a_scale_that_is_off_by_one_percent_is_refused_in_every_precision(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(3):
+        view = view_model(make_model(family, seed, READABLE).to(dtype))
+        check_attention(view, "right")
+        for wrong in (0.99, 1.01):
+
+            class Scaled(rows.RowEntropies):
+                def __call__(self, inputs: AttentionInputs, wrong: float = wrong) -> Tensor:
+                    return super().__call__(inputs._replace(scale=wrong * inputs.scale))
+
+            with monkeypatch.context() as patch:
+                patch.setattr("llm_entropy.attention.RowEntropies", Scaled)
+                with pytest.raises(ValueError, match="misses that of the model's own eager attention by"):
+                    check_attention(view, "mine")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "opt", "bert", "albert", "modernbert"])
+def test_a_widened_model_computes_as_a_copy_in_float32_and_is_left_as_it_was(family: str, dtype: torch.dtype) -> None:
+    model = make_model(family, attention="sdpa").to(dtype)
+    before = {name: (weight, weight.clone()) for name, weight in model.named_parameters(remove_duplicate=False)}
+    input_ids, mask = sentences()
+    with torch.no_grad(), in_float32(model):
+        seen = model(input_ids=input_ids, attention_mask=mask).logits
+    with torch.no_grad():
+        expected = make_model(family, attention="sdpa").to(dtype).float()(input_ids=input_ids, attention_mask=mask)
+    assert seen.dtype == torch.float32
+    torch.testing.assert_close(seen[mask.bool()], expected.logits[mask.bool()], rtol=1e-5, atol=1e-5)
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        assert weight is before[name][0]
+        assert torch.equal(weight, before[name][1])
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_model_that_fails_while_it_is_widened_gets_its_weights_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("gpt2", attention="sdpa").to(torch.bfloat16)
+    norm = model.transformer.h[1].ln_1
+
+    def fail(states: Tensor) -> Tensor:
+        assert norm.weight.dtype == torch.float32
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(norm, "forward", fail)
+    with pytest.raises(RuntimeError, match="in the middle"), in_float32(model):
+        model(input_ids=torch.tensor([[1, 2]]))
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+
+
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
@@ -293,18 +346,23 @@ def test_a_kernel_in_float16_is_no_worse_than_maps_in_bfloat16(offset: float, mo
         assert error.max() <= eager.max(), f"{name}: {error.max()}, eager {eager.max()}"
 
 
-@pytest.mark.parametrize("broken", ["absent", "refusing", "wrong"])
+@pytest.mark.parametrize("broken", ["absent", "refusing", "wrong", "a scale off by one percent"])
 def test_a_fused_kernel_that_does_not_prove_itself_is_not_used(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows._fused_is_right.cache_clear()
+    right = rows._fused_attention
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         if broken == "absent":
             raise AttributeError("'_OpNamespace' 'aten' object has no attribute")
         if broken == "refusing":
             raise RuntimeError("no kernel for this type")
+        if broken == "a scale off by one percent":
+            return right(query, key, value, *args[:2], 1.01 * args[2])
         return value, query.sum(-1)
 
     monkeypatch.setattr(rows, "_fused_attention", kernel)
+    for dtype in rows.FUSIBLE:
+        assert not rows._fused_is_right(torch.device("cpu"), dtype, 16)
     inputs = make_inputs()
     row, position = torch.ones(3, 70).nonzero(as_tuple=True)
     try:
@@ -314,7 +372,7 @@ def test_a_fused_kernel_that_does_not_prove_itself_is_not_used(broken: str, monk
 
 
 def test_the_fused_kernel_proves_itself_here() -> None:
-    for dtype in rows.PROBE_TOLERANCE:
+    for dtype in rows.FUSIBLE:
         for width in (8, 12, 64, 128):
             assert rows._fused_is_right(torch.device("cpu"), dtype, width), f"{dtype} {width}"
 

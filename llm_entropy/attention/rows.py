@@ -20,8 +20,10 @@ FUSED_LENGTH = 64
 """Sentences of at least so many tokens are quicker in the fused kernel than from their scores."""
 PROBE_LENGTH = 37
 """Tokens with which the fused kernel proves itself."""
-PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest error in nats that is taken for rounding, by the type of queries and keys; other types are not fused."""
+FUSIBLE = (torch.float32, torch.float16, torch.bfloat16)
+"""Types of queries and keys that are given to the fused kernel."""
+PROBE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2}
+"""Largest error in nats that is taken for rounding, by the type in which the kernel computes."""
 
 
 class RowEntropies:
@@ -160,7 +162,7 @@ def _fused_dtype(device_type: str, dtype: torch.dtype) -> torch.dtype:
 def _can_fuse(inputs: AttentionInputs) -> bool:
     """Whether the algebra holds, and there is a kernel: what a mask adds to the scores is not in the values."""
     is_plain = inputs.mask is None or inputs.mask.dtype == torch.bool
-    return is_plain and inputs.key.device.type in ("cpu", "cuda") and inputs.key.dtype in PROBE_TOLERANCE
+    return is_plain and inputs.key.device.type in ("cpu", "cuda") and inputs.key.dtype in FUSIBLE
 
 
 def _fused_attention(
@@ -212,7 +214,7 @@ def _fused_is_right(device: torch.device, dtype: torch.dtype, width: int) -> boo
     except (AttributeError, RuntimeError, TypeError) as error:
         log.info("no fused attention entropy for %s of width %d on %s: %s", dtype, width, device, error)
         return False
-    if not max(errors) <= PROBE_TOLERANCE[dtype]:
+    if not max(errors) <= PROBE_TOLERANCE[_fused_dtype(device.type, dtype)]:
         log.info("fused attention of %s, width %d, on %s is off by %s nats: not used", dtype, width, device, errors)
         return False
     return True
