@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from launcher import Launcher
 from slurm_cluster import missing_programs, slurm_cluster
 
 from llm_entropy.builtin import read_sentences
@@ -61,16 +62,16 @@ def slurm() -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def room(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def room(launcher: Launcher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with a corpus, and `single`: the run of one process."""
     folder = tmp_path_factory.mktemp("room")
     texts = [row["prompt"] for row in read_sentences()]
-    lines = [f"{text} {index}\n" for index in range(3) for text in texts]
+    lines = [f"{text} {index}\n" for index in range(2) for text in texts]
     (folder / "corpus.txt").write_text("".join(lines), encoding="utf-8")
     # In large parts, which are sooner written: what is merged of them is the same.
     words = [*WORDS, "--output.dir=runs", "--output.run_name=single", "--output.part_seconds=60"]
-    command = [str(PROGRAM), "predict", *words]
-    run(command, folder, {**os.environ, "OMP_NUM_THREADS": "1"})
+    ended = launcher.at(folder)(["predict", *words])
+    assert ended.status == 0, ended.said
     return folder
 
 
@@ -80,14 +81,20 @@ def run(command: list[str], folder: Path, environment: dict[str, str], status: i
     return done.stdout + done.stderr
 
 
-def wait_for(found: Callable[[], Any], what: str, folder: Path) -> Any:
+def wait_for(found: Callable[[], Any], what: str, folder: Path, pause: float = 0.05) -> Any:
     end = time.monotonic() + SECONDS
     while not (value := found()):
         if time.monotonic() > end:
             logs = "".join(f"\n== {path.name}\n{path.read_text()[-2000:]}" for path in folder.glob("*.log"))
             raise TimeoutError(f"{what}: not there after {SECONDS} s{logs}")
-        time.sleep(0.05)
+        time.sleep(pause)
     return value
+
+
+def wait_for_jobs(room: Path, slurm: dict[str, str], *options: str) -> None:
+    """Wait until no job is left in the queue, or none of those that the options of squeue choose."""
+    # asking SLURM costs it, and the tasks, more than looking for a file
+    wait_for(lambda: not queue(slurm, *options), "an empty queue", room, pause=0.5)
 
 
 def tables_of(run_dir: Path) -> dict[str, bytes]:
@@ -123,11 +130,11 @@ def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_proce
     wait_for(lambda: "stopped by SIGUSR1" in log.read_text(), "task 2 says that it stopped", room)
     before = len(markers_of(run_dir, 2))
     wait_for(lambda: "resuming" in log.read_text(), "task 2 goes on by itself", room)
-    wait_for(lambda: not queue(room, slurm, f"--job={array}"), "the array ends", room)
+    wait_for_jobs(room, slurm, f"--job={array}")
     assert len(markers_of(run_dir, 2)) > before
 
     # The merge does not run behind a task that failed, and the run says what is missing.
-    wait_for(lambda: not queue(room, slurm, f"--job={merge}"), "the merge vanishes", room)
+    wait_for_jobs(room, slurm, f"--job={merge}")
     assert not (run_dir / "standard").exists()
     words = run([str(PROGRAM), "merge", "runs/array"], room, slurm, status=2)
     assert "is not complete: gpt2 lacks" in words
@@ -137,7 +144,7 @@ def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_proce
     # The same line again runs the one task that was lost, and then the merge.
     kept = {path: path.stat().st_mtime_ns for task in range(4) for path in markers_of(run_dir, task)}
     submit(room, slurm)
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert {path.parents[1].name[5:10] for path in set(run_dir.glob("shards/*/*/*/*.json")) - set(kept)} == {"00001"}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing that was done is done again"
     assert tables_of(run_dir) == tables_of(room / "runs/single")
@@ -160,14 +167,14 @@ def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_proce
     path = os.pathsep.join([str(PROGRAM.parent), slurm["PATH"]])
     job = ["sbatch", option, "--job-name=pasted", "--ntasks-per-node=1", "--wrap", f"srun {command}"]
     run(job, room, {**slurm, "PATH": path})
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert "every record is there" in run([str(PROGRAM), "status", "runs/array"], room, slurm)
     shutil.rmtree(run_dir / "standard")
     run([str(PROGRAM), "merge", "runs/array"], room, slurm)
     assert tables_of(run_dir) == tables_of(room / "runs/single")
 
 
-def queue(room: Path, slurm: dict[str, str], *options: str) -> str:
+def queue(slurm: dict[str, str], *options: str) -> str:
     done = subprocess.run(["squeue", "--noheader", *options], env=slurm, capture_output=True, text=True, timeout=30)
     return done.stdout
 
@@ -182,7 +189,7 @@ def test_two_processes_of_a_job_give_the_bytes_of_one(
     name = script.replace("_", "-")
     words = [*WORDS, "--output.dir=runs", f"--output.run_name={name}"]
     run(["sbatch", *options, str(REPOSITORY / f"slurm/{script}.sbatch"), *words], room, slurm)
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert tables_of(room / "runs" / name) == tables_of(room / "runs/single")
     about = json.loads((room / "runs" / name / "run.json").read_text())
     processes = about["models"]["gpt2"]["processes"]
@@ -209,7 +216,7 @@ def test_a_job_without_srun_is_refused_and_neither_half_done_nor_waits_for_ever(
     words = [*WORDS, "--output.dir=runs", "--output.run_name=half", "--trainer.devices=2"]
     command = shlex.join([str(PROGRAM), "predict", *words])
     run(["sbatch", "--job-name=half", option, "--output=half.log", "--wrap", command], room, slurm)
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert (
         "2 devices on 1 nodes were asked for, but 1 processes were started; under SLURM start with srun"
         in (room / "half.log").read_text()
@@ -226,7 +233,7 @@ def test_torchrun_works_inside_a_job(room: Path, slurm: dict[str, str]):
         room,
         slurm,
     )
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert (room / "runs/torchrun/standard").exists(), (room / "torchrun.log").read_text()
     assert tables_of(room / "runs/torchrun") == tables_of(room / "runs/single")
 
@@ -246,4 +253,4 @@ def test_a_wrong_call_is_refused(room: Path, slurm: dict[str, str], words: list[
         shutil.copy(room / "runs/single/run.json", room / "runs/begun/run.json")
         words = [words[0], "runs/begun", *words[2:]]
     assert complaint in run([str(REPOSITORY / "slurm/submit_array.sh"), *words], room, slurm, status=2)
-    assert not queue(room, slurm)
+    assert not queue(slurm)
