@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -285,15 +286,22 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 def observe(model: nn.Module, input_ids: list[int], steering: Steering | None = None) -> Observation:
     """Run one sentence, without padding, and return all that it shows."""
+    return observe_all(model, [input_ids], steering)[0]
+
+
+def observe_all(
+    model: nn.Module, sentences: list[list[int]], steering: Steering | None = None
+) -> tuple[Observation, ...]:
+    """Run sentences of one length, so that there is no padding, and return all that each shows."""
     layers: list[Tensor] = []
     num_blocks = len(blocks_of(model))
-    deltas = None if steering is None else steering.deltas(num_blocks, len(input_ids))
+    deltas = None if steering is None else steering.deltas(num_blocks, len(sentences[0]))
     with torch.no_grad(), _hooks(model, layers, deltas):
-        output = model(input_ids=torch.tensor([input_ids]), output_attentions=True)
+        output = model(input_ids=torch.tensor(sentences), output_attentions=True)
     assert len(layers) == num_blocks + 1
-    attentions = torch.stack([attention[0] for attention in output.attentions])
-    assert len(attentions) == num_blocks
-    return Observation(torch.stack([h[0] for h in layers]), attentions, output.logits[0])
+    assert len(output.attentions) == num_blocks
+    states, attentions = torch.stack(layers), torch.stack(output.attentions)
+    return tuple(Observation(states[:, row], attentions[:, row], output.logits[row]) for row in range(len(sentences)))
 
 
 # --- positions and targets -----------------------------------------------------------------------------------------
@@ -346,7 +354,7 @@ class Expected:
     logits: Any
     """[layer, vocab], after temperature."""
 
-    @property
+    @cached_property
     def probabilities(self) -> Any:
         """[layer, vocab]."""
         return softmax(self.logits, axis=-1)
@@ -407,11 +415,10 @@ def expected(
         translators: as `lens_logits`.
     """
     with torch.no_grad():
-        logits = (lens_logits(model, shown.layers, lens, translators) / temperature).numpy()
-    attention = shown.attentions.double().numpy()
+        logits = (lens_logits(model, shown.layers[:, reading.positions], lens, translators) / temperature).numpy()
+    attention = shown.attentions[:, :, reading.positions].double().numpy()
     return [
-        metrics_at(logits[:, position], attention[:, :, position], target)
-        for position, target in zip(reading.positions, reading.targets, strict=True)
+        metrics_at(logits[:, index], attention[:, :, index], target) for index, target in enumerate(reading.targets)
     ]
 
 

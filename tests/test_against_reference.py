@@ -58,7 +58,7 @@ class Subject:
 
     def observe(self, reading: Reading, condition: str) -> Observation:
         """Return what the reference sees of a sentence under a condition."""
-        return _observe(self.family, tuple(reading.input_ids), condition)
+        return _observe_all(self.family, len(reading.input_ids), condition)[tuple(reading.input_ids)]
 
     def plan(self) -> SteeringPlan:
         """Return the program's plan of the same steering."""
@@ -94,9 +94,12 @@ def subject(family: str) -> Subject:
 
 
 @cache
-def _observe(family: str, input_ids: tuple[int, ...], condition: str) -> Observation:
+def _observe_all(family: str, length: int, condition: str) -> dict[tuple[int, ...], Observation]:
+    """Return what all sentences of a length show, the copies with a mask among them, by their tokens."""
     who = subject(family)
-    return reference.observe(who.exact, list(input_ids), who.steering if condition == CONTROL else None)
+    sentences = [reading.input_ids for reading in readings(family, "all") if len(reading.input_ids) == length]
+    shown = reference.observe_all(who.exact, sentences, who.steering if condition == CONTROL else None)
+    return dict(zip(map(tuple, sentences), shown, strict=True))
 
 
 @cache
