@@ -53,6 +53,8 @@ CLASSIFIERS = ("score", "classifier", "qa_outputs")
 """Heads of models that were trained to classify."""
 REFUSALS = (ImportError, StrictDataclassError, *UNREADABLE)
 """What transformers raises when it cannot get a model, or does not take its configuration."""
+CONFIG_FAULTS = (*REFUSALS, AttributeError, TypeError)
+"""As `REFUSALS`, while nothing but a configuration is read: a dtype that is none, a number that is text."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +103,12 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         fault = _folder_fault(location, adapter, settings.name)
     if fault:
         raise ReportedError(f"{name} {fault}")
-    with _one_error(settings, location), _quiet_transformers():
+    with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
         config = AutoConfig.from_pretrained(location, **options)
-    architecture = find_architecture(config, name)
+    architecture, shape = find_architecture(config, name), shape_of(config)
+    if min(shape) < 1:
+        sizes = ", ".join(f"{size} {number}" for size, number in shape._asdict().items())
+        raise ReportedError(f"{name}: config.json says {sizes}; expected at least 1 of each; correct it")
     with _one_error(settings, location), _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
@@ -122,7 +127,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         config=config,
         tokenizer=cast(PreTrainedTokenizerBase, tokenizer),
         architecture=architecture,
-        shape=shape_of(config),
+        shape=shape,
         most_tokens=min(limits, default=None),
         revision=commit,
     )
@@ -311,15 +316,23 @@ def _other_folder(folder: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def _one_error(settings: ModelSettings, location: str) -> Iterator[None]:
-    """Turn what transformers raises when a model cannot be had into one line, with the file that is to blame."""
+def _one_error(
+    settings: ModelSettings, location: str, refusals: tuple[type[Exception], ...] = REFUSALS
+) -> Iterator[None]:
+    """Turn what transformers raises when a model cannot be had into one line, with the file that is to blame.
+
+    Args:
+        settings: Of the model.
+        location: What transformers loads from.
+        refusals: What is raised where the model is to blame, and not a program.
+    """
     try:
         yield
     except Exception as error:
         folder = Path(location)
         fault = thorough_fault(folder) if folder.is_dir() else None
         # tokenizers raises plain exceptions. Other kinds are faults of a program, unless a broken file explains them.
-        if fault is None and not isinstance(error, REFUSALS) and type(error) is not Exception:
+        if fault is None and not isinstance(error, refusals) and type(error) is not Exception:
             raise
         revision = f" at revision {settings.revision!r}" if settings.revision else ""
         reason = fault or f"{_reason(error)}. {_way_out(error, folder.is_dir())}"

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import logging
 import random
+import shutil
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -18,6 +20,7 @@ from tiny_models import HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_
 from llm_entropy.architectures import ARCHITECTURES
 from llm_entropy.attention_interface import READABLE, attention_implementation
 from llm_entropy.corpus import corpus_of_sentences
+from llm_entropy.errors import ReportedError
 from llm_entropy.models import find_model, load_model
 from llm_entropy.plan import check_tokens, plan_model
 from llm_entropy.settings import ModelSettings, Settings
@@ -297,6 +300,22 @@ def save_as(family: str, folder: Path, auto: type, **changes: object) -> Path:
 def change_config(folder: Path, **changes: object) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("dtype", "float23", "cannot load the model .*float23.*Correct its files"),
+        ("n_layer", "two", "cannot load the model .*n_layer.*expected int, got str"),
+        ("n_head", 0, r"config\.json says num_blocks 3, num_heads 0, .*; expected at least 1 of each"),
+        ("n_layer", -1, r"config\.json says num_blocks -1, .*; expected at least 1 of each"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_refused(key: str, value: Any, words: str, gpt2: Path, tmp_path: Path):
+    shutil.copytree(gpt2, tmp_path / "model")
+    change_config(tmp_path / "model", **{key: value})
+    with pytest.raises(ReportedError, match=words):
+        find(tmp_path / "model")
 
 
 def add_weights(folder: Path, **weights: torch.Tensor) -> None:
