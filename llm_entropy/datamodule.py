@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llm_entropy.corpus import Corpus, Window
+from llm_entropy.encoded import EncodedSentences
 from llm_entropy.ledger import Done
-from llm_entropy.positions import EncodedSentences, Encoder, collate
+from llm_entropy.positions import Encoder, collate
 from llm_entropy.schema import Batch, BatchKey, WindowNotes
 from llm_entropy.windows import Task, batches_of_task, deal, plan_batches
 

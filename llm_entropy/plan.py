@@ -12,11 +12,12 @@ from typing import Any, Optional
 
 from llm_entropy.checkpoints import weight_files
 from llm_entropy.corpus import Corpus
+from llm_entropy.encoded import EncodedSentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.fingerprints import fingerprint
 from llm_entropy.lens import read_translators
 from llm_entropy.models import ModelSource, find_model
-from llm_entropy.positions import EncodedSentences, Encoder
+from llm_entropy.positions import Encoder
 from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
 from llm_entropy.steering import SteeringPlan, plan_steering
 from llm_entropy.vectors import choose_vector, resolve_vector
