@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import json
 import lzma
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -29,6 +31,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_files_are_closed_here() -> Iterator[None]:
+    """Collect what streams leave open before another module, which does not expect it, starts."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 DOG, CAT = "The dog barks.", "The cat sleeps, mostly."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def left_files_are_closed_here() -> Iterator[None]:
+    """Collect what streams leave open before another module, which does not expect it, starts."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
