@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 
 from llm_entropy.configuration import SettingsParser, settings_parser, to_settings
 from llm_entropy.errors import NOTES, ReportedError, RunIncompleteError
+from llm_entropy.settings import RANKS
 from llm_entropy.terminal import patient_terminal
 
 PROGRAM = "llm-entropy"
@@ -126,12 +127,24 @@ def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
 
 def _predict(parser: SettingsParser, chosen: Namespace) -> None:
     settings = to_settings(parser, chosen)
+    _check_ranks()
     from llm_entropy.run import run
     from llm_entropy.summary import print_summary
 
     result = run(settings, quiet=chosen.quiet, resume=chosen.resume)
     if result.is_global_zero:
         print_summary(result, quiet=chosen.quiet)
+
+
+def _check_ranks() -> None:
+    """Refuse what Lightning would stumble over when it is imported."""
+    for name in RANKS:
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise ReportedError(
+                f"{name}: got {value!r} in the environment; expected the number of this process; unset {name}, or "
+                "start with torchrun or srun, which set it"
+            )
 
 
 def _merge(chosen: Namespace) -> None:

@@ -19,6 +19,9 @@ CONTROL = "control"
 COMPARATIVE = "comparative"
 """Name of the folder, and of the mode, in which both conditions are compared."""
 
+RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+"""Where Lightning looks for a process's number, whether or not anybody has started several."""
+
 Kind = Literal["causal", "masked"]
 Mode = Literal["standard", "control", "comparative"]
 

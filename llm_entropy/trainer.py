@@ -18,7 +18,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.manifest import CHECKPOINTS
-from llm_entropy.settings import TrainerSettings, to_plain
+from llm_entropy.settings import RANKS, TrainerSettings, to_plain
 
 log = logging.getLogger("llm_entropy")
 
@@ -26,8 +26,6 @@ STEP_TASKS, STEP_NODES = "SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"
 """What srun tells the processes that it starts; a batch script without srun has only what the job may start."""
 UNSEEN_JOBS = ("bash", "interactive")
 """Names of jobs of SLURM in which Lightning takes every process for the only one."""
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-"""Where Lightning looks for a process's number, whether or not anybody has started several."""
 STARTER = "LLM_ENTROPY_STARTER"
 """The process that has Lightning start others, so that these know it."""
 

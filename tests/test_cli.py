@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -334,6 +335,18 @@ def test_a_run_ends_with_a_table_and_with_where_to_look(predict):
     (row,) = [line.split() for line in lines if line.startswith("gpt2")]
     assert row[:3] == ["gpt2", "entropy", "nats"]
     assert len([float(number) for number in row[3:]]) == 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "abc"), ("SLURM_PROCID", ""), ("LOCAL_RANK", "-1")])
+def test_a_rank_that_is_no_number_is_one_line_of_error(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    words = rf"llm-entropy: error: {name}: got '{value}' in the environment; expected the number of this process; unset"
+    assert re.fullmatch(f"{words}.*\n", capsys.readouterr().err)
 
 
 def test_merge_makes_the_tables_again_from_the_command_line(predict, capsys: pytest.CaptureFixture[str]):
