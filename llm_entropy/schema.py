@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PREDICTED = -1
 """As a target id: the truth is unknown, the target is the token that the final layer predicts."""
+WITHOUT_FLOAT64 = frozenset({"mps"})
+"""Types of devices that know no float64: Apple silicon."""
 
 
 # --- what flows through a run ------------------------------------------------------------------------------------
@@ -104,6 +106,23 @@ class WindowNotes:
         return self.num_rows - len(self.skipped) - len(self.unread)
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return the type in which a device adds up what float32 would round: float64, where there is one."""
+    import torch
+
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def narrowed(uniforms: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return random numbers in [0, 1) in another type: cut, not rounded, for 1 is none of them.
+
+    Args:
+        uniforms: float64, on the CPU.
+        dtype: float64 or float32; a float32 has 24 of their 53 bits.
+    """
+    return uniforms if dtype == uniforms.dtype else ((uniforms * 2.0**24).floor() * 2.0**-24).to(dtype)
+
+
 @dataclass
 class Batch:
     """Sentences padded on the right, and the records to take from them."""
@@ -119,7 +138,8 @@ class Batch:
     targets: Tensor
     """[record], the true token, or `PREDICTED`."""
     uniforms: Tensor
-    """[record], float64 in [0, 1): the random number with which a token is sampled, the same in every condition."""
+    """[record], in [0, 1), the widest float of the device: the random number with which a token is sampled, the same in
+    every condition."""
     sentence_ids: Tensor
     """[record], the number of the sentence in the corpus."""
     starts: Tensor
@@ -138,7 +158,10 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Return the batch with its tensors on a device; Lightning calls it."""
-        return replace(self, host=self, **self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking)))
+        import torch
+
+        known = replace(self, uniforms=narrowed(self.uniforms, widest_float(torch.device(device))))
+        return replace(known, host=self, **known._each(lambda tensor: tensor.to(device, non_blocking=non_blocking)))
 
     def pin_memory(self) -> Batch:
         """Return the batch in memory from which a GPU copies while others compute."""

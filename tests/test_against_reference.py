@@ -23,6 +23,7 @@ from tiny_models import (
     make_tokenizer,
     readable_attention,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llm_entropy.architectures import ARCHITECTURES, ModelView, view_model
@@ -232,6 +233,42 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
     kl = [reference.kl_from_standard(*both) for both in zip(want[STANDARD], want[CONTROL], strict=True)]
     assert_close(records.conditions[CONTROL].metrics[KL_FROM_STANDARD], np.stack(kl), f"{family} {KL_FROM_STANDARD}")
     assert records.positions.tolist() == [position for reading in sentences for position in reading.positions]
+
+
+class NoFloat64(TorchDispatchMode):
+    """Refuses what is float64, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, f"{func} gives a float64"
+        return result
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert", "modernbert"])
+def test_a_device_without_float64_gives_the_same_within_the_budget(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_entropy.schema.WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr("llm_entropy.kernels.choose_backend", lambda device: "reference")
+    who, sentences = subject(family), readings(family, "all")
+    for use_sampling in (False, True):
+        settings = AnalysisSettings(
+            temperature=1.3,
+            compare_control=True,
+            metrics=list(METRICS),
+            top_k=TOP_K,
+            use_sampling=use_sampling,
+            control=who.control(),
+        )
+        module = EntropyModule(who.view, Lens(who.view), settings, who.plan())
+        batch = batch_of(sentences).to("cpu")
+        with NoFloat64():
+            records = module.predict_step(batch, 0)
+        if not use_sampling:
+            for condition, found in records.conditions.items():
+                want = expected(who, sentences, condition, 1.3)
+                assert_records(found, want, settings.metrics, f"{family} {condition}")
 
 
 @pytest.mark.parametrize(

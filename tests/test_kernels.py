@@ -269,6 +269,43 @@ def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch
         assert torch.equal(getattr(half, name), getattr(full, name))
 
 
+class NoFloat64(TorchDispatchMode):
+    """Refuses what is float64, as Apple's GPUs do."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, f"{func} gives a float64"
+        return result
+
+
+@pytest.mark.parametrize("vocab_size", [VOCAB, 20_000])
+def test_a_device_without_float64_keeps_within_the_budget(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llm_entropy.schema.WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr(reference, "VOCAB_CHUNK", 64)
+    states, weight = make_states(), torch.randn(vocab_size, WIDTH, generator=torch.Generator().manual_seed(1))
+    unembedding = Unembedding(weight, torch.full((vocab_size,), -8.0), softcap=20.0, temperature=1.3)
+    z = true_logits(states, unembedding)
+    m, p = z.amax(-1, keepdim=True), z.softmax(-1)
+    draws = torch.rand(ROWS, generator=torch.Generator().manual_seed(5))
+    with NoFloat64():
+        seen = statistics_of(states, unembedding, backend="reference")
+        sampled = kernels.sample_tokens(states, unembedding, seen.maximum + seen.log_sum, draws)
+    truth = {
+        "log_sum": z.logsumexp(-1) - m.squeeze(-1),
+        "mean": (p * (z - m)).sum(-1),
+        "square": (p * (z - m) ** 2).sum(-1),
+        "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
+    }
+    for name, expected in truth.items():
+        torch.testing.assert_close(
+            getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    reached = p.cumsum(-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+    drawn = p.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
+    assert ((reached - drawn - 1e-5 <= draws) & (draws <= reached + 1e-5)).all()
+
+
 class LargestTensor(TorchDispatchMode):
     """Remembers the largest tensor that any operation returns."""
 

@@ -12,7 +12,7 @@ from transformers import BertTokenizerLegacy, PreTrainedTokenizerFast
 from llm_entropy.encoded import EncodedSentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.positions import Encoder, collate, sampling_uniforms
-from llm_entropy.schema import PREDICTED, Example
+from llm_entropy.schema import PREDICTED, Example, narrowed
 
 WORDS = ["the", "cat", "sat", "on", "mat", "it", "is", "##s", "50", "%", ".", ",", "!", '"', "[", "]", "\uff1f"]
 
@@ -425,3 +425,14 @@ def test_the_random_numbers_are_uniform_and_independent():
         assert len(np.unique(numbers)) == len(numbers)
     correlation = np.corrcoef(sampling_uniforms(0, ids, positions), sampling_uniforms(1, ids, positions))[0, 1]
     assert abs(correlation) < 0.0125
+
+
+def test_random_numbers_are_cut_for_a_device_without_float64_and_never_become_one():
+    draws = torch.from_numpy(sampling_uniforms(3, range(20_000), range(20_000)))
+    draws[0] = 1.0 - 2.0**-53
+    assert narrowed(draws, torch.float64) is draws
+    narrow = narrowed(draws, torch.float32)
+    assert narrow.dtype == torch.float32
+    assert narrow.max() == 1.0 - 2.0**-24
+    assert torch.equal((narrow.double() * 2.0**24).long(), (draws * 2.0**24).long())
+    assert ((narrow.double() <= draws) & (draws - narrow.double() < 2.0**-24)).all()

@@ -9,7 +9,7 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema import RowStatistics, Unembedding, widest_float
 
 VOCAB_CHUNK = 4096
 """Tokens of the vocabulary that are looked at together."""
@@ -88,7 +88,7 @@ class _Wanted(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """Running sums over the vocabulary of a tile, shifted by the running maximum m; float64 across chunks."""
+    """Running sums over the vocabulary of a tile, shifted by the maximum so far; the widest float across chunks."""
 
     maximum: Tensor
     """m, [slot, row], float32."""
@@ -128,6 +128,7 @@ def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) 
 
 def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
     """Return the sums over one chunk of logits [slot, row, token]."""
+    wide = widest_float(logits.device)
     largest = logits.topk(min(2, logits.shape[-1]), dim=-1).values
     maximum = largest[..., 0]
     second = largest[..., 1] if largest.shape[-1] == 2 else torch.full_like(maximum, -torch.inf)
@@ -141,10 +142,10 @@ def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
     return _Sums(
         maximum=maximum,
         second=second,
-        exp=exp.sum(-1).double(),
-        first_moment=weighted.sum(-1).double(),
-        second_moment=(weighted * shifted).sum(-1).double() if wanted.square else None,
-        cross=torch.stack(cross).double() if cross else None,
+        exp=exp.sum(-1).to(wide),
+        first_moment=weighted.sum(-1).to(wide),
+        second_moment=(weighted * shifted).sum(-1).to(wide) if wanted.square else None,
+        cross=torch.stack(cross).to(wide) if cross else None,
         top=top,
         top_ids=top_ids + first_token,
     )
@@ -176,7 +177,7 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
 def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
     """Return the sums relative to another maximum."""
     # where all tokens are masked so far there is nothing to shift
-    step = torch.where(sums.maximum == -torch.inf, 0.0, sums.maximum - maximum).double()
+    step = torch.where(sums.maximum == -torch.inf, 0.0, sums.maximum - maximum).to(sums.exp.dtype)
     factor = step.exp()
     first, second, cross = sums.first_moment, sums.second_moment, sums.cross
     if cross is not None:
@@ -249,7 +250,7 @@ def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tens
         states: [slot, row, width].
         unembedding: The decoder and what follows it.
         log_normalizer: [slot, row], ln sum exp(z).
-        uniforms: [row], float64 in [0, 1).
+        uniforms: [row], in [0, 1), in the type in which probabilities are added up: the widest of the device.
 
     Returns:
         [slot, row], int64.
@@ -259,10 +260,10 @@ def sample_tokens(states: Tensor, unembedding: Unembedding, log_normalizer: Tens
     for rows in _tiles(num_rows, num_slots, unembedding):
         below = torch.zeros_like(sampled[:, rows])
         last = torch.zeros_like(below)
-        reached = torch.zeros_like(log_normalizer[:, rows], dtype=torch.float64)
+        reached = torch.zeros_like(log_normalizer[:, rows], dtype=uniforms.dtype)
         for tokens in _vocabulary_chunks(unembedding):
             logits = logits_of(states[:, rows], unembedding, tokens)
-            probabilities = (logits - log_normalizer[:, rows].unsqueeze(-1)).double().exp()
+            probabilities = (logits - log_normalizer[:, rows].unsqueeze(-1)).to(uniforms.dtype).exp()
             cumulative = reached.unsqueeze(-1) + probabilities.cumsum(-1)
             below += (cumulative <= uniforms[rows].unsqueeze(-1)).sum(-1)
             reached = cumulative[..., -1]
