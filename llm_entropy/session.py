@@ -8,6 +8,7 @@ import platform
 import resource
 import secrets
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -162,7 +163,7 @@ class Session:
 
     def describe(self) -> dict[str, Any]:
         """Return who this process is, for the markers of its parts."""
-        memory = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+        memory = {"peak_memory_bytes": peak_memory_bytes()}
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             memory["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated()
         return {
@@ -172,6 +173,8 @@ class Session:
             "started": self.started,
             "pid": os.getpid(),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
+            # products of other numbers of threads may add up in another order, and differ in their last bits
+            "threads": torch.get_num_threads(),
             **environment(),
             **memory,
         }
@@ -198,6 +201,11 @@ def _task_name(task: Task) -> str:
 
 def _lock_path(run_dir: Path, task: Task, rank: int) -> Path:
     return _locks(run_dir) / f"{_task_name(task)}.rank-{rank:04d}.lock"
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory that this process has held; Linux counts it in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @functools.cache
