@@ -15,10 +15,10 @@ import platform
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
-import llvmlite
 import numba
 from numba.core import config
 from numba.core.registry import cpu_target
@@ -67,7 +67,7 @@ def cache_folder(source: Path) -> Optional[Path]:
     Args:
         source: The file with the functions.
     """
-    made_by = f"python{platform.python_version()}-numba{numba.__version__}-llvmlite{llvmlite.__version__}"
+    made_by = f"python{platform.python_version()}-numba{numba.__version__}-llvmlite{metadata.version('llvmlite')}"
     target = cpu_target.target_context.codegen().magic_tuple()  # operating system, processor, its features
     about = hashlib.sha256(repr(target).encode() + source.read_bytes()).hexdigest()[:16]
     try:
