@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,8 +134,8 @@ class Real(NamedTuple):
     """A corpus of real sentences, large enough for several windows, and what encodes it."""
 
     corpus: Corpus
-    encode: Callable[..., Any]
-    """As an `Encoder` does; the same sentences are encoded once for all processes."""
+    encoder: Any
+    """As an `Encoder`, but it encodes the same sentences once for all processes."""
     num_tokens: int
 
 
@@ -146,10 +145,10 @@ def real() -> Real:
     texts = [f"{row['prompt']} {copy}" for copy in range(48) for row in rows]
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("tiny-gpt2"))
     encoder = Encoder(tokenizer, "causal", positions="last")
-    encode_once = cache(lambda ids, sentences: list(encoder(ids, sentences)))
+    encode_once = cache(lambda ids, sentences: list(encoder.examples(ids, sentences)))
     return Real(
         corpus_of_sentences(texts, None, 0),
-        lambda ids, sentences: encode_once(tuple(ids), tuple(sentences)),
+        SimpleNamespace(examples=lambda ids, sentences: encode_once(tuple(ids), tuple(sentences))),
         sum(map(len, tokenizer(texts).input_ids)),
     )
 
@@ -160,7 +159,7 @@ def test_the_tokens_of_the_processes_of_a_real_corpus_differ_by_less_than_five_p
 ):
     data = SentenceDataModule(
         real.corpus,
-        real.encode,
+        real.encoder,
         pad_token_id=0,
         tokens_per_batch=CPU_TOKENS,
         seed=0,

@@ -202,7 +202,7 @@ def test_srun_alone_says_how_many_processes_there_are(room: Path, slurm: dict[st
     words = [*WORDS, "--output.dir=runs", "--output.run_name=counted"]
     command = shlex.join(["srun", "--ntasks=2", str(PROGRAM), "predict", *words])
     run(["sbatch", "--job-name=counted", "--ntasks=2", "--output=counted.log", "--wrap", command], room, slurm)
-    wait_for(lambda: not queue(room, slurm), "an empty queue", room)
+    wait_for_jobs(room, slurm)
     assert (room / "runs/counted/standard").exists(), (room / "counted.log").read_text()
     assert tables_of(room / "runs/counted") == tables_of(room / "runs/single")
     about = json.loads((room / "runs/counted/run.json").read_text())
