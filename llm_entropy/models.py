@@ -53,8 +53,8 @@ CLASSIFIERS = ("score", "classifier", "qa_outputs")
 """Heads of models that were trained to classify."""
 REFUSALS = (ImportError, StrictDataclassError, *UNREADABLE)
 """What transformers raises when it cannot get a model, or does not take its configuration."""
-CONFIG_FAULTS = (*REFUSALS, AttributeError, TypeError)
-"""As `REFUSALS`, while nothing but a configuration is read: a dtype that is none, a number that is text."""
+CONFIG_FAULTS = (*REFUSALS, ArithmeticError, AttributeError, TypeError)
+"""As `REFUSALS`, while configuration and tokenizer are read: a dtype that is none, a special token that is a number."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
     if min(shape) < 1:
         sizes = ", ".join(f"{size} {number}" for size, number in shape._asdict().items())
         raise ReportedError(f"{name}: config.json says {sizes}; expected at least 1 of each; correct it")
-    with _one_error(settings, location), _quiet_transformers():
+    with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
         commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
@@ -118,7 +118,12 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
             f"{name} holds no tokenizer, or one without words; save the model's own beside it "
             "(tokenizer.save_pretrained)"
         )
-    limits = [limit for limit in (most_tokens(config), tokenizer.model_max_length) if limit and limit < UNLIMITED]
+    longest: Any = tokenizer.model_max_length  # what tokenizer_config.json says, whatever it is
+    if not isinstance(longest, (int, float)):
+        raise ReportedError(
+            f"{name}: tokenizer_config.json says model_max_length {longest!r}; expected a number; correct it"
+        )
+    limits = [int(limit) for limit in (most_tokens(config), longest) if limit and limit < UNLIMITED]
     return ModelSource(
         key=key,
         name=settings.name,

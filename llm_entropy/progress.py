@@ -12,6 +12,8 @@ from llm_entropy.schema import Batch, Records
 
 REFRESH_SECONDS = 0.5
 """How often the bar moves within a batch."""
+FEW_ROWS = 10
+"""Of a batch of fewer sentences, which are long, the bar shows tenths."""
 
 
 class SentenceProgress(L.Callback):
@@ -55,8 +57,9 @@ class SentenceProgress(L.Callback):
         if bar is None or bar.disable or self._batch is None or now - self._moved < REFRESH_SECONDS:
             return
         self._moved = now
+        num_rows = len(self._batch.sentences)
         share = num_tokens / int((self._batch.host or self._batch).attention_mask.sum())
-        bar.n = self._num_done + round(share * len(self._batch.sentences), 1)
+        bar.n = self._num_done + round(share * num_rows, 1 if num_rows < FEW_ROWS else None)
         bar.set_postfix_str(self._tokens_text(self._num_tokens + num_tokens), refresh=False)
         bar.refresh()
 

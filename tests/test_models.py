@@ -318,6 +318,30 @@ def test_a_configuration_that_makes_no_model_is_refused(key: str, value: Any, wo
         find(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value", "words"),
+    [
+        (
+            "tokenizer_config.json",
+            "eos_token",
+            5,
+            "cannot load the model .*Special token eos_token .*Correct its files",
+        ),
+        ("tokenizer_config.json", "tokenizer_class", [], "cannot load the model .*Correct its files"),
+        ("tokenizer_config.json", "model_max_length", "long", "says model_max_length 'long'; expected a number"),
+        ("tokenizer.json", "added_tokens", None, "cannot load the model .*Correct its files"),
+    ],
+)
+def test_a_tokenizer_whose_files_hold_something_else_is_refused(
+    file: str, key: str, value: Any, words: str, gpt2: Path, tmp_path: Path
+):
+    shutil.copytree(gpt2, tmp_path / "model")
+    path = tmp_path / "model" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ReportedError, match=words):
+        find(tmp_path / "model")
+
+
 def add_weights(folder: Path, **weights: torch.Tensor) -> None:
     path = folder / "model.safetensors"
     save_file({**load_file(path), **weights}, path, metadata={"format": "pt"})
