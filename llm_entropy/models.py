@@ -51,9 +51,9 @@ HARMLESS = re.compile(
 """Weights of which it says nothing that they are not used."""
 CLASSIFIERS = ("score", "classifier", "qa_outputs")
 """Heads of models that were trained to classify."""
-REFUSALS = (ImportError, StrictDataclassError, *UNREADABLE)
+REFUSALS = (ImportError, StrictDataclassError, ArithmeticError, *UNREADABLE)
 """What transformers raises when it cannot get a model, or does not take its configuration."""
-CONFIG_FAULTS = (*REFUSALS, ArithmeticError, AttributeError, TypeError)
+CONFIG_FAULTS = (*REFUSALS, AttributeError, TypeError)
 """As `REFUSALS`, while configuration and tokenizer are read: a dtype that is none, a special token that is a number."""
 
 
