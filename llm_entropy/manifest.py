@@ -8,21 +8,16 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import yaml
-from safetensors.torch import save_file
 
 from llm_entropy import storage
 from llm_entropy.errors import ReportedError
-from llm_entropy.fields import holds_arrays
 from llm_entropy.ledger import Ledger, Marker
-from llm_entropy.schema import SENTENCE
-from llm_entropy.settings import ControlVectors, OutputSettings, Settings, to_plain
-from llm_entropy.vectors import as_vector
+from llm_entropy.settings import OutputSettings, Settings, to_plain
 
 Status = Literal["running", "stopped", "failed", "complete"]
 CONFIG, MANIFEST, MODEL, SENTENCES = "config.yaml", "run.json", "model.json", "sentences.jsonl"
@@ -108,7 +103,7 @@ def find_run(output: OutputSettings) -> Optional[Path]:
 
 
 def create_run(
-    settings: Settings, about: dict[str, Any], *, sentences: Optional[Sequence[Optional[str]]], may_exist: bool
+    output: OutputSettings, about: dict[str, Any], *, storable: Callable[[Path], Settings], may_exist: bool
 ) -> tuple[Path, bool]:
     """Create the folder of a run, named as asked, or `run_{timestamp}_{8 hex}`, with `config.yaml` and `run.json`.
 
@@ -116,9 +111,9 @@ def create_run(
     that was killed before it wrote `run.json`, the last file, is replaced.
 
     Args:
-        settings: Of the run.
+        output: Where the run goes.
         about: What `run.json` says.
-        sentences: The corpus, where it was given in memory.
+        storable: Given the folder, writes what `config.yaml` cannot hold and returns what it can.
         may_exist: Whether others may be creating it at this moment, or may have begun to.
 
     Returns:
@@ -127,7 +122,6 @@ def create_run(
     Raises:
         ReportedError: It cannot be written.
     """
-    output = settings.output
     name = output.run_name or f"run_{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(4)}"
     run_dir = Path(output.dir) / name
     try:
@@ -139,8 +133,8 @@ def create_run(
             if lock.is_real:
                 for temporary in storage.temporaries(run_dir):
                     temporary.unlink()
-            stored = _storable(settings, sentences, run_dir)
-            storage.write_text(run_dir / CONFIG, yaml.safe_dump(to_plain(stored), sort_keys=False, allow_unicode=True))
+            config = yaml.safe_dump(to_plain(storable(run_dir)), sort_keys=False, allow_unicode=True)
+            storage.write_text(run_dir / CONFIG, config)
             return run_dir, storage.create_text(run_dir / MANIFEST, _json({"run": name, **about}))
     except OSError as error:
         if not may_exist:
@@ -161,36 +155,6 @@ def remove_run(run_dir: Path) -> None:
     shutil.rmtree(run_dir, ignore_errors=True)
     if run_dir.parent.is_dir() and not any(run_dir.parent.iterdir()):
         run_dir.parent.rmdir()
-
-
-def _storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], run_dir: Path) -> Settings:
-    """Return settings that can be written as YAML and run again."""
-    control = settings.analysis.control
-    pair = control.control_vectors
-    if pair is not None:
-        positive, negative = (
-            _stored_vector(run_dir, f"{name}_vector", getattr(pair, name)) for name in ("positive", "negative")
-        )
-        pair = ControlVectors(positive, negative)
-    vector = _stored_vector(run_dir, "control_vector", control.control_vector)
-    control = replace(control, control_vector=vector, control_vectors=pair)
-    data = settings.data
-    if sentences is not None:
-        path = (run_dir / SENTENCES).absolute()
-        lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
-        storage.write_text(path, "".join(lines))
-        data = replace(data, path=str(path), text_column=SENTENCE)
-    return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
-
-
-def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
-    """Return a vector that YAML can hold: numbers or a file; tensors, arrays and lists of them become a file."""
-    if not holds_arrays(vector):
-        return vector
-    path = (run_dir / f"{name}.safetensors").absolute()
-    with storage.written_whole(path) as temporary:
-        save_file({name: as_vector(vector)}, temporary)
-    return str(path)
 
 
 def write_model(run_dir: Path, key: str, about: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -47,6 +48,7 @@ from llm_entropy.session import Session, environment
 from llm_entropy.settings import ATTENTION_ENTROPY, DataSettings, Settings
 from llm_entropy.status import missing_of_task, resume_command
 from llm_entropy.stopping import StopBetweenBatches, Stopped, StopSignals, children, is_child, pass_on
+from llm_entropy.storable import storable
 from llm_entropy.trainer import make_trainer
 from llm_entropy.windows import Task
 from llm_entropy.writer import ShardWriter
@@ -235,7 +237,10 @@ def _create(state: _Run) -> None:
         **environment(),
     }
     run_dir, is_ours = manifest.create_run(
-        settings, about, sentences=state.sentences, may_exist=state.resume or task.count > 1
+        settings.output,
+        about,
+        storable=partial(storable, settings, state.sentences),
+        may_exist=state.resume or task.count > 1,
     )
     state.is_new = is_ours and task.count == 1
     check_identity(manifest.read_manifest(run_dir), state.identity, run_dir)

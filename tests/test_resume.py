@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from llm_entropy.results import RunResult
 from llm_entropy.run import run
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
 from llm_entropy.status import run_status
+from llm_entropy.storable import storable
 from llm_entropy.storage import Lock
 
 MERGE = "llm-entropy merge"
@@ -215,7 +217,8 @@ def in_memory(settings: Settings, vector: float = 1.0) -> Settings:
 
 
 def create(settings: Settings, **about: Any) -> Path:
-    run_dir, _ = manifest.create_run(settings, about, sentences=["the cat", "sat"], may_exist=True)
+    stored = partial(storable, settings, ["the cat", "sat"])
+    run_dir, _ = manifest.create_run(settings.output, about, storable=stored, may_exist=True)
     return run_dir
 
 
@@ -293,7 +296,7 @@ def test_what_another_process_did_while_this_one_was_loading_its_model_is_not_do
 def test_a_run_that_another_process_creates_first_is_not_removed_by_one_that_is_refused(settings: Settings):
     run_dir = create(settings, status="running")
     with pytest.raises(ReportedError, match="exists already and is never overwritten"):
-        manifest.create_run(settings, {}, sentences=None, may_exist=False)
+        manifest.create_run(settings.output, {}, storable=lambda _: settings, may_exist=False)
     assert (run_dir / "run.json").is_file()
 
 
