@@ -20,10 +20,10 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import report
-from llm_entropy.architectures import ModelView, fuse_activations, run_base, view_model
-from llm_entropy.attention import read_attention_entropy
-from llm_entropy.attention.rows import RowEntropies
-from llm_entropy.attention_interface import EAGER, READABLE, AttentionInputs
+from llm_entropy.models.attention import read_attention_entropy
+from llm_entropy.models.attention.interface import EAGER, READABLE, AttentionInputs
+from llm_entropy.models.attention.rows import RowEntropies
+from llm_entropy.models.families import ModelView, fuse_activations, run_base, view_model
 
 LENGTHS = (16, 64, 256, 1024)
 DEVICE = report.device()

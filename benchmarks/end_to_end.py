@@ -31,13 +31,13 @@ from transformers import AutoModel
 from benchmarks import report, subjects
 from benchmarks.products import best_rate
 from llm_entropy import AnalysisSettings, ControlSettings, OutputSettings, Settings, TrainerSettings, run_analysis
-from llm_entropy.architectures import run_base, view_model
-from llm_entropy.corpus import corpus_of_sentences
-from llm_entropy.datamodule import SentenceDataModule, WindowBatches
-from llm_entropy.lens import Lens
-from llm_entropy.models import load_model
-from llm_entropy.module import EntropyModule
-from llm_entropy.plan import plan_model
+from llm_entropy.corpus.corpus import corpus_of_sentences
+from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.measure.lens import Lens
+from llm_entropy.measure.module import EntropyModule
+from llm_entropy.models.families import run_base, view_model
+from llm_entropy.models.loading import load_model
+from llm_entropy.runs.plan import plan_model
 from llm_entropy.schema import Batch
 from llm_entropy.settings import ATTENTION_ENTROPY, DEFAULT_METRICS
 
@@ -356,7 +356,7 @@ def waiting_for_device() -> Iterator[None]:
 
     with ExitStack() as patches:
         if torch.cuda.is_available():
-            patches.enter_context(patch("llm_entropy.module.run_base", waiting(run_base)))
+            patches.enter_context(patch("llm_entropy.measure.module.run_base", waiting(run_base)))
             patches.enter_context(patch.object(EntropyModule, "predict_step", waiting(EntropyModule.predict_step)))
         yield
 

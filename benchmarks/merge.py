@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import report
-from llm_entropy.ledger import Marker, rank_folder, read_ledger
-from llm_entropy.merge import merge_model
+from llm_entropy.outputs.merge import merge_model
 from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, shard_schema
 from llm_entropy.settings import AnalysisSettings, ControlSettings
-from llm_entropy.storage import checksum
-from llm_entropy.windows import WINDOW_ROWS, Task
+from llm_entropy.store.files import checksum
+from llm_entropy.store.ledger import Marker, rank_folder, read_ledger
+from llm_entropy.store.windows import WINDOW_ROWS, Task
 
 SHAPE = ModelShape(num_blocks=2, num_heads=1, hidden_size=8, vocab_size=50_257)
 ANALYSIS = AnalysisSettings(

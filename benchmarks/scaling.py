@@ -30,7 +30,7 @@ METRICS = "[entropy, margin, surprisal]"
 DOCUMENT_METRICS = "[entropy, perplexity, margin, kl_divergence, attention_entropy, surprisal]"
 SENTENCE_TOKENS = 64
 """Most tokens of a short sentence."""
-PROGRAM = "import sys; from llm_entropy.cli import main; main(sys.argv[1:])"
+PROGRAM = "import sys; from llm_entropy.commands.cli import main; main(sys.argv[1:])"
 
 
 class Took(NamedTuple):

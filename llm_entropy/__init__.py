@@ -17,8 +17,8 @@ from llm_entropy.settings import (
 
 if TYPE_CHECKING:
     from llm_entropy.analysis import run_analysis
-    from llm_entropy.outputs import merge_run
-    from llm_entropy.results import RunResult
+    from llm_entropy.outputs.making import merge_run
+    from llm_entropy.outputs.results import RunResult
 
 __all__ = [
     "METRICS",
@@ -36,8 +36,8 @@ __all__ = [
 
 _LATE = {
     "run_analysis": "llm_entropy.analysis",
-    "RunResult": "llm_entropy.results",
-    "merge_run": "llm_entropy.outputs",
+    "RunResult": "llm_entropy.outputs.results",
+    "merge_run": "llm_entropy.outputs.making",
 }
 
 

@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from llm_entropy.corpus.sentences import refuse_data_beside, texts_of
 from llm_entropy.errors import ReportedError
-from llm_entropy.fields import holds_arrays, plain_value
-from llm_entropy.results import RunResult
-from llm_entropy.run import run
-from llm_entropy.sentences import refuse_data_beside, texts_of
+from llm_entropy.outputs.results import RunResult
+from llm_entropy.runs.run import run
 from llm_entropy.settings import (
     DEFAULT_METRICS,
     AnalysisSettings,
@@ -30,7 +29,8 @@ from llm_entropy.settings import (
     TrainerSettings,
     default_models,
 )
-from llm_entropy.vectors import as_vector
+from llm_entropy.settings.fields import holds_arrays, plain_value
+from llm_entropy.steering.vectors import as_vector
 
 Section = TypeVar("Section")
 Model = Union[str, Path, Mapping[str, Any], ModelSettings]

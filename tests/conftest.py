@@ -18,7 +18,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from llm_entropy.plots import canvas
+from llm_entropy.outputs.plots import canvas
 
 # The models are tiny: threads would cost more than they give, much more on a machine that is busy.
 torch.set_num_threads(1)

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, NamedTuple
 
-COMMAND_LINE = "from llm_entropy.cli import main; main(sys.argv[1:])"
+COMMAND_LINE = "from llm_entropy.commands.cli import main; main(sys.argv[1:])"
 TORCHRUN = f"""
 import os
 if "LOCAL_RANK" in os.environ:
@@ -36,7 +36,7 @@ else:
 """torchrun, and the program as torchrun starts it."""
 ENDLESS_BATCH = """
 import itertools, time
-from llm_entropy.module import EntropyModule
+from llm_entropy.measure.module import EntropyModule
 predict_step, numbers = EntropyModule.predict_step, itertools.count()
 def predict_step_or_not(*arguments):
     while next(numbers) == {number}:
@@ -212,11 +212,6 @@ def _import_everything() -> None:
     import transformers.models.bert.modeling_bert
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
-    import llm_entropy.cli
-    import llm_entropy.outputs
-    import llm_entropy.plots
-    import llm_entropy.run
-    import llm_entropy.summary  # noqa: F401
     from llm_entropy.kernels import lens_statistics
     from llm_entropy.schema import Unembedding
 

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llm_entropy.ledger import Ledger, Marker, rank_folder, read_ledger
 from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, column, shard_schema
 from llm_entropy.settings import COMPARATIVE, CONTROL, METRICS, AnalysisSettings, ControlSettings
-from llm_entropy.storage import checksum
-from llm_entropy.windows import Task
+from llm_entropy.store.files import checksum
+from llm_entropy.store.ledger import Ledger, Marker, rank_folder, read_ledger
+from llm_entropy.store.windows import Task
 
 CONFIG_HASH = "made up"
 

@@ -26,10 +26,10 @@ from tiny_models import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from llm_entropy.architectures import ARCHITECTURES, ModelView, view_model
-from llm_entropy.lens import Lens, check_lens
-from llm_entropy.module import EntropyModule
-from llm_entropy.positions import Encoder
+from llm_entropy.corpus.encoding import Encoder
+from llm_entropy.measure.lens import Lens, check_lens
+from llm_entropy.measure.module import EntropyModule
+from llm_entropy.models.families import ARCHITECTURES, ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords
 from llm_entropy.settings import (
     ATTENTION_ENTROPY,
@@ -40,7 +40,7 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
 )
-from llm_entropy.steering import SteeringPlan, plan_steering, steer
+from llm_entropy.steering.hooks import SteeringPlan, plan_steering, steer
 
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
 """The budget of float32 against float64; the absolute part is for what is near zero."""

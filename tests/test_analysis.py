@@ -15,7 +15,6 @@ from torch import Tensor
 
 from llm_entropy import analysis, run_analysis
 from llm_entropy.errors import ReportedError
-from llm_entropy.manifest import CONFIG
 from llm_entropy.settings import (
     ControlVectors,
     DataSettings,
@@ -24,6 +23,7 @@ from llm_entropy.settings import (
     Settings,
     TrainerSettings,
 )
+from llm_entropy.store.manifest import CONFIG
 
 
 @pytest.fixture

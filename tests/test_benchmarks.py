@@ -15,8 +15,8 @@ from benchmarks.peers import hugging_face, ours, usual_script
 from benchmarks.peers.__main__ import measure_peer
 from benchmarks.peers.environments import PEERS
 from benchmarks.peers.worker import Sentence, Task
-from llm_entropy.architectures import view_model
-from llm_entropy.attention_interface import READABLE
+from llm_entropy.models.attention.interface import READABLE
+from llm_entropy.models.families import view_model
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder, read_sentences
-from llm_entropy.builtin import text as builtin_text
-from llm_entropy.builtin.rows import IGNORED, MAX_POSITIONS, make_rows, mask_tokens
+from tools.builtin_models import text as builtin_text
+from tools.builtin_models.rows import IGNORED, MAX_POSITIONS, make_rows, mask_tokens
 
 MEGABYTES_AT_MOST = 8
 # Written for this test; neither the built-in corpus nor the training text holds them.
@@ -230,7 +230,7 @@ def test_the_corpus_file_holds_plain_json_lines() -> None:
 
 WORD_PIECES = """
 from llm_entropy.builtin import read_sentences
-from llm_entropy.builtin.rows import train_bert_tokenizer
+from tools.builtin_models.rows import train_bert_tokenizer
 
 tokenizer = train_bert_tokenizer([row["prompt"] for row in read_sentences()], 400)
 print(sorted(tokenizer.get_vocab().items()))

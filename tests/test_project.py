@@ -128,3 +128,14 @@ def test_no_tracked_file_names_a_machine_or_a_package_index() -> None:
     )
     assert found.returncode in (0, 1), found.stderr
     assert not found.stdout
+
+
+def test_the_floors_that_contributors_read_are_those_that_are_held() -> None:
+    layers = re.search(r"^layers = \[(.*?)^\]$", PYPROJECT, flags=re.DOTALL | re.MULTILINE)
+    assert layers
+    held = [set(floor.split(" | ")) for floor in re.findall(r'"(.+?)"', layers[1])]
+    contributing, readme = ((ROOT / f"{name}.md").read_text(encoding="utf-8") for name in ("CONTRIBUTING", "README"))
+    rows = re.findall(r"^\| \d \| (.+) \|$", contributing, flags=re.MULTILINE)
+    assert [set(re.findall("`(.+?)`", part)) for row in rows for part in row.split("below")] == held
+    rows = re.findall(r"^\| \d \|(.*?)\|", readme, flags=re.MULTILINE)
+    assert set(re.findall(r"`(\w+)(?:/|\.py)`", "".join(rows))) == set().union(*held, {"__init__"})

@@ -10,9 +10,9 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_entropy.corpus import Corpus, load_corpus
+from llm_entropy.corpus.corpus import Corpus, load_corpus
 from llm_entropy.settings import DataSettings
-from llm_entropy.windows import Task
+from llm_entropy.store.windows import Task
 
 STREAMS_LEFT_OPEN = [
     pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),

@@ -20,8 +20,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from llm_entropy.architectures import ARCHITECTURES
-from llm_entropy.attention_interface import EAGER, READABLE
+from llm_entropy.models.attention.interface import EAGER, READABLE
+from llm_entropy.models.families import ARCHITECTURES
 
 HIDDEN = 32
 NUM_HEADS = 4

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from benchmarks.peers.worker import Read, Sentence, Task, serve
 from llm_entropy import AnalysisSettings, Settings
-from llm_entropy.architectures import view_model
-from llm_entropy.budget import CPU_TOKENS, gpu_tokens
-from llm_entropy.corpus import corpus_of_sentences
-from llm_entropy.datamodule import SentenceDataModule, WindowBatches
-from llm_entropy.lens import Lens
-from llm_entropy.models import load_model
-from llm_entropy.module import EntropyModule
-from llm_entropy.plan import plan_model
+from llm_entropy.corpus.corpus import corpus_of_sentences
+from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.measure.budget import CPU_TOKENS, gpu_tokens
+from llm_entropy.measure.lens import Lens
+from llm_entropy.measure.module import EntropyModule
+from llm_entropy.models.families import view_model
+from llm_entropy.models.loading import load_model
+from llm_entropy.runs.plan import plan_model
 
 PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}
 

@@ -1,0 +1,1 @@
+"""Text in: from files to batches."""

@@ -1,0 +1,1 @@
+"""Models opened up, and proved."""

@@ -1,0 +1,1 @@
+"""Shards -> what people open."""

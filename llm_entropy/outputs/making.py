@@ -1,0 +1,175 @@
+"""From the shards of all tasks to what people open: merge, draw, and say in `run.json` what the run was."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shlex
+import time
+from math import isfinite, nan
+from pathlib import Path
+from typing import Any
+
+from llm_entropy.errors import ReportedError, RunIncompleteError
+from llm_entropy.outputs.merge import merge_model
+from llm_entropy.outputs.plots import draw_model, draw_side_by_side
+from llm_entropy.outputs.results import ModelResult, RunResult
+from llm_entropy.outputs.summaries import SummaryRow, summary_rows
+from llm_entropy.schema import ModelShape, ModelTables
+from llm_entropy.settings import Settings
+from llm_entropy.settings.configuration import read_config
+from llm_entropy.store import manifest
+from llm_entropy.store.ledger import Ledger, read_ledger
+from llm_entropy.store.log import run_log
+from llm_entropy.store.session import merge_lock
+from llm_entropy.store.status import refuse_incomplete
+
+log = logging.getLogger("llm_entropy")
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+
+
+def refuse_full_disk(error: OSError, run_dir: Path, command: str) -> None:
+    """Say that the disk is full, if that is what an error means.
+
+    Args:
+        error: What went wrong.
+        run_dir: The run's folder.
+        command: What goes on, once there is room.
+
+    Raises:
+        RunIncompleteError: There is no room.
+    """
+    if error.errno in NO_ROOM:
+        raise RunIncompleteError(
+            f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; "
+            f"make room and go on with: {command}"
+        ) from error
+
+
+def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
+    """Make the tables and plots of a run, from the shards of all its tasks.
+
+    Args:
+        run_dir: The run's folder.
+        quiet: Whether the terminal shows warnings and errors alone.
+
+    Raises:
+        ReportedError: There is no such run, its shards are not complete, or one is corrupt.
+        RunIncompleteError: The disk is full.
+    """
+    with run_log(quiet=quiet) as messages:
+        about = manifest.read_manifest(run_dir)
+        settings = read_config(run_dir / manifest.CONFIG)
+        messages.open(run_dir / "run.log")
+        ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
+        try:
+            return make_outputs(run_dir, settings, about, ledgers)
+        except OSError as error:
+            refuse_full_disk(error, run_dir, f"llm-entropy merge {shlex.quote(str(run_dir))}")
+            raise
+
+
+def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledgers: dict[str, Ledger]) -> RunResult:
+    """Merge and draw every model, and write down that the run is complete.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        about: What `run.json` says.
+        ledgers: By model, complete.
+
+    Raises:
+        ReportedError: Something is missing or corrupt, a sentence is not there exactly once, or somebody else is
+            merging.
+    """
+    refuse_incomplete(run_dir, about, ledgers)
+    lock = merge_lock(run_dir)
+    if not lock.acquire({}):
+        raise ReportedError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
+    try:
+        models, tables = {}, []
+        for key, ledger in ledgers.items():
+            model = manifest.read_model(run_dir, key)
+            assert model is not None, "a complete model has a model.json"
+            tables.append(_merge_model(run_dir, settings, key, model, ledger))
+            summary = [_plain(row) for row in summary_rows(tables[-1])]
+            models[key] = {**model, **manifest.model_totals(ledger), "summary": summary}
+        if settings.output.plots:
+            draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
+        corpus = about["corpus"]
+        if corpus["num_windows"] is None:
+            corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
+        finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        changes = {"finished": finished, "corpus": corpus, "models": models, "output": made_of(settings)}
+        manifest.update_manifest(run_dir, "complete", **changes)
+        for model in models.values():
+            _report(model)
+        return read_result(run_dir, settings, manifest.read_manifest(run_dir))
+    finally:
+        lock.release()
+
+
+def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
+    output = settings.output
+    tables = merge_model(
+        run_dir,
+        key,
+        model["name"],
+        settings.analysis,
+        ModelShape(**model["shape"]),
+        kind=model["kind"],
+        ledger=ledger,
+        csv=output.csv,
+        parquet=output.parquet,
+    )
+    if output.plots:
+        draw_model(tables, run_dir, settings.analysis.mode)
+    return tables
+
+
+def made_of(settings: Settings) -> dict[str, bool]:
+    """Return what is made of the records, as `run.json` says it."""
+    return {"csv": settings.output.csv, "parquet": settings.output.parquet, "plots": settings.output.plots}
+
+
+def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> RunResult:
+    """Return the outputs of a run that is complete.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        about: What `run.json` says.
+    """
+    models = {
+        key: ModelResult(run_dir, key, settings.analysis, [_summary_row(row) for row in model["summary"]])
+        for key, model in about["models"].items()
+    }
+    return RunResult(run_dir, settings.analysis.mode, models)
+
+
+def _plain(row: SummaryRow) -> dict[str, Any]:
+    """Return a row as JSON can hold it, which has no word for what is not finite."""
+    return {
+        name: None if isinstance(value, float) and not isfinite(value) else value
+        for name, value in row._asdict().items()
+    }
+
+
+def _summary_row(about: dict[str, Any]) -> SummaryRow:
+    missing = {name: nan for name in ("first_layer", "last_layer") if about[name] is None}
+    return SummaryRow(**{**about, **missing})
+
+
+def _report(model: dict[str, Any]) -> None:
+    if model["num_cut"]:
+        log.warning("%s: %d sentences were cut at %s tokens", model["name"], model["num_cut"], model["max_length"])
+    if model["num_own_start"]:
+        log.warning(
+            "%s: %d sentences begin with the special token (BOS) that the tokenizer adds; it stands there once",
+            model["name"],
+            model["num_own_start"],
+        )
+    if model["num_unread"]:
+        log.warning("%s: %d sentences hold no token to read; run.json lists them", model["name"], model["num_unread"])

@@ -1,0 +1,217 @@
+"""Figures of one look, made and saved without pyplot and without lasting changes to matplotlib's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Annotation
+from matplotlib.ticker import NullFormatter
+from PIL.Image import Dither, Image, Quantize, fromarray
+
+from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
+from llm_entropy.schema import Curves, ModelTables
+from llm_entropy.settings import COMPARISON_METRICS, CONTROL, METRICS, STANDARD, Metric
+from llm_entropy.store.files import written_whole
+
+Numbers = npt.NDArray[np.floating[Any]]
+
+DPI = 220
+BLACK, GREY = "#1a1a1a", "#8a8a8a"
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+"""Okabe and Ito (2008), told apart with any colour vision; yellow, the weakest on white, last."""
+CONDITION_COLOURS = {STANDARD: BLUE, CONTROL: VERMILLION}
+ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}
+LOGARITHMIC = ("perplexity",)
+"""Metrics that grow exponentially."""
+MINUS = "\u2212"
+MOST_TICKS, MOST_MARKERS = 13, 34
+
+STYLE: Any = {
+    "text.usetex": False,
+    "font.family": [FAMILY],
+    "font.size": 9,
+    "axes.labelsize": 9.5,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.unicode_minus": True,
+    "axes.formatter.limits": (-4, 5),
+    "axes.formatter.use_mathtext": False,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "grid.linestyle": "-",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.6,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float, drawn: list[Path]) -> Iterator[Figure]:
+    """Give an empty figure, and save it when it has been drawn: whole, or not at all.
+
+    Args:
+        path: Where it goes.
+        width: In inches.
+        height: In inches.
+        drawn: The path is appended to it.
+    """
+    with mpl.rc_context(STYLE):
+        canvas = Figure(figsize=(width, height), dpi=DPI)
+        yield canvas
+        image = _rendered(canvas)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as temporary:
+            image.save(temporary, format="png", dpi=(DPI, DPI))
+    drawn.append(path)
+
+
+def _rendered(canvas: Figure) -> Image:
+    """Return the picture in 256 colours of its own: a third of the size, and no difference to be seen."""
+    agg: Any = FigureCanvasAgg(canvas)  # matplotlib leaves its methods untyped
+    agg.draw()
+    picture = fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
+    return picture.quantize(256, method=Quantize.MEDIANCUT, dither=Dither.NONE)
+
+
+def write_title(canvas: Figure, title: str, subtitle: str) -> None:
+    """Write a bold line and a grey line above everything, at the left."""
+    look: dict[str, Any] = {"fontsize": 11, "fontweight": "bold", "color": BLACK, "linespacing": 1.35}
+    heading = canvas.suptitle(plain(title) + "\n ", x=0.012, ha="left", parse_math=False, **look)
+    look = {"fontsize": 8.5, "color": "#555555", "va": "bottom"}
+    canvas.add_artist(Annotation(plain(subtitle), (0, 0), xycoords=heading, parse_math=False, **look))
+
+
+def model_line(tables: ModelTables, *more: str) -> str:
+    """Return the line below a title: which model, how many sentences, and what else there is to say."""
+    name = "" if tables.name == tables.model else f" ({shorten(tables.name, 40)})"
+    return " · ".join([tables.model + name, sentences(tables.num_sentences), *more])
+
+
+def sentences(count: int) -> str:
+    """Return how many sentences, in words."""
+    return f"{count:,} sentence{'' if count == 1 else 's'}"
+
+
+def axis_label(metric: str) -> str:
+    """Return a metric's name, beginning with a capital, with its unit."""
+    label, unit, _ = ALL_METRICS[metric]
+    return f"{capital(label)} ({unit})" if unit else capital(label)
+
+
+def capital(words: str) -> str:
+    """Return words with a capital at the beginning."""
+    return words[:1].upper() + words[1:]
+
+
+def place_depth_ticks(axes: Axes, num_points: int, metric: str, most: int = MOST_TICKS) -> None:
+    """Put whole-numbered ticks below layers (or blocks), thinned where there are many; layer 0 is the embeddings'."""
+    is_layer = ALL_METRICS[metric].axis == "layer"
+    ticks = thinned(num_points, most)
+    axes.set_xticks(ticks, ["emb." if is_layer and tick == 0 else str(tick) for tick in ticks])
+    axes.set_xlabel("Layer" if is_layer else "Block")
+    margin = max(0.03 * (num_points - 1), 0.25)
+    axes.set_xlim(-margin, num_points - 1 + margin)
+
+
+def thinned(num_points: int, most: int = MOST_TICKS) -> list[int]:
+    """Return about `most` numbers to be written below `num_points` points: first, last, and some evenly between."""
+    last = num_points - 1
+    step = next(step for step in (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 50, 100, 1000) if last <= step * most)
+    ticks = list(range(0, last + 1, step))
+    if ticks[-1] != last:
+        ticks = [tick for tick in ticks if last - tick > step / 2] + [last]
+    return ticks
+
+
+def marker(num_points: int, shape: str = "o", size: float = 3.2) -> dict[str, Any]:
+    """Return the markers of a curve of so many points: none where they would run into each other."""
+    return {"marker": shape, "ms": size} if num_points <= MOST_MARKERS else {}
+
+
+def place_legend(axes: Axes | Figure, handles: Sequence[Any], labels: Sequence[str], **look: Any) -> Legend:
+    """Write a legend whose labels are plain text, whatever signs they begin with or hold."""
+    legend = axes.legend(handles, [str(index) for index in range(len(labels))], **look)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(plain(label))
+        text.set_parse_math(False)
+    return legend
+
+
+def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
+    """Return one standard deviation below (not below 0: no metric is) and above the mean.
+
+    Where the axis is logarithmic it is the deviation of the logarithms, about their mean.
+    Perplexities are spread over orders of magnitude: mean - deviation is below zero for them, and says nothing.
+    """
+    if metric not in LOGARITHMIC:
+        return np.maximum(curves.mean - curves.deviation, 0), curves.mean + curves.deviation
+    logarithms = np.ma.log(np.ma.masked_invalid(curves.sample.astype(np.float64)))
+    middle, spread = logarithms.mean(axis=0), logarithms.std(axis=0)
+    return np.exp(middle - spread).filled(np.nan), np.exp(middle + spread).filled(np.nan)
+
+
+def band_label(metric: str) -> str:
+    """Return what the legend calls the band."""
+    return "± 1 standard deviation" + (" of the logarithm" if metric in LOGARITHMIC else "")
+
+
+def finish(axes: Axes, num_points: int, metric: str) -> None:
+    """Label and scale the axes of a metric over depth."""
+    axes.set_ylabel(axis_label(metric))
+    place_depth_ticks(axes, num_points, metric)
+    if metric in LOGARITHMIC and np.isfinite(axes.dataLim.minposy):  # infinite where there is nothing to draw
+        axes.set_yscale("log")
+        _label_decades(axes)
+    widen_constant(axes)
+
+
+def use_both_logarithms(axes: Axes) -> None:
+    """Make the axis of signed numbers logarithmic on both sides of -1 .. 1, if they reach far beyond."""
+    low, high = axes.get_ylim()
+    if max(-low, high) > 20:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.set_ylim(2 * min(low, -0.5), 2 * max(high, 0.5))
+        _label_decades(axes)
+
+
+def _label_decades(axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}".replace("-", MINUS))
+    if axes.get_yscale() == "symlog" or high > 10 * max(low, 1e-9):
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}")
+
+
+def widen_constant(axes: Axes) -> None:
+    """Keep the rounding errors of a constant from filling the axis."""
+    low, high = axes.get_ylim()
+    middle = (low + high) / 2
+    if high - low < 1e-4 * max(abs(middle), 1e-3):
+        half = max(0.05 * abs(middle), 0.05)
+        axes.set_ylim(middle - half, middle + half)

@@ -1,0 +1,95 @@
+"""The models of a run beside each other, causal and masked, over relative depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from llm_entropy.outputs.comparison import relative_depth, share_of_log_vocabulary
+from llm_entropy.outputs.plots.canvas import (
+    ALL_METRICS,
+    PALETTE,
+    Numbers,
+    band,
+    band_label,
+    capital,
+    figure,
+    finish,
+    marker,
+    place_legend,
+    sentences,
+    write_title,
+)
+from llm_entropy.schema import ModelTables
+from llm_entropy.settings import METRICS
+
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_BANDS = 3
+"""Most models whose spread is drawn too."""
+
+
+def draw_models(tables: Sequence[ModelTables], run_dir: Path, folder: str) -> list[Path]:
+    """Draw the mean curves of all models, a figure per metric.
+
+    Metrics in nats per layer have a second panel, as a share of ln V: what is comparable between vocabularies.
+
+    Args:
+        tables: What the merge made of each model.
+        run_dir: The run's folder.
+        folder: Which condition, and below which folder.
+
+    Returns:
+        The files.
+    """
+    drawn: list[Path] = []
+    for metric in METRICS:
+        models = [model for model in tables if metric in model.curves[folder]]
+        if not models:
+            continue
+        label, unit, axis = ALL_METRICS[metric]
+        has_share = unit == "nats" and axis == "layer"
+        num_columns = 2 if has_share else 1
+        size = 9.4 if has_share else 6.4, 4.0 + 0.21 * -(-len(models) // num_columns)
+        with figure(run_dir / folder / "plots" / f"models_{metric}.png", *size, drawn) as canvas:
+            panels = canvas.subplots(1, 1 + has_share, squeeze=False)[0]
+            handles = _draw_means(panels[0], models, folder, metric, lambda values, _: values)
+            if has_share:
+                _draw_means(panels[1], models, folder, metric, share_of_log_vocabulary)
+                panels[1].set_ylabel(f"{capital(label)} / ln V")
+            shaded = f", {band_label(metric)} shaded" if len(models) <= MOST_BANDS else ""
+            write_title(canvas, f"{capital(label)} over relative depth, {folder}", f"mean over the sentences{shaded}")
+            labels = [_about(model) for model in models]
+            place_legend(canvas, handles, labels, loc="outside lower center", ncols=num_columns)
+    return drawn
+
+
+def _about(model: ModelTables) -> str:
+    blocks, vocabulary = model.shape.num_blocks, model.shape.vocab_size
+    return f"{model.model}: {sentences(model.num_sentences)}, {blocks} blocks, V = {vocabulary:,}"
+
+
+def _draw_means(
+    axes: Axes, models: Sequence[ModelTables], folder: str, metric: str, scale: Callable[[Numbers, int], Numbers]
+) -> list[Line2D]:
+    """Draw each model's mean; `scale` turns nats into what is shown, given V. Return the lines."""
+    lines = []
+    for index, model in enumerate(models):
+        curves, size = model.curves[folder][metric], model.shape.vocab_size
+        depth = relative_depth(len(curves.mean))
+        colour = PALETTE[index % len(PALETTE)]
+        if curves.count > 1 and len(models) <= MOST_BANDS:
+            low, high = band(curves, metric)
+            axes.fill_between(depth, scale(low, size), scale(high, size), color=colour, alpha=0.12, lw=0)
+        style = LINES[index // len(PALETTE) % len(LINES)]
+        dots = marker(len(depth), MARKERS[index % len(MARKERS)], 4)
+        lines += axes.plot(depth, scale(curves.mean, size), style, color=colour, lw=1.8, **dots)
+    finish(axes, 2, metric)
+    is_layer = ALL_METRICS[metric].axis == "layer"
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["emb." if is_layer else "0", "0.25", "0.5", "0.75", "1"])
+    axes.set_xlabel(f"Relative depth (1: last {'layer' if is_layer else 'block'})")
+    axes.set_xlim(-0.03, 1.03)
+    return lines

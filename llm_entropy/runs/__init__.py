@@ -1,0 +1,1 @@
+"""Being one process of a run."""

@@ -1,0 +1,235 @@
+"""What a run will do to its models, checked before any weight is read, and what must be the same to go on with it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from llm_entropy.corpus.corpus import Corpus
+from llm_entropy.corpus.encoded import EncodedSentences
+from llm_entropy.corpus.encoding import Encoder
+from llm_entropy.errors import ReportedError
+from llm_entropy.measure.lens import read_translators
+from llm_entropy.models.checkpoints import weight_files
+from llm_entropy.models.loading import ModelSource, find_model
+from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
+from llm_entropy.steering.hooks import SteeringPlan, plan_steering
+from llm_entropy.steering.vectors import choose_vector, resolve_vector
+from llm_entropy.store.fingerprints import fingerprint
+from llm_entropy.store.windows import Task, plan_scheme
+
+log = logging.getLogger("llm_entropy")
+
+BATCHES = "batches."
+"""Begins the keys of an identity that say how batches are made."""
+SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
+"""Packages of which another minor version may make other records; another patch differs in the last digits at most."""
+LAST_DIGITS = ("numba",)
+"""Packages that compile the arithmetic, and do not decide what is computed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model that was found, and what is asked of it."""
+
+    source: ModelSource
+    encoder: Encoder
+    """Makes examples of its sentences."""
+    steering: Optional[SteeringPlan]
+    """None in a standard run."""
+    lens_path: Optional[Path]
+    """Folder of a tuned lens."""
+    max_length: Optional[int]
+    """Most tokens of a sentence."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes the records of this model what they are, beside the settings of the analysis."""
+        source, settings = self.source, self.source.settings
+        folder = Path(source.location)
+        content = fingerprint(folder, weight_files(folder)) if folder.is_dir() else None
+        steering = None
+        if self.steering is not None:
+            tensors = [self.steering.vectors, self.steering.token_weights]
+            numbers = [None if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors]
+            steering = _hash(b"".join(number or b"-" for number in numbers))
+        return {
+            "name": source.name,
+            "revision": source.revision,
+            "content": content,
+            "dtype": settings.dtype,
+            "tokenizer": self.encoder.fingerprint,
+            "max_length": self.max_length,
+            "steering": steering,
+            "lens": None if self.lens_path is None else fingerprint(self.lens_path),
+        }
+
+
+def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan:
+    """Check everything about a model that can be checked before its weights are read.
+
+    Raises:
+        ReportedError: The model, its control vector, or what is asked of it is wrong.
+    """
+    analysis, data = settings.analysis, settings.data
+    source = find_model(key, ModelSettings(model) if isinstance(model, str) else model)
+    shape = source.shape
+    for name, number in (("top_k", analysis.top_k), ("tracked_tokens", analysis.tracked_tokens)):
+        if number > shape.vocab_size:
+            raise ReportedError(
+                f"analysis.{name}: got {number}; the vocabulary of {key} has {shape.vocab_size} tokens, ask for fewer"
+            )
+    if data.max_length is not None and source.most_tokens is not None and data.max_length > source.most_tokens:
+        raise ReportedError(
+            f"data.max_length: got {data.max_length}; {key} takes at most {source.most_tokens} tokens; "
+            "give that or less, or null"
+        )
+    lens_path = None
+    if analysis.lens == "tuned":
+        assert analysis.lens_path is not None
+        lens_path = Path(analysis.lens_path.replace("{model}", key)).expanduser()
+        read_translators(lens_path, shape.num_blocks, shape.hidden_size)
+    steering = None
+    if CONTROL in analysis.conditions:
+        chosen = choose_vector(analysis.control)
+        vector = resolve_vector(
+            chosen.value, key=chosen.key, model=key, num_blocks=shape.num_blocks, hidden_size=shape.hidden_size
+        )
+        steering = plan_steering(analysis.control, vector, num_blocks=shape.num_blocks, sign=chosen.sign)
+    max_length = data.max_length or source.most_tokens
+    encoder = Encoder(
+        tokenizer=source.tokenizer,
+        kind=source.architecture.kind,
+        positions=analysis.positions,
+        mask_strategy=analysis.mask_strategy,
+        seed=settings.seed,
+        max_length=max_length,
+        num_embeddings=shape.vocab_size,
+    )
+    return Plan(source, encoder, steering, lens_path, max_length)
+
+
+def check_tokens(plan: Plan, corpus: Corpus, task: Task) -> None:
+    """Make sure that the model knows all tokens of the corpus, if its tokenizer has others.
+
+    Then, which is rare, the sentences are tokenised once more. Those of a stream are checked when they come.
+
+    Args:
+        plan: Of the model.
+        corpus: Of the run.
+        task: Which share of it.
+
+    Raises:
+        ReportedError: A sentence has a token for which the model has no embedding.
+    """
+    if not plan.encoder.may_be_unknown or corpus.num_windows is None:
+        return
+    for window in corpus.for_kind(plan.source.architecture.kind).windows(task):
+        EncodedSentences(plan.encoder, window.sentence_ids, window.sentences)
+
+
+def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict[str, Any]:
+    """Return everything that decides what a record is, by key, in words that JSON can hold.
+
+    Not in it: how many processes work, on what, and what is made of the records afterwards.
+
+    Args:
+        settings: Of the run.
+        plans: Of its models.
+        corpus: Fingerprint of the corpus.
+    """
+    analysis = to_plain(settings.analysis)
+    control = analysis.pop("control")
+    for name in ("control_vector", "control_vectors", "enabled"):
+        del control[name]  # their content counts: each model's `steering`
+    del analysis["lens_path"]  # its content, too: each model's `lens`
+    identity = {
+        "seed": settings.seed,
+        "corpus": corpus,
+        "data.tokens_per_batch": settings.data.tokens_per_batch,
+        "trainer.precision": settings.trainer.precision,
+        **{f"{BATCHES}{name}": value for name, value in plan_scheme().items()},
+        "models": [plan.source.key for plan in plans],
+        **{f"analysis.{name}": value for name, value in analysis.items()},
+        **{f"analysis.control.{name}": value for name, value in control.items()},
+    }
+    for plan in plans:
+        identity |= {f"models.{plan.source.key}.{name}": value for name, value in plan.identity.items()}
+    return identity
+
+
+def config_hash(identity: dict[str, Any]) -> str:
+    """Return a short name for an identity."""
+    return _hash(json.dumps(identity, sort_keys=True).encode())
+
+
+def check_identity(about: Mapping[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Make sure that a run is gone on with as it was begun.
+
+    Args:
+        about: What `run.json` says.
+        now: The identity that is asked for.
+        where: The run's folder.
+
+    Raises:
+        ReportedError: They differ; all differences are named.
+    """
+    before, version = about["identity"], about.get("versions", {}).get("llm_entropy", "of that time")
+    commit = f" (commit {about['git_commit']})" if about.get("git_commit") else ""
+    other_program = f"resume it with the version that began it, llm_entropy {version}{commit}, or start another run"
+    if not any(key.startswith(BATCHES) for key in before):
+        raise ReportedError(
+            f"{where}: run.json does not say how its batches are made, as this version does; {other_program}"
+        )
+    keys = [*before, *(key for key in now if key not in before)]
+    differing = [key for key in keys if before.get(key) != now.get(key)]
+    differences = "; ".join(
+        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}" for key in differing
+    )
+    if any(key.startswith(BATCHES) for key in differing):
+        raise ReportedError(f"{where}: this version of llm_entropy makes other batches: {differences}; {other_program}")
+    if differing:
+        raise ReportedError(
+            f"{where}: was begun with another configuration: {differences}; resume it with its own config.yaml, and "
+            "with models, corpus and vectors as they were then, or start another run"
+        )
+
+
+def check_versions(about: Mapping[str, Any], now: Mapping[str, str], where: Path) -> None:
+    """Make sure that what is still to be computed of a run comes out as what is there.
+
+    Of libraries that decide the numbers another minor version is refused, and another patch is warned of.
+
+    Args:
+        about: What `run.json` says.
+        now: Versions, by package.
+        where: The run's folder.
+
+    Raises:
+        ReportedError: Records might differ by more than their last digits.
+    """
+    before = about.get("versions", {})
+    differing = [name for name in (*SAME_MINOR, *LAST_DIGITS) if name in before and before[name] != now[name]]
+    if not differing:
+        return
+    words = ", ".join(f"{name} was {before[name]}, now {now[name]}" for name in differing)
+    if any(_minor(before[name]) != _minor(now[name]) for name in differing if name in SAME_MINOR):
+        wanted = " ".join(f"{name}=={before[name].partition('+')[0]}" for name in differing)
+        raise ReportedError(
+            f"{where}: was begun with other versions: {words}; records of both in one run could not be compared; "
+            f"resume it with: pip install {wanted}, or start another run"
+        )
+    log.warning("%s: was begun with other versions: %s; records may differ in their last digits", where, words)
+
+
+def _minor(version: str) -> list[str]:
+    return version.partition("+")[0].split(".")[:2]
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,54 @@
+"""Settings that can be written as YAML and run again: what was given in memory becomes files of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+from safetensors.torch import save_file
+
+from llm_entropy.schema import SENTENCE
+from llm_entropy.settings import ControlVectors, Settings
+from llm_entropy.settings.fields import holds_arrays
+from llm_entropy.steering.vectors import as_vector
+from llm_entropy.store import files
+from llm_entropy.store.manifest import SENTENCES
+
+
+def storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], run_dir: Path) -> Settings:
+    """Write the vectors and sentences of a run that were given in memory, and return settings that name the files.
+
+    Args:
+        settings: Of the run.
+        sentences: The corpus, where it was given in memory.
+        run_dir: The run's folder.
+    """
+    control = settings.analysis.control
+    pair = control.control_vectors
+    if pair is not None:
+        positive, negative = (
+            _stored_vector(run_dir, f"{name}_vector", getattr(pair, name)) for name in ("positive", "negative")
+        )
+        pair = ControlVectors(positive, negative)
+    vector = _stored_vector(run_dir, "control_vector", control.control_vector)
+    control = replace(control, control_vector=vector, control_vectors=pair)
+    data = settings.data
+    if sentences is not None:
+        path = (run_dir / SENTENCES).absolute()
+        lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
+        files.write_text(path, "".join(lines))
+        data = replace(data, path=str(path), text_column=SENTENCE)
+    return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
+
+
+def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:
+    """Return a vector that YAML can hold: numbers or a file; tensors, arrays and lists of them become a file."""
+    if not holds_arrays(vector):
+        return vector
+    path = (run_dir / f"{name}.safetensors").absolute()
+    with files.written_whole(path) as temporary:
+        save_file({name: as_vector(vector)}, temporary)
+    return str(path)

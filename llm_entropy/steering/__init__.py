@@ -1,0 +1,1 @@
+"""What steers: vectors, and the hooks that add them."""

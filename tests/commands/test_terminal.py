@@ -1,0 +1,165 @@
+"""What a run shows: on terminals that are closed, lack letters or are narrow, and how often."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from llm_entropy.commands.summary import print_summary
+from llm_entropy.commands.terminal import _patient
+from llm_entropy.outputs.results import ModelResult, RunResult
+from llm_entropy.outputs.summaries import SummaryRow
+from llm_entropy.settings import AnalysisSettings, ControlSettings
+from llm_entropy.store.log import run_log
+
+# --- streams -----------------------------------------------------------------------------------------------------
+
+
+def test_what_nobody_reads_is_dropped_and_nothing_stops():
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = _patient(writer, None)
+    for _ in range(3):
+        print("x" * 100_000, file=stream, flush=True)
+    assert os.write(writer, b"by others too") == 13
+    os.close(writer)
+
+
+def test_letters_that_a_terminal_lacks_are_written_as_numbers(tmp_path: Path):
+    with (tmp_path / "out").open("w", encoding="ascii") as before:
+        stream = _patient(before.fileno(), before)
+        print("le café 冬", file=stream, flush=True)
+    assert (tmp_path / "out").read_text() == "le caf\\xe9 \\u51ac\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_without_room_is_an_error_for_those_who_read_what_is_printed():
+    with Path("/dev/full").open("w") as before:
+        stream = _patient(before.fileno(), before)
+        with pytest.raises(OSError, match="No space left"):
+            print("3,7-9", file=stream, flush=True)
+        with pytest.raises(OSError, match="No space left"):
+            stream.close()
+
+
+@pytest.mark.parametrize("tail", ["| true", "| head -1", ">&-", "2>&-", ">&- 2>&- <&-"])
+def test_the_program_ends_as_it_would_with_a_terminal(tail: str):
+    command = f"{shlex.join([sys.executable, '-m', 'llm_entropy', '--help'])} {tail}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_that_is_opened_does_not_become_a_closed_standard_output(tmp_path: Path):
+    script = "from llm_entropy.commands.terminal import patient_terminal\n"
+    script += "with patient_terminal(), open('log', 'w'): print('out')"
+    command = f"{shlex.join([sys.executable, '-c', script])} >&-"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "log").read_text() == ""
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "no such backend"])
+def test_the_backend_that_a_notebook_hands_on_does_not_matter(backend: str):
+    script = (
+        "from llm_entropy.commands.cli import main\n"
+        "try: main(['--version'])\n"
+        "finally: import matplotlib; print(matplotlib.get_backend())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "MPLBACKEND": backend}
+    )
+    assert done.stdout.split()[-1].lower() == "agg", done.stderr
+
+
+# --- the log -----------------------------------------------------------------------------------------------------
+
+
+def test_a_warning_that_holds_for_all_models_is_shown_and_written_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    log = logging.getLogger("llm_entropy")
+    with run_log(quiet=False) as messages:
+        messages.open(tmp_path / "run.log")
+        for model in ("gpt2", "bert"):
+            log.warning("layer_weights: %d numbers interpolated over %d blocks", 3, 12)
+            log.warning("%s: its vector is repeated", model)
+            log.info("this process took a while")
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("a library's", stacklevel=1)
+    for said in (capsys.readouterr().err, (tmp_path / "run.log").read_text()):
+        assert said.count("3 numbers interpolated over 12 blocks") == 1
+        assert said.count("its vector is repeated") == 2
+        assert said.count("this process took a while") == 2
+    assert (tmp_path / "run.log").read_text().count("UserWarning: a library's") == 1
+    with run_log(quiet=False):
+        log.warning("layer_weights: 3 numbers interpolated over 12 blocks")
+    assert "interpolated" in capsys.readouterr().err, "once in each run"
+
+
+# --- the table at the end ----------------------------------------------------------------------------------------
+
+KEY = "meta-llama_Llama-3.1-8B-Instruct-steered"
+NUMBERS = ("-3.142e-05", "1.235e+15", "+0.01235")
+
+
+def result_of(*keys: str) -> RunResult:
+    control = ControlSettings(control_vector=[0.1])
+    analysis = AnalysisSettings(compare_control=True, control=control)
+    names = ("attention_entropy", "perplexity")
+    models = {
+        key: ModelResult(
+            Path(), key, analysis, [SummaryRow(key, name, "nats", -3.1416e-5, 1.23456e15, 0.012345) for name in names]
+        )
+        for key in keys
+    }
+    return RunResult(Path("runs/one"), "comparative", models)
+
+
+@pytest.mark.parametrize("columns", ["20", "80", "300"])
+def test_no_number_of_the_closing_table_is_cut_in_a_log(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", columns)
+    print_summary(result_of(KEY, "bert"))
+    said = capsys.readouterr().out
+    assert "…" not in said
+    for key in (KEY, "bert"):
+        for name in ("attention_entropy", "perplexity"):
+            assert re.search(rf"{re.escape(key)} +{name} +nats +{' +'.join(map(re.escape, NUMBERS))}\s*\n", said)
+
+
+def test_on_a_terminal_the_keys_are_folded_and_the_numbers_are_not(monkeypatch: pytest.MonkeyPatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("TERM", "dumb")
+    print_summary(result_of(KEY))
+    lines = terminal.getvalue().split("\n")
+    assert max(map(len, lines)) <= 90
+    assert "…" not in terminal.getvalue()
+    assert sum(all(number in line for number in NUMBERS) for line in lines) == 2
+    folded = "".join(cell[1] for line in lines if (cell := re.match(r" (\S+)", line)))
+    assert folded.count(KEY) == 2
+
+
+def test_a_terminal_without_letters_for_lines_gets_a_table_of_ascii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    with (tmp_path / "out").open("w", encoding="ascii") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        print_summary(result_of(KEY))
+    assert (tmp_path / "out").read_text().isascii()

@@ -1,0 +1,293 @@
+"""Every figure is drawn from made-up tables; what is drawn is looked up in the axes, what is saved in the file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import shards
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from llm_entropy.outputs.merge import merge_model
+from llm_entropy.outputs.plots import canvas, comparative, draw_model, draw_side_by_side, lettering
+from llm_entropy.outputs.plots.condition import draw_trajectories, spread
+from llm_entropy.schema import Curves, ModelShape, ModelTables
+from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
+
+PRINT_DPI = canvas.DPI
+"""What a user gets, read before `small_plots` has made it small."""
+DEFAULT = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entropy", "surprisal")
+
+
+def make(run_dir: Path, analysis: AnalysisSettings, *, key="tiny", num=12, shape=shards.SHAPE, sentences=None):
+    texts = sentences or [f"{shards.SENTENCES[index % 10]} {index}" for index in range(num)]
+    shards.write(run_dir, key, shards.table(texts, analysis, shape))
+    how = {"kind": "causal", "csv": True, "parquet": False, "ledger": shards.ledger_of(run_dir, key)}
+    return merge_model(run_dir, key, f"builtin:{key}", analysis, shape, **how)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> ModelTables:
+    """Of a comparative run with three of the metrics."""
+    analysis = shards.comparative(metrics=["entropy", "perplexity", "attention_entropy"])
+    return make(tmp_path_factory.mktemp("run"), analysis, num=250)
+
+
+def names(drawn: list[Path], run_dir: Path) -> set[str]:
+    return {str(path.relative_to(run_dir)) for path in drawn}
+
+
+def curves_of(rows: np.ndarray) -> Curves:
+    with np.errstate(invalid="ignore"):
+        return Curves(len(rows), rows.mean(axis=0), rows.std(axis=0), rows.astype(np.float32))
+
+
+# --- the files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_comparative_run_has_every_figure_that_is_promised(tmp_path):
+    drawn = draw_model(make(tmp_path, shards.comparative()), tmp_path, "comparative")
+    expected = {f"{name}/plots/tiny_{metric}.png" for name in ("standard", "control") for metric in DEFAULT}
+    expected |= {f"{name}/plots/tiny_token_probabilities.png" for name in ("standard", "control")}
+    expected |= {f"comparative/plots/tiny_{m}_{what}.png" for m in DEFAULT for what in ("comparison", "differences")}
+    expected |= {f"comparative/plots/tiny_{what}.png" for what in ("layer_impact", "kl_from_standard")}
+    assert names(drawn, tmp_path) == expected
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")} == expected
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("mode", ["standard", "control"])
+def test_a_run_of_one_condition_has_the_figures_of_that_condition(tmp_path, mode):
+    control = ControlSettings(control_vector=[0.1] if mode == "control" else None)
+    result = make(tmp_path, AnalysisSettings(metrics=["margin"], control=control))
+    drawn = draw_model(result, tmp_path, mode) + draw_side_by_side([result], tmp_path, mode)
+    files = ("tiny_margin", "tiny_token_probabilities", "models_margin")
+    assert names(drawn, tmp_path) == {f"{mode}/plots/{file}.png" for file in files}
+
+
+def test_a_figure_is_a_whole_png_at_print_resolution_on_white(tmp_path, tables, monkeypatch):
+    monkeypatch.setattr(canvas, "DPI", PRINT_DPI)
+    for path in draw_model(tables, tmp_path, "comparative") + draw_side_by_side([tables, tables], tmp_path):
+        assert 5_000 < path.stat().st_size < 300_000
+        with Image.open(path) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert image.info["dpi"] == pytest.approx((PRINT_DPI, PRINT_DPI), rel=1e-3)
+            assert min(image.size) > 2.5 * PRINT_DPI
+            assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+    assert PRINT_DPI >= 200
+
+
+def test_drawing_changes_no_setting_of_matplotlib(tmp_path, tables):
+    before = dict(mpl.rcParams)
+    with mpl.rc_context({"text.usetex": True, "font.size": 30}):
+        draw_side_by_side([tables], tmp_path)
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_figure_that_fails_leaves_no_file(tmp_path):
+    drawn: list[Path] = []
+
+    def fail() -> None:
+        with canvas.figure(tmp_path / "plots/x.png", 3, 2, drawn):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert drawn == []
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("num", "shape", "key"),
+    [(1, shards.SHAPE, "_a$b$"), (2, ModelShape(1, 1, 8, 50), "two"), (5, ModelShape(80, 1, 8, 50), "deep")],
+)
+def test_few_sentences_shallow_and_deep_models_and_odd_keys_are_drawn_without_warnings(tmp_path, num, shape, key):
+    texts = ["$x_1$ 月亮 😀 \x07 \ud7ff" * 40, "b\n\r", "", " ", "NA"][:num]
+    analysis = shards.comparative(metrics=["perplexity", "attention_entropy", "target_rank"], tracked_tokens=1)
+    result = make(tmp_path, analysis, shape=shape, sentences=texts, key=key)
+    draw_model(result, tmp_path, "comparative")
+    draw_side_by_side([result], tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_constants_and_missing_numbers_are_drawn_without_warnings(tmp_path, tables, value):
+    changed = copy.deepcopy(tables)
+    rows = np.full((20, 5), value)
+    for metric in changed.comparisons:
+        comparison = changed.comparisons[metric]
+        comparison.standard = comparison.control = curves_of(rows + 1)
+        comparison.difference = curves_of(rows)
+        changed.curves["standard"][metric] = curves_of(rows + 1)
+    changed.kl_from_standard = curves_of(rows)
+    draw_model(changed, tmp_path, "comparative")
+    draw_side_by_side([changed], tmp_path)
+
+
+# --- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def test_single_sentences_are_at_most_two_hundred_and_the_mean_is_the_black_line():
+    rows = np.random.default_rng(0).normal(5, 1, (2_000, 6))
+    axes = Figure().add_subplot()
+    draw_trajectories(axes, curves_of(rows), "entropy", "#0072B2")
+    (singles,) = [item for item in axes.collections if type(item) is LineCollection]
+    assert len(singles.get_segments()) == 200
+    (mean,) = axes.lines
+    np.testing.assert_array_equal(mean.get_ydata(), rows.mean(axis=0))
+    assert mean.get_color() == canvas.BLACK
+    low, high = canvas.band(curves_of(rows), "entropy")
+    np.testing.assert_allclose([low, high], [rows.mean(0) - rows.std(0), rows.mean(0) + rows.std(0)])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["emb.", "1", "2", "3", "4", "5"]
+    assert axes.get_ylabel() == "Entropy (nats)"
+
+
+def test_perplexity_has_a_logarithmic_axis_and_the_deviation_of_its_logarithm():
+    rows = np.exp(np.random.default_rng(0).normal(5, 2, (300, 6)))
+    axes = Figure().add_subplot()
+    draw_trajectories(axes, curves_of(rows), "perplexity", "#0072B2")
+    assert axes.get_yscale() == "log"
+    low, high = canvas.band(curves_of(rows), "perplexity")
+    logs = np.log(rows)
+    np.testing.assert_allclose(np.log([low, high]), [logs.mean(0) - logs.std(0), logs.mean(0) + logs.std(0)], rtol=1e-5)
+
+
+def test_the_differences_are_quantiles_of_the_sample_about_a_line_at_zero():
+    rows = np.random.default_rng(0).normal(0.5, 1, (400, 4))
+    axes = Figure().add_subplot()
+    comparative._draw_differences(axes, curves_of(rows), "entropy")
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    ends = np.array([[bar.get_y(), bar.get_y() + bar.get_height()] for bar in bars]).reshape(2, 4, 2)
+    for found, levels in zip(ends, [(0.05, 0.95), (0.25, 0.75)], strict=True):
+        np.testing.assert_allclose(found, np.quantile(rows, levels, axis=0).T, rtol=1e-5, atol=1e-6)
+    assert any(np.array_equal(line.get_ydata(), [0, 0]) for line in axes.lines)
+
+
+def test_the_heat_map_is_centred_annotated_and_hatched_where_there_is_no_block(tables):
+    figure = Figure()
+    comparative._draw_impact(figure, tables)
+    axes = figure.axes[0]
+    (image,) = axes.images
+    assert image.norm.vmin == -image.norm.vmax
+    hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
+    assert hatched == [(3.5, 1.5)]
+    assert len(axes.texts) == 3 * 5 - 1
+    change = tables.comparisons["entropy"].difference
+    effects = np.divide(change.mean, change.deviation, out=np.zeros(5), where=change.deviation > 0)
+    np.testing.assert_allclose(np.clip(effects, -2 * image.norm.vmax, 2 * image.norm.vmax), image.get_array()[0])
+    assert axes.texts[4].get_text() == f"{effects[4]:+.2f}"
+
+
+def test_titles_name_the_model_the_metric_and_the_number_of_sentences(tables, tmp_path, monkeypatch):
+    titles = []
+    original = canvas.write_title
+
+    def listen(figure, title, subtitle):
+        titles.append((title, subtitle))
+        original(figure, title, subtitle)
+
+    for module in ("comparative", "condition"):
+        monkeypatch.setattr(f"llm_entropy.outputs.plots.{module}.write_title", listen)
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: Image.new("L", (1, 1)))  # titles are made before
+    drawn = draw_model(tables, tmp_path, "comparative")
+    assert len(titles) == len(drawn)
+    assert all("tiny (builtin:tiny) · 250 sentences" in subtitle for _, subtitle in titles)
+    assert titles[0] == ("Entropy by layer, standard", "tiny (builtin:tiny) · 250 sentences · 200 of them drawn")
+
+
+def test_models_are_drawn_over_relative_depth_and_as_a_share_of_ln_v(tables, tmp_path, monkeypatch):
+    figures = []
+    original = canvas._rendered
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: figures.append(figure) or original(figure))
+    other = copy.deepcopy(tables)
+    other.model = "_other"
+    draw_side_by_side([tables, other], tmp_path)
+    left, right = figures[0].axes
+    assert (left.get_ylabel(), right.get_ylabel()) == ("Entropy (nats)", "Entropy / ln V")
+    mean = tables.curves["standard"]["entropy"].mean
+    np.testing.assert_array_equal(left.lines[0].get_xdata(), [0, 0.25, 0.5, 0.75, 1])
+    np.testing.assert_array_equal(left.lines[0].get_ydata(), mean)
+    np.testing.assert_allclose(right.lines[0].get_ydata(), mean / np.log(4000))
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels == [f"{key}: 250 sentences, 4 blocks, V = 4,000" for key in ("tiny", "_other")]
+    assert len(figures) == len(tables.curves["standard"])
+    assert all(len(figure.axes) == 1 for figure in figures[1:])
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "label"),
+    [
+        (" the", "␣the"),
+        ("##ing", "##ing"),
+        ("$x_1$", "$x_1$"),
+        ("\n", "“↵”"),
+        (",", "“,”"),
+        ("", "“”"),
+        ("月", "U+6708"),
+        (" 月", "␣ U+6708"),
+        ("antidisestablishment", "antidi…ishment"),
+    ],
+)
+def test_tokens_show_their_white_space_and_what_the_font_lacks(token, label):
+    assert lettering.token_label(token) == label
+
+
+def test_sentences_are_on_one_line_in_characters_of_the_font():
+    assert lettering.plain(" a\r\n b\t月😀\x07 $é_ ") == "a b □😀□ $é_"
+
+
+def test_long_sentences_keep_their_end_on_the_lines_they_have():
+    text = " ".join(f"word{index}" for index in range(60))
+    lines = lettering.wrapped(text, 46, 2).split("\n")
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= 46
+    assert lines[0].startswith("word0 word1 ")
+    assert lines[1].endswith("word58 word59")
+    assert "…" in "".join(lines)
+    assert lettering.wrapped("short", 46, 2) == "short"
+    assert max(map(len, lettering.wrapped("x" * 300, 46, 2).split("\n"))) <= 46
+
+
+@pytest.mark.parametrize("num_points", [1, 2, 13, 14, 25, 33, 49, 81, 127])
+def test_ticks_are_whole_numbers_from_the_first_to_the_last_and_not_too_many(num_points):
+    ticks = canvas.thinned(num_points)
+    assert (ticks[0], ticks[-1]) == (0, num_points - 1)
+    assert len(ticks) <= canvas.MOST_TICKS + 1
+    assert np.diff(ticks).min(initial=num_points) >= np.diff(ticks).max(initial=1) / 2
+
+
+def test_labels_are_moved_apart_and_keep_their_order():
+    placed = spread(np.array([0.9, 0.02, 0.01, 0.02]), 0.1)
+    np.testing.assert_allclose(placed, [0.9, 0.11, 0.01, 0.21])
+
+
+@pytest.mark.parametrize(
+    ("effect", "text"),
+    [
+        (0.0, "0"),
+        (0.004, "0.00"),
+        (-0.004, "0.00"),
+        (0.5, "+0.50"),
+        (-1.25, "\N{MINUS SIGN}1.25"),
+        (-12.34, "\N{MINUS SIGN}12.3"),
+        (1e5, "+≫"),
+        (-np.inf, "\N{MINUS SIGN}∞"),
+    ],
+)
+def test_effects_are_written_short(effect, text):
+    assert comparative._effect_text(effect) == text
+
+
+def test_the_metrics_of_the_schema_all_have_an_axis_label():
+    assert canvas.axis_label("perplexity") == "Perplexity"
+    assert canvas.axis_label("kl_divergence") == "KL from uniform (nats)"
+    assert len({canvas.axis_label(metric) for metric in METRICS}) == len(METRICS)
