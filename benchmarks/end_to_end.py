@@ -266,14 +266,14 @@ def run_bare(model: torch.nn.Module, batch: Batch) -> None:
 PARTS = {
     "start-up: configuration, weights, checks of lens and attention": (
         ("plan.py", "plan_model"),
-        ("models.py", "load_model"),
+        ("loading.py", "load_model"),
         ("lens.py", "check_lens"),
         ("__init__.py", "check_attention"),
     ),
     "tokenising, batches": (("datamodule.py", "_batches"),),
     "forward, lens, records": (("module.py", "predict_step"),),
     "shards": (("writer.py", "write_on_batch_end"), ("writer.py", "on_predict_end")),
-    "merge, without plots": (("outputs.py", "make_outputs"),),
+    "merge, without plots": (("making.py", "make_outputs"),),
 }
 """Parts of a run, and the functions whose time they are: file and name."""
 START_UP, BATCHES, COMPUTED, SHARDS, MERGE = PARTS

@@ -273,13 +273,15 @@ def test_a_trainer_sees_every_batch_once_whatever_the_number_of_workers(
 
 AS_ONE_OF_TWO = """
 from pathlib import Path
+folder, tests = map(Path, sys.argv[1:])
+sys.path.insert(0, str(tests))
 from test_datamodule import predict_as_one_of_two
-predict_as_one_of_two(Path(sys.argv[1]))
+predict_as_one_of_two(folder)
 """
 
 
 def test_two_processes_together_see_every_batch_once(launcher: Launcher, tmp_path: Path):
-    ended = launcher.at(tmp_path)([str(tmp_path)], program=AS_ONE_OF_TWO, num_copies=1)
+    ended = launcher.at(tmp_path)([str(tmp_path), str(Path(__file__).parent)], program=AS_ONE_OF_TWO, num_copies=1)
     assert ended.status == 0, ended.said
     for count in COUNTS:
         first, second = (json.loads((tmp_path / f"{count}_{rank}.json").read_text()) for rank in (0, 1))

@@ -267,7 +267,7 @@ def test_a_folder_without_weights_is_one_error(gpt2: Path, tmp_path: Path):
 
 def test_a_family_without_a_row_is_told_what_to_add(tmp_path: Path):
     transformers.T5Config(d_model=HIDDEN, num_layers=2, num_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"models\.mine: .*'t5'.*gpt2, .*ARCHITECTURES in llm_entropy/architectures"):
+    with pytest.raises(ValueError, match=r"models\.mine: .*'t5'.*gpt2, .*ARCHITECTURES in llm_entropy/models/families"):
         find(tmp_path)
 
 
