@@ -112,7 +112,7 @@ def _write_shards(folder: Path, num_records: int) -> int:
         pq.write_table(table, part, compression="zstd", row_group_size=4096)
         Marker(
             part=part,
-            sha256=checksum(part),
+            checksum=checksum(part),
             num_bytes=part.stat().st_size,
             config_hash=CONFIG_HASH,
             num_records=end - first,

@@ -107,7 +107,7 @@ def write(
         }
         Marker(
             part=path,
-            sha256=checksum(path),
+            checksum=checksum(path),
             num_bytes=path.stat().st_size,
             config_hash=CONFIG_HASH,
             num_records=len(rows),

@@ -180,11 +180,11 @@ class ShardWriter(BasePredictionWriter):
         table = waiting.table()
         with written_whole(path) as temporary:
             pq.write_table(table, temporary, compression="zstd", row_group_size=ROW_GROUP)
-            sha256, num_bytes = checksum(temporary), temporary.stat().st_size
+            digest, num_bytes = checksum(temporary), temporary.stat().st_size
         ids = table[SENTENCE_ID]
         Marker(
             part=path,
-            sha256=sha256,
+            checksum=digest,
             num_bytes=num_bytes,
             config_hash=self._session.config_hash,
             num_records=len(table),

@@ -8,13 +8,17 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Optional, TextIO
 
-CHUNK = 2**20
+import xxhash
+
+READ = 2**20
+"""Bytes that are read at a time."""
 LOCKS = ".locks"
 """The folder of a run in which its locks are."""
 ATTEMPTS = 5
@@ -109,15 +113,6 @@ def _name_first(temporary: Path, path: Path) -> bool:
         return True
 
 
-def checksum(path: Path) -> str:
-    """Return a file's SHA-256, as `sha256sum` prints it."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -125,6 +120,44 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# --- checksums ---------------------------------------------------------------------------------------------------
+
+
+ALGORITHMS: dict[str, Callable[[], Any]] = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
+"""How a file may be checked. New checksums are the first; older runs have SHA-256."""
+
+
+def checksum(path: Path, algorithm: str = "xxh3_128") -> str:
+    """Return a file's checksum behind the algorithm's name: `xxh3_128:99aa06d3014798d86001c324468d497f`.
+
+    The digits are those that `xxh128sum` prints, or `sha256sum`.
+
+    Args:
+        path: The file.
+        algorithm: A key of `ALGORITHMS`.
+    """
+    digest = ALGORITHMS[algorithm]()
+    feed(digest, path)
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+def feed(digest: Any, path: Path, start: int = 0, size: int = sys.maxsize) -> None:
+    """Bring a checksum up to date with the bytes of a file.
+
+    Args:
+        digest: The checksum, of `hashlib` or `xxhash`.
+        path: The file.
+        start: The first of its bytes.
+        size: How many of them, at most.
+    """
+    buffer = memoryview(bytearray(READ))
+    with path.open("rb", buffering=0) as stream:
+        stream.seek(start)
+        while size and (num_read := stream.readinto(buffer[:size])):
+            digest.update(buffer[:num_read])
+            size -= num_read
 
 
 # --- locks -------------------------------------------------------------------------------------------------------

@@ -17,11 +17,10 @@ from typing import NamedTuple, Optional
 import xxhash
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.store.files import feed
 
 BLOCK = 2**26
 """Bytes that one thread hashes at a time; the name of a file's content depends on it."""
-READ = 2**20
-"""Bytes that are read at a time."""
 MOST_THREADS = 8
 LARGE = 2**24
 """Bytes from which on the cache is asked; a smaller file is read as fast."""
@@ -92,12 +91,8 @@ def _read_and_hash(path: Path, pool: ThreadPoolExecutor) -> str:
 
 
 def _hash_block(path: Path, start: int) -> bytes:
-    digest, buffer, left = xxhash.xxh3_128(), memoryview(bytearray(READ)), BLOCK
-    with path.open("rb", buffering=0) as stream:
-        stream.seek(start)
-        while left and (size := stream.readinto(buffer[:left])):
-            digest.update(buffer[:size])
-            left -= size
+    digest = xxhash.xxh3_128()
+    feed(digest, path, start, BLOCK)
     return digest.digest()
 
 

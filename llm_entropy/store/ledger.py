@@ -39,8 +39,8 @@ class Marker:
 
     part: Path
     """The part's file."""
-    sha256: str
-    """Of the file."""
+    checksum: str
+    """Of the file, behind the algorithm's name: see `files.checksum`."""
     num_bytes: int
     """Its size."""
     config_hash: str
@@ -66,7 +66,7 @@ class Marker:
         """Write the marker."""
         about = {
             "part": self.part.name,
-            "sha256": self.sha256,
+            "checksum": self.checksum,
             "num_bytes": self.num_bytes,
             "config_hash": self.config_hash,
             "num_records": self.num_records,
@@ -89,7 +89,7 @@ class Marker:
             about = json.loads(path.read_text(encoding="utf-8"))
             return cls(
                 part=path.with_name(about["part"]),
-                sha256=about["sha256"],
+                checksum=_checksum(about),
                 num_bytes=about["num_bytes"],
                 config_hash=about["config_hash"],
                 num_records=about["num_records"],
@@ -119,8 +119,19 @@ class Marker:
         size = self.part.stat().st_size
         if size != self.num_bytes:
             raise ReportedError(f"{self.part}: is corrupt, {size} bytes instead of {self.num_bytes}; {way_out}")
-        if content and files.checksum(self.part) != self.sha256:
-            raise ReportedError(f"{self.part}: is corrupt, its SHA-256 is not the one in {self.path.name}; {way_out}")
+        if not content:
+            return
+        algorithm = self.checksum.partition(":")[0]
+        if algorithm not in files.ALGORITHMS:
+            known = ", ".join(files.ALGORITHMS)
+            raise ReportedError(f"{self.path}: the checksum {self.checksum!r} is of no known kind ({known}); {way_out}")
+        if files.checksum(self.part, algorithm) != self.checksum:
+            raise ReportedError(f"{self.part}: is corrupt, its checksum is not the one in {self.path.name}; {way_out}")
+
+
+def _checksum(about: dict[str, Any]) -> str:
+    """Return the checksum of a marker; older ones have SHA-256, in a field of that name."""
+    return str(about["checksum"]) if "checksum" in about else f"sha256:{about['sha256']}"
 
 
 def _notes(about: dict[str, Any]) -> WindowNotes:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from llm_entropy.store import files
 from llm_entropy.store.files import Lock, checksum, create_text, held, write_text, written_whole
@@ -107,10 +108,13 @@ def test_a_disk_without_room_is_not_taken_for_one_without_links(tmp_path: Path, 
     assert not list(tmp_path.iterdir())
 
 
-def test_the_checksum_is_that_of_sha256sum(tmp_path: Path):
-    content = bytes(range(256)) * 10_000
-    (tmp_path / "part").write_bytes(content)
-    assert checksum(tmp_path / "part") == hashlib.sha256(content).hexdigest()
+def test_the_checksum_is_that_of_xxh128sum(tmp_path: Path):
+    path, content = tmp_path / "part", bytes(range(256)) * 10_000
+    path.touch()
+    assert checksum(path) == "xxh3_128:99aa06d3014798d86001c324468d497f"
+    path.write_bytes(content)
+    assert checksum(path) == f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
+    assert checksum(path, "sha256") == f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 HOLD = """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.store import fingerprints
+from llm_entropy.store import files, fingerprints
 from llm_entropy.store.fingerprints import fingerprint
 
 HOUR = 3600 * 10**9
@@ -61,7 +61,7 @@ def edit(path: Path, place: int, *, keep_times: bool = False) -> None:
 
 def test_a_single_bit_anywhere_gives_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fingerprints, "BLOCK", 2**16)
-    monkeypatch.setattr(fingerprints, "READ", 2**12)
+    monkeypatch.setattr(files, "READ", 2**12)
     size = 10 * 2**16 + 777
     weights = make_folder(tmp_path / "model", size) / "model.safetensors"
     places = [0, 2**16 - 1, 2**16, size - 1, *(random.Random(1).randrange(size) for _ in range(200))]
@@ -87,7 +87,7 @@ def test_a_file_that_is_read_in_pieces_of_any_size_has_one_name(tmp_path: Path, 
     folder = make_folder(tmp_path / "model", 300_000)
     names = set()
     for read in (7_001, 2**16, 2**20):
-        monkeypatch.setattr(fingerprints, "READ", read)
+        monkeypatch.setattr(files, "READ", read)
         monkeypatch.setattr(fingerprints, "LARGE", 10**9)
         names.add(fingerprint(folder))
     assert len(names) == 1

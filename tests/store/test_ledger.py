@@ -1,11 +1,14 @@
 """What is done: markers, and what they say together."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.schema import BatchKey, WindowNotes
 from llm_entropy.store.files import checksum
 from llm_entropy.store.ledger import (
@@ -34,7 +37,7 @@ def write_part(folder: Path, number: int, batches: list[tuple[BatchKey, int]], *
     part.write_bytes(b"records" * (number + 1))
     values: dict[str, Any] = {
         "part": part,
-        "sha256": checksum(part),
+        "checksum": checksum(part),
         "num_bytes": part.stat().st_size,
         "config_hash": CONFIG,
         "num_records": sum(count for _, count in batches),
@@ -102,7 +105,9 @@ def test_a_part_that_is_gone_cut_or_changed_is_named(tmp_path: Path):
     content = marker.part.read_bytes()
     marker.part.write_bytes(content[:-1] + b"?")
     read_ledger(tmp_path, CONFIG)  # sizes alone: resuming does not read terabytes
-    with pytest.raises(ValueError, match=r"part-000000.parquet: is corrupt, its SHA-256"):
+    with pytest.raises(
+        ValueError, match=r"part-000000.parquet: is corrupt, its checksum is not the one in part-000000.json"
+    ):
         marker.check(content=True)
     marker.part.write_bytes(content[:-1])
     with pytest.raises(ValueError, match=r"part-000000.parquet: is corrupt, 6 bytes instead of 7"):
@@ -110,6 +115,27 @@ def test_a_part_that_is_gone_cut_or_changed_is_named(tmp_path: Path):
     marker.part.unlink()
     with pytest.raises(ValueError, match=r"part-000000.parquet: is missing"):
         read_ledger(tmp_path, CONFIG)
+
+
+def test_a_marker_of_an_older_run_is_checked_by_its_sha_256(tmp_path: Path):
+    marker = write_part(tmp_path, 0, [(BatchKey(0, 0, 2), 5)])
+    about = json.loads(marker.path.read_text())
+    assert about.pop("checksum").startswith("xxh3_128:")
+    marker.path.write_text(json.dumps({**about, "sha256": hashlib.sha256(marker.part.read_bytes()).hexdigest()}))
+    old = Marker.read(marker.path)
+    old.check(content=True)
+    assert read_ledger(tmp_path, CONFIG).markers == [old]
+    marker.part.write_bytes(b"Records")
+    with pytest.raises(ReportedError, match=r"part-000000.parquet: is corrupt, its checksum"):
+        old.check(content=True)
+
+
+def test_a_checksum_of_another_kind_is_named(tmp_path: Path):
+    marker = write_part(tmp_path, 0, [(BatchKey(0, 0, 2), 5)], checksum="md5:00")
+    with pytest.raises(
+        ReportedError, match=r"part-000000.json: the checksum 'md5:00' is of no known kind \(xxh3_128, "
+    ):
+        marker.check(content=True)
 
 
 def test_a_marker_that_is_no_marker_is_named(tmp_path: Path):
