@@ -50,6 +50,20 @@ class _Launch(NamedTuple):
     top: bool
     """Whether the largest logits are wanted of one of them."""
 
+    @classmethod
+    def of_pairs(cls, pairs: Sequence[tuple[int, int]], *, top: bool) -> _Launch:
+        return cls(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), top)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """In the order in which its sums have them."""
+        return self.first + self.second
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """Those that go through a program together; empty where no slot is paired."""
+        return list(zip(self.first, self.second, strict=False))
+
 
 def _launches(num_slots: int, top_slots: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[_Launch]:
     """Return launches that cover each slot once, with as many of the pairs as can be had that way."""
@@ -67,7 +81,7 @@ def _launches(num_slots: int, top_slots: Sequence[int], pairs: Sequence[tuple[in
         of_pairs = [pair for pair in matched if bool(top & set(pair)) is wanted]
         alone = [slot for slot in sorted(free) if (slot in top) is wanted]
         if of_pairs:
-            launches.append(_Launch(tuple(a for a, _ in of_pairs), tuple(b for _, b in of_pairs), wanted))
+            launches.append(_Launch.of_pairs(of_pairs, top=wanted))
         if alone:
             launches.append(_Launch(tuple(alone), (), wanted))
     return launches
@@ -125,6 +139,30 @@ class _Decoder(NamedTuple):
         }
 
 
+class _Partial(NamedTuple):
+    """What the programs of a launch leave of each split of the vocabulary, in the order of their arguments."""
+
+    sums: Tensor
+    """[statistic, first or second, split, slot and row], float32: m, second, s, t and, if asked for, q."""
+    cross: Optional[Tensor]
+    """Of pairs, [split, slot and row]."""
+    top: Optional[Tensor]
+    """[first or second, split, slot and row, k], the largest logits, if they are wanted."""
+    top_ids: Optional[Tensor]
+
+    @classmethod
+    def empty(
+        cls, launch: _Launch, splits: int, num_rows: int, *, top_k: int, square: bool, device: torch.device
+    ) -> _Partial:
+        units, num_flat = 2 if launch.second else 1, len(launch.first) * num_rows
+        sums = torch.empty((5 if square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
+        cross = torch.empty((splits, num_flat), dtype=torch.float32, device=device) if launch.second else None
+        if not launch.top:
+            return cls(sums, cross, None, None)
+        top = torch.empty((units, splits, num_flat, top_k), dtype=torch.float32, device=device)
+        return cls(sums, cross, top, torch.empty_like(top, dtype=torch.int64))
+
+
 class _Sums(NamedTuple):
     """Sums over the whole vocabulary, each [slot of a launch, row]; float64, the logits float32."""
 
@@ -139,20 +177,38 @@ class _Sums(NamedTuple):
     """[slot, row, k], the largest logits, the largest first."""
     top_ids: Optional[Tensor]
 
+    def cross_of(self, launch: _Launch) -> dict[tuple[int, int], Tensor]:
+        """Return sum p_a (z_b - m_b) [row] of each pair of the launch."""
+        if self.cross is None:
+            return {}
+        return dict(zip(launch.pairs, (self.cross / self.exp[: len(launch.first)]).float(), strict=True))
+
+    def top_of(self, launch: _Launch) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return the tokens of the largest logits and z - m, both [row, k], of each slot of the launch."""
+        if self.top is None or self.top_ids is None:
+            return {}
+        return dict(
+            zip(launch.slots, zip(self.top_ids, self.top - self.maximum.unsqueeze(-1), strict=True), strict=True)
+        )
+
 
 def _run(states: Tensor, decoder: _Decoder, launch: _Launch, top_k: int, square: bool) -> _Sums:
     """Return the sums of the slots of a launch: first slots, then second ones."""
     num_rows, vocab_size, device = states.shape[1], decoder.weight.shape[0], states.device
-    units, slots = 2 if launch.second else 1, len(launch.first)
-    num_flat = slots * num_rows
-    per_split = _tokens_per_split(num_flat, vocab_size, device)
+    per_split = _tokens_per_split(len(launch.first) * num_rows, vocab_size, device)
     splits = triton.cdiv(vocab_size, per_split)
-    sums = torch.empty((5 if square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
-    cross = torch.empty((splits, num_flat), dtype=torch.float32, device=device) if launch.second else None
-    top = top_ids = None
-    if launch.top:
-        top = torch.empty((units, splits, num_flat, top_k), dtype=torch.float32, device=device)
-        top_ids = torch.empty_like(top, dtype=torch.int64)
+    partial = _Partial.empty(launch, splits, num_rows, top_k=top_k, square=square, device=device)
+    _start(states, decoder, launch, per_split, partial)
+    if partial.top_ids is not None:
+        # a row that is no number leaves places empty: its tokens mean nothing, but they have to be some
+        partial.top_ids.clamp_(max=vocab_size - 1)
+    return _join(partial, num_rows)
+
+
+def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial) -> None:
+    """Start the programs of a launch, which fill `partial`."""
+    splits, num_flat = partial.sums.shape[2:]
+    top_k = 0 if partial.top is None else partial.top.shape[-1]
 
     def grid(chosen: dict[str, int]) -> tuple[int]:
         return (triton.cdiv(num_flat, chosen["BLOCK_ROWS"]) * splits,)
@@ -160,39 +216,31 @@ def _run(states: Tensor, decoder: _Decoder, launch: _Launch, top_k: int, square:
     kernel = paired_statistics if launch.second else single_statistics
     kernel[grid](
         states,
-        _index(launch.first + launch.second, device),
+        _index(launch.slots, states.device),
         decoder.weight,
         decoder.bias,
-        sums,
-        cross,
-        top,
-        top_ids,
-        num_slots=slots,
-        num_rows=num_rows,
-        num_tokens=vocab_size,
+        *partial,
+        num_slots=len(launch.first),
+        num_rows=states.shape[1],
+        num_tokens=decoder.weight.shape[0],
         tokens_per_split=per_split,
         num_splits=splits,
-        sums_per_slot=splits * num_flat,
-        field=units * splits * num_flat,
+        sums_per_slot=partial.sums.stride(1),
+        field=partial.sums.stride(0),
         slot_stride=states.stride(0),
         row_stride=states.stride(1),
         SOFTCAP=decoder.softcap,
-        SQUARE=square,
+        SQUARE=len(partial.sums) == 5,
         PAIRED=bool(launch.second),
-        TOP_K=top_k if launch.top else 0,
-        CANDIDATES=triton.next_power_of_2(top_k) if launch.top else 1,
+        TOP_K=top_k,
+        CANDIDATES=triton.next_power_of_2(top_k) if top_k else 1,
         **decoder.options(states),
     )
-    if top_ids is not None:
-        # a row that is no number leaves places empty: its tokens mean nothing, but they have to be some
-        top_ids.clamp_(max=vocab_size - 1)
-    return _join(sums, cross, top, top_ids, num_rows)
 
 
-def _join(
-    sums: Tensor, cross: Optional[Tensor], top: Optional[Tensor], top_ids: Optional[Tensor], num_rows: int
-) -> _Sums:
-    """Join the splits of the vocabulary, sums [statistic, first or second, split, slot and row]."""
+def _join(partial: _Partial, num_rows: int) -> _Sums:
+    """Join the splits of the vocabulary."""
+    sums, cross = partial.sums, partial.cross
     m, second, s, t = sums[:4]
     maximum = m.amax(1)
     maximum = torch.where(maximum < MASKED, torch.nan, maximum)  # a row whose tokens are all masked
@@ -202,17 +250,11 @@ def _join(
     if m.shape[1] > 1:
         seconds = torch.maximum(seconds, m.topk(2, dim=1).values[:, 1])
     seconds = torch.where(seconds < MASKED, -torch.inf, seconds)
+    top, top_ids = _join_top(partial.top, partial.top_ids)
 
     def per_slot(joined: Tensor) -> Tensor:
         return joined.reshape(-1, num_rows, *joined.shape[2:])
 
-    best = best_ids = None
-    if top is not None and top_ids is not None:
-        # [first or second, slot and row, candidate]: by token first, an order in which the stable sort leaves ties
-        ids, order = top_ids.transpose(1, 2).flatten(2).sort(dim=-1)
-        best, order = top.transpose(1, 2).flatten(2).gather(-1, order).sort(dim=-1, descending=True, stable=True)
-        best = torch.where(best < MASKED, -torch.inf, best)
-        best, best_ids = best[..., : top.shape[-1]], ids.gather(-1, order)[..., : top.shape[-1]]
     return _Sums(
         maximum=per_slot(maximum),
         second=per_slot(seconds),
@@ -221,9 +263,20 @@ def _join(
         second_moment=per_slot((factor * (sums[4] + step * (2 * t + step * s))).sum(1)) if len(sums) == 5 else None,
         # the weights' maximum moves as well as that of the logits
         cross=None if cross is None else per_slot((factor[:1] * (cross + step[1:] * s[:1])).sum(1)),
-        top=None if best is None else per_slot(best),
-        top_ids=None if best_ids is None else per_slot(best_ids),
+        top=None if top is None else per_slot(top),
+        top_ids=None if top_ids is None else per_slot(top_ids),
     )
+
+
+def _join_top(top: Optional[Tensor], top_ids: Optional[Tensor]) -> tuple[Optional[Tensor], Optional[Tensor]]:
+    """Return the largest logits of all splits, and their tokens, both [first or second, slot and row, k]."""
+    if top is None or top_ids is None:
+        return None, None
+    # [first or second, slot and row, candidate]: by token first, an order in which the stable sort leaves ties
+    ids, order = top_ids.transpose(1, 2).flatten(2).sort(dim=-1)
+    best, order = top.transpose(1, 2).flatten(2).gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    best = torch.where(best < MASKED, -torch.inf, best)
+    return best[..., : top.shape[-1]], ids.gather(-1, order)[..., : top.shape[-1]]
 
 
 def lens_statistics(
@@ -273,32 +326,18 @@ def _statistics(
     cross: dict[tuple[int, int], Tensor] = {}
     for launch in _launches(num_slots, top_slots, pairs):
         sums = _run(states, decoder, launch, top_k, square)
-        slots = launch.first + launch.second
-        index = _index(slots, states.device)
+        index = _index(launch.slots, states.device)
         maximum[index] = sums.maximum
         log_sum[index] = sums.exp.log().float()
         mean[index] = (sums.first_moment / sums.exp).float()
         runner_up[index] = sums.second - sums.maximum
         if sums.second_moment is not None:
             moment[index] = (sums.second_moment / sums.exp).float()
-        if sums.top is not None and sums.top_ids is not None:
-            top |= zip(slots, zip(sums.top_ids, sums.top - sums.maximum.unsqueeze(-1), strict=True), strict=True)
-        if sums.cross is not None:
-            cross |= zip(
-                zip(launch.first, launch.second, strict=True),
-                (sums.cross / sums.exp[: len(launch.first)]).float(),
-                strict=True,
-            )
+        top |= sums.top_of(launch)
+        cross |= sums.cross_of(launch)
     cross |= {(slot, slot): mean[slot] for slot in range(num_slots)}
     others = tuple(dict.fromkeys(pair for pair in pairs if pair not in cross))
-    if others and decoder.softcap:
-        # tanh stands between: the same program once more, for its cross term alone
-        launch = _Launch(tuple(a for a, _ in others), tuple(b for _, b in others), top=False)
-        sums = _run(states, decoder, launch, top_k, square=False)
-        assert sums.cross is not None
-        cross |= zip(others, (sums.cross / sums.exp[: len(others)]).float(), strict=True)
-    elif others:
-        cross |= _expected_cross(states, decoder, maximum, log_sum, others)
+    cross |= _cross_of_others(states, decoder, maximum, log_sum, others)
     no_ids = torch.empty((0, num_rows, top_k), dtype=torch.int64, device=states.device)
     return RowStatistics(
         maximum=maximum,
@@ -310,6 +349,23 @@ def _statistics(
         square=moment if square else None,
         cross=torch.stack([cross[pair] for pair in pairs]) if pairs else None,
     )
+
+
+def _cross_of_others(
+    states: Tensor,
+    decoder: _Decoder,
+    maximum: Tensor,
+    log_sum: Tensor,
+    pairs: tuple[tuple[int, int], ...],
+) -> dict[tuple[int, int], Tensor]:
+    """Return sum p_a (z_b - m_b) [row] of pairs that went through no program together."""
+    if not pairs:
+        return {}
+    if decoder.softcap:
+        # tanh stands between: the same program once more, for its cross term alone
+        launch = _Launch.of_pairs(pairs, top=False)
+        return _run(states, decoder, launch, top_k=1, square=False).cross_of(launch)
+    return _expected_cross(states, decoder, maximum, log_sum, pairs)
 
 
 def _expected_cross(
