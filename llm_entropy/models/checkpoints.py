@@ -35,8 +35,8 @@ VOCABULARIES = ("vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "s
 """What else is read beside the weights."""
 POINTER = b"version https://git-lfs"
 """How a file begins that git-lfs has not fetched."""
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"
-"""How a file of PyTorch begins, today and before version 1.6."""
+ZIP = b"PK\x03\x04"
+"""How a file of PyTorch begins; one of a version before 1.6 does not."""
 HEAD = 512
 """Bytes that tell what a file is."""
 UNREADABLE = (SafetensorError, pickle.UnpicklingError, EOFError, LookupError, OSError, RuntimeError, ValueError)
