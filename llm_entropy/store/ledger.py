@@ -19,8 +19,6 @@ from llm_entropy.store.windows import WINDOWS_PER_FILE, Task
 
 PART_SUFFIX = ".parquet"
 MARKER_SUFFIX = ".json"
-NUM_NAMED = 5
-"""How many ids, files or windows an error names."""
 
 
 def task_folder(model_folder: Path, task: Task) -> Path:
