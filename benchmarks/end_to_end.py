@@ -33,13 +33,12 @@ from benchmarks.products import best_rate
 from llm_entropy import AnalysisSettings, ControlSettings, OutputSettings, Settings, TrainerSettings, run_analysis
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
-from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
-from llm_entropy.models.families import run_base, view_model
-from llm_entropy.models.loading import load_model
+from llm_entropy.models.families import run_base
+from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
 from llm_entropy.schema import Batch
-from llm_entropy.settings import ATTENTION_ENTROPY, DEFAULT_METRICS
+from llm_entropy.settings import DEFAULT_METRICS
 
 Positions = Literal["last", "all"]
 BATCH_TOKENS = {"cpu": 1200, "cuda": 8192}
@@ -194,12 +193,11 @@ def make_modules(subject: Subject, positions: Positions) -> dict[str, EntropyMod
     settings = {"standard": _settings(subject, positions)}
     settings |= {name: _settings(subject, positions, first) for name, first in FIRST_STEERED.items()}
     plans = {name: plan_model("model", subject.folder, each) for name, each in settings.items()}
-    source = plans["standard"].source
-    wants_attention = ATTENTION_ENTROPY in DEFAULT_METRICS
-    model = load_model(source, precision=subject.trainer.precision, needs_attention=wants_attention)
-    view = view_model(model)
-    lens = Lens(view)
-    modules = {name: EntropyModule(view, lens, settings[name].analysis, plan.steering) for name, plan in plans.items()}
+    opened = open_model(plans["standard"], settings["standard"].analysis, precision=subject.trainer.precision)
+    modules = {
+        name: EntropyModule(opened.view, opened.lens, settings[name].analysis, plan.steering)
+        for name, plan in plans.items()
+    }
     return {name: module.to(report.device()) for name, module in modules.items()}
 
 
@@ -277,7 +275,7 @@ PARTS = {
 }
 """Parts of a run, and the functions whose time they are: file and name."""
 START_UP, BATCHES, COMPUTED, SHARDS, MERGE = PARTS
-FORWARD = (("module.py", "_forward"),)
+FORWARD = (("forwards.py", "_forward"),)
 
 
 def measure_run(subject: Subject, num_sentences: int) -> str:

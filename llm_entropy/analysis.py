@@ -25,6 +25,7 @@ from llm_entropy.settings import (
     DataSettings,
     ModelSettings,
     OutputSettings,
+    PlaceboSettings,
     Settings,
     TrainerSettings,
     default_models,
@@ -58,8 +59,11 @@ def run_analysis(
     control_vectors: Union[Mapping[str, Vector], ControlVectors, None] = None,
     direction: Literal["positive", "negative"] = "positive",
     strength: float = 1.0,
+    strengths: Optional[Sequence[float]] = None,
     layer_weights: Optional[Weights] = None,
     token_weights: Optional[Weights] = None,
+    placebo: Union[Mapping[str, int], PlaceboSettings, None] = None,
+    conditions: Optional[Mapping[str, Union[Mapping[str, Any], ControlSettings]]] = None,
     seed: int = 0,
     data: Union[str, Path, Mapping[str, Any], DataSettings, None] = None,
     trainer: Union[Mapping[str, Any], TrainerSettings, None] = None,
@@ -95,8 +99,12 @@ def run_analysis(
         control_vectors: `positive` and `negative`, of which `direction` chooses.
         direction: See there; it turns the sign of a single `control_vector`.
         strength: Factor on every vector.
+        strengths: Several factors, instead of `strength`: each is a condition, as `control_-1`, `control_+0.5`.
         layer_weights: [blocks], or [blocks + 1] with the first for the embeddings; other lengths are interpolated.
         token_weights: Interpolated over the real tokens of each sentence.
+        placebo: How many placebos of each kind are run beside the vector, as `{"random": 20}`; needs `compare_control`.
+        conditions: Further steered conditions, by name: each a mapping with `control_vector` or `control_vectors`, and
+            any of `direction`, `strength`, `strengths`, `layer_weights`, `token_weights`, `placebo`.
         seed: Of every random choice.
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
@@ -117,8 +125,10 @@ def run_analysis(
         control_vectors=_vector_pair(control_vectors),
         direction=direction,
         strength=strength,
+        strengths=cast(Any, strengths),
         layer_weights=cast(Any, layer_weights),
         token_weights=cast(Any, token_weights),
+        placebo=PlaceboSettings() if placebo is None else cast(Any, placebo),
     )
     analysis = AnalysisSettings(
         num_sentences=num_sentences,
@@ -133,6 +143,7 @@ def run_analysis(
         top_k=top_k,
         tracked_tokens=tracked_tokens,
         control=control,
+        conditions=_conditions(conditions),
     )
     settings = Settings(
         seed=seed,
@@ -203,9 +214,26 @@ def _vector(key: str, vector: Any) -> Any:
         raise ReportedError(f"{key}: {error}") from error
 
 
-def _vector_pair(pair: Any) -> Any:
+def _vector_pair(pair: Any, key: str = "analysis.control") -> Any:
     if isinstance(pair, ControlVectors):
         pair = vars(pair)
     if not isinstance(pair, Mapping):
         return pair
-    return {name: _vector(f"analysis.control.control_vectors.{name}", vector) for name, vector in pair.items()}
+    return {name: _vector(f"{key}.control_vectors.{name}", vector) for name, vector in pair.items()}
+
+
+def _conditions(conditions: Any) -> Any:
+    """Return further conditions as settings hold them."""
+    if not isinstance(conditions, Mapping):
+        return conditions
+    made = {}
+    for name, given in conditions.items():
+        own, key = vars(given) if isinstance(given, ControlSettings) else given, f"analysis.conditions.{name}"
+        if isinstance(own, Mapping):
+            own = {**own}
+            if "control_vector" in own:
+                own["control_vector"] = _vector(f"{key}.control_vector", own["control_vector"])
+            if "control_vectors" in own:
+                own["control_vectors"] = _vector_pair(own["control_vectors"], key)
+        made[name] = own
+    return made

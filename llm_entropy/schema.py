@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, KL_FROM_STANDARD, METRICS, AnalysisSettings
+from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, compared
 
 if TYPE_CHECKING:
     import numpy as np
@@ -253,14 +254,11 @@ class LayerStatistics(NamedTuple):
     """sum p_standard (z - m): the logit expected under the first condition's distribution at the same layer."""
 
 
-@dataclass
-class ConditionRecords:
-    """What one condition gives for the records of a batch."""
+class NamedTokens(NamedTuple):
+    """The tokens that one condition names for the records of a batch."""
 
     target_ids: Tensor
     """[record], the target token."""
-    metrics: dict[str, Tensor]
-    """Per metric [record, layer]; `attention_entropy` is [record, block, head]."""
     top_ids: Tensor
     """[record, top_k], the final layer's most likely tokens; with sampling [record, 1], the sampled one."""
     top_probabilities: Tensor
@@ -270,20 +268,28 @@ class ConditionRecords:
     tracked_probabilities: Tensor
     """[record, tracked, layer], their probability at every layer."""
 
+
+class ConditionRecords(NamedTuple):
+    """What one condition gives for the records of a batch."""
+
+    metrics: dict[str, Tensor]
+    """Per metric [record, layer] or [record, block]; [record, block, head] of one that has a number for each head."""
+    tokens: Optional[NamedTokens]
+    """None for a condition whose records are metrics alone."""
+
     @classmethod
     def join(cls, parts: Sequence[ConditionRecords]) -> ConditionRecords:
         """Return the records of several batches, in order."""
         import torch
 
-        first = parts[0]
-        metrics = {name: torch.cat([part.metrics[name] for part in parts]) for name in first.metrics}
-        names = [field.name for field in fields(cls) if field.name != "metrics"]
-        return cls(metrics=metrics, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        metrics = {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics}
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        return cls(metrics, NamedTokens(*map(torch.cat, zip(*tokens, strict=True))) if tokens else None)
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> ConditionRecords:
         """Return the records with every tensor changed."""
-        tensors = {name: change(value) for name, value in vars(self).items() if name != "metrics"}
-        return ConditionRecords(metrics={name: change(value) for name, value in self.metrics.items()}, **tensors)
+        tokens = None if self.tokens is None else NamedTokens(*map(change, self.tokens))
+        return ConditionRecords({name: change(value) for name, value in self.metrics.items()}, tokens)
 
 
 @dataclass
@@ -352,9 +358,9 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
     """Return the Arrow schema of a model's shards: one row per (sentence, position), columns for each condition.
 
     Metrics are fixed-size lists of float32, a number per layer; `attention_entropy` holds blocks x heads numbers, the
-    heads of block 0 first; `tracked_probabilities` tracked x layers, the layers of the first token first. Unit, axis
-    and shape are in each field's metadata. A text stands in the first record that a part has of its sentence, and is
-    null in the others: copies would grow with the square of a document's length.
+    heads of block 0 first, of a placebo their mean over the heads; `tracked_probabilities` tracked x layers, the layers
+    of the first token first. Unit, axis and shape are in each field's metadata. A text stands in the first record that
+    a part has of its sentence, and is null in the others: copies would grow with the square of a document's length.
     """
     import pyarrow as pa
 
@@ -373,24 +379,30 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
     ]
     num_layers, num_tracked = shape.num_layers, min(analysis.tracked_tokens, shape.vocab_size)
     num_top = 1 if analysis.use_sampling else analysis.top_k
-    for condition in analysis.conditions:
-        fields += [
-            pa.field(column(condition, TARGET_ID), pa.int32()),
-            pa.field(column(condition, TARGET), pa.string()),
-            pa.field(column(condition, TOP_TOKENS), pa.list_(pa.string(), num_top)),
-            numbers(column(condition, TOP_PROBABILITIES), "", "token", num_top),
-            pa.field(column(condition, TRACKED_TOKENS), pa.list_(pa.string(), num_tracked)),
-            numbers(column(condition, TRACKED_PROBABILITIES), "", "token layer", num_tracked, num_layers),
-        ]
+    conditions = analysis.run_conditions
+    for condition in conditions:
+        own = partial(column, condition.name)
+        if condition.keeps_tokens:
+            fields += [
+                pa.field(own(TARGET_ID), pa.int32()),
+                pa.field(own(TARGET), pa.string()),
+                pa.field(own(TOP_TOKENS), pa.list_(pa.string(), num_top)),
+                numbers(own(TOP_PROBABILITIES), "", "token", num_top),
+                pa.field(own(TRACKED_TOKENS), pa.list_(pa.string(), num_tracked)),
+                numbers(own(TRACKED_PROBABILITIES), "", "token layer", num_tracked, num_layers),
+            ]
         for name in analysis.metrics:
-            if METRICS[name].axis == "block":
-                axes, sizes = "block head", [shape.num_blocks, shape.num_heads]
-            else:
-                axes, sizes = "layer", [num_layers]
-            fields.append(numbers(column(condition, name), METRICS[name].unit, axes, *sizes))
-    if analysis.mode == COMPARATIVE:
-        unit = COMPARISON_METRICS[KL_FROM_STANDARD].unit
-        fields.append(numbers(column(CONTROL, KL_FROM_STANDARD), unit, "layer", num_layers))
+            metric = METRICS[name]
+            axes: str = metric.axis
+            sizes = [num_layers if metric.axis == "layer" else shape.num_blocks]
+            if metric.is_per_head and condition.keeps_tokens:
+                axes, sizes = f"{axes} head", [*sizes, shape.num_heads]
+            fields.append(numbers(own(name), metric.unit, axes, *sizes))
+    for name, metric in COMPARISON_METRICS.items():
+        fields += [
+            numbers(column(comparison.other.name, name), metric.unit, metric.axis, num_layers)
+            for comparison in compared(conditions)
+        ]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from plans import plan_of
 from reference import Expected, Observation, Reading, Steering
 from tiny_models import (
     CAUSAL,
@@ -32,7 +33,6 @@ from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import ARCHITECTURES, ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords
 from llm_entropy.settings import (
-    ATTENTION_ENTROPY,
     CONTROL,
     KL_FROM_STANDARD,
     METRICS,
@@ -40,7 +40,8 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
 )
-from llm_entropy.steering.hooks import SteeringPlan, plan_steering, steer
+from llm_entropy.steering.hooks import steer
+from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
 """The budget of float32 against float64; the absolute part is for what is near zero."""
@@ -63,7 +64,7 @@ class Subject:
 
     def plan(self) -> SteeringPlan:
         """Return the program's plan of the same steering."""
-        return plan_steering(self.control(), self.steering.vector, num_blocks=self.view.shape.num_blocks, sign=1)
+        return plan_of(self.control(), self.steering.vector, num_blocks=self.view.shape.num_blocks, sign=1)
 
     def control(self) -> ControlSettings:
         """Return the settings of the same steering; the vector is a stand-in."""
@@ -157,7 +158,9 @@ def assert_close(got: Any, want: Any, what: str) -> None:
 
 def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[str], what: str) -> None:
     """Fail unless everything that is reported under one condition is what the reference expects."""
-    assert got.target_ids.tolist() == [record.target for record in want], what
+    tokens = got.tokens
+    assert tokens is not None
+    assert tokens.target_ids.tolist() == [record.target for record in want], what
     for name in metrics:
         if name == "target_rank":
             least, greatest = (np.stack([record.ranks[end] for record in want]) for end in (0, 1))
@@ -166,7 +169,10 @@ def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[st
         else:
             assert_close(got.metrics[name], np.stack([record.metrics[name] for record in want]), f"{what} {name}")
     probabilities = np.stack([record.probabilities for record in want])
-    for ids, reported in ((got.top_ids, got.top_probabilities), (got.tracked_ids, got.tracked_probabilities[..., -1])):
+    for ids, reported in (
+        (tokens.top_ids, tokens.top_probabilities),
+        (tokens.tracked_ids, tokens.tracked_probabilities[..., -1]),
+    ):
         # By probability rather than by id: tokens as good as equal may stand in either order.
         ranked = -np.sort(-probabilities[:, -1], axis=-1)[:, : ids.shape[1]]
         assert_close(reported, ranked, f"{what} ranked probabilities")
@@ -174,8 +180,8 @@ def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[st
             reported, np.take_along_axis(probabilities[:, -1], ids.numpy(), -1), f"{what} probabilities of ids"
         )
         assert all(len(set(row)) == len(row) for row in ids.tolist()), f"{what}: a token is listed twice"
-    tracked = np.take_along_axis(probabilities, got.tracked_ids.numpy()[:, None], axis=-1)
-    assert_close(got.tracked_probabilities, tracked.swapaxes(1, 2), f"{what} tracked probabilities")
+    tracked = np.take_along_axis(probabilities, tokens.tracked_ids.numpy()[:, None], axis=-1)
+    assert_close(tokens.tracked_probabilities, tracked.swapaxes(1, 2), f"{what} tracked probabilities")
 
 
 def cases() -> list[tuple[str, str]]:
@@ -224,7 +230,7 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         top_k=TOP_K,
         control=who.control(),
     )
-    module = EntropyModule(who.view, Lens(who.view), settings, who.plan())
+    module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
     records = module.predict_step(batch_of(sentences), 0)
     want = {condition: expected(who, sentences, condition, temperature) for condition in (STANDARD, CONTROL)}
     assert list(records.conditions) == [STANDARD, CONTROL]
@@ -261,7 +267,7 @@ def test_a_device_without_float64_gives_the_same_within_the_budget(
             use_sampling=use_sampling,
             control=who.control(),
         )
-        module = EntropyModule(who.view, Lens(who.view), settings, who.plan())
+        module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
         batch = batch_of(sentences).to("cpu")
         with NoFloat64():
             records = module.predict_step(batch, 0)
@@ -278,9 +284,9 @@ def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: 
     who = subject(family)
     view = view_model(make_model(family, attention=None))
     sentences = readings(family, "all")
-    names = [name for name in METRICS if name != ATTENTION_ENTROPY]
+    names = [name for name in METRICS if name != "attention_entropy"]
     settings = AnalysisSettings(compare_control=True, metrics=names, top_k=TOP_K, control=who.control())
-    records = EntropyModule(view, Lens(view), settings, who.plan()).predict_step(batch_of(sentences), 0)
+    records = EntropyModule(view, Lens(view), settings, {CONTROL: who.plan()}).predict_step(batch_of(sentences), 0)
     for condition, found in records.conditions.items():
         assert_records(found, expected(who, sentences, condition), names, f"{family} {condition}")
 
@@ -319,7 +325,7 @@ def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp
     settings = AnalysisSettings(
         temperature=1.3, metrics=list(METRICS), top_k=TOP_K, lens=lens, lens_path=str(tmp_path) if translators else None
     )
-    module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), settings, None)
+    module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), settings, {})
     records = module.predict_step(batch_of(sentences), 0)
     want = expected(who, sentences, STANDARD, 1.3, lens, translators)
     assert_records(records.conditions[STANDARD], want, settings.metrics, f"{family} {lens}")
@@ -356,3 +362,70 @@ def test_a_lens_that_forgets_something_is_refused(family: str) -> None:
     for what, view in views.items():
         with pytest.raises(ValueError, match="ARCHITECTURES"):
             check_lens(view, f"{family} without its {what}")
+
+
+# --- many conditions ---------------------------------------------------------------------------------------------
+
+STRENGTHS = {"tense": (-1.0, 0.7, 2.0), "mood": (-0.5, 1.2)}
+
+
+def vectors_of(who: Subject) -> dict[str, Steering]:
+    """Two vectors at strength 1; the second leaves the first two layers as they are."""
+    num_blocks = who.view.shape.num_blocks
+    later = torch.randn(num_blocks, HIDDEN, generator=torch.Generator().manual_seed(7))
+    weights = (0.0, *(1.0 + 0.3 * block for block in range(1, num_blocks)))
+    return {"tense": who.steering, "mood": Steering(later, weights, (0.4, 1.1))}
+
+
+def settings_of(steering: Steering, strengths: tuple[float, ...]) -> ControlSettings:
+    return ControlSettings(
+        control_vector=steering.vector,
+        strengths=list(strengths),
+        layer_weights=None if steering.layer_weights is None else list(steering.layer_weights),
+        token_weights=None if steering.token_weights is None else list(steering.token_weights),
+    )
+
+
+@pytest.mark.parametrize("is_tight", [False, True], ids=["together", "in groups"])
+@pytest.mark.parametrize(
+    ("family", "positions"),
+    [("gpt2", "last"), ("gpt2", "all"), ("gemma2", "all"), ("bert", "each"), ("albert", "each")],
+)
+def test_each_of_five_conditions_is_what_the_reference_expects(
+    family: str, positions: str, is_tight: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_tight:
+        monkeypatch.setattr("llm_entropy.measure.budget.STATES_BYTES", 1)
+    who, sentences = subject(family), readings(family, positions)
+    shape, vectors = who.view.shape, vectors_of(who)
+    settings = AnalysisSettings(
+        compare_control=True,
+        metrics=list(METRICS),
+        top_k=TOP_K,
+        conditions={name: settings_of(vectors[name], strengths) for name, strengths in STRENGTHS.items()},
+    )
+    plans = plan_conditions(
+        settings.run_conditions,
+        model=family,
+        num_blocks=shape.num_blocks,
+        hidden_size=shape.hidden_size,
+        seed=0,
+    )
+    records = EntropyModule(who.view, Lens(who.view), settings, plans).predict_step(batch_of(sentences), 0)
+    want = {STANDARD: expected(who, sentences, STANDARD)}
+    for name, strengths in STRENGTHS.items():
+        for strength in strengths:
+            steering = dataclasses.replace(vectors[name], strength=strength)
+            want[f"{name}_{strength:+g}"] = [
+                record
+                for reading in sentences
+                for record in reference.expected(
+                    who.exact, reference.observe(who.exact, reading.input_ids, steering), reading, 1.0
+                )
+            ]
+    assert list(records.conditions) == list(want)
+    for condition, found in records.conditions.items():
+        assert_records(found, want[condition], settings.metrics, f"{family} {condition}")
+        if condition != STANDARD:
+            kl = [reference.kl_from_standard(*both) for both in zip(want[STANDARD], want[condition], strict=True)]
+            assert_close(found.metrics[KL_FROM_STANDARD], np.stack(kl), f"{family} {condition} {KL_FROM_STANDARD}")

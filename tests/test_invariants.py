@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from plans import plan_of
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, readable_attention
 from torch.nn.functional import cross_entropy
 
@@ -21,7 +22,6 @@ from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords, Example, Records
 from llm_entropy.settings import (
-    ATTENTION_ENTROPY,
     CONTROL,
     KL_FROM_STANDARD,
     METRICS,
@@ -29,7 +29,6 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
 )
-from llm_entropy.steering.hooks import plan_steering
 
 CAUSAL, MASKED = ("gpt2", "gemma2"), ("bert", "albert")
 MODELS = CAUSAL + MASKED
@@ -69,11 +68,11 @@ def measure(
     view = view or view_of(family)
     steering = ControlSettings(control_vector=[1.0], **(control or {}))
     steered = {} if vector is None else {"compare_control": True, "control": steering}
-    plan = None
+    plans = {}
     if vector is not None:
-        plan = plan_steering(steering, vector, num_blocks=view.shape.num_blocks, sign=1)
+        plans[CONTROL] = plan_of(steering, vector, num_blocks=view.shape.num_blocks)
     settings = AnalysisSettings(metrics=list(METRICS), **steered, **analysis)
-    return EntropyModule(view, Lens(view), settings, plan).predict_step(batch, 0)
+    return EntropyModule(view, Lens(view), settings, plans).predict_step(batch, 0)
 
 
 def vector_for(family: str, rows: int | None = None) -> torch.Tensor:
@@ -83,9 +82,10 @@ def vector_for(family: str, rows: int | None = None) -> torch.Tensor:
 
 def assert_identical(a: ConditionRecords, b: ConditionRecords) -> None:
     """Fail unless all that both report is the same, bit for bit."""
-    for field in dataclasses.fields(ConditionRecords):
-        if field.name != "metrics":
-            assert torch.equal(getattr(a, field.name), getattr(b, field.name)), field.name
+    assert a.tokens is not None
+    assert b.tokens is not None
+    for name, values in a.tokens._asdict().items():
+        assert torch.equal(values, getattr(b.tokens, name)), name
     for name in METRICS:
         assert torch.equal(a.metrics[name], b.metrics[name]), name
 
@@ -129,7 +129,7 @@ def test_steering_a_block_leaves_what_lies_below_untouched_bit_for_bit(family: s
             changed = standard[name] != control[name]
             assert not changed[:, :layer].any(), f"{name} below layer {layer}"
             assert changed[:, layer].any(), f"{name} at layer {layer}"
-        changed = standard[ATTENTION_ENTROPY] != control[ATTENTION_ENTROPY]
+        changed = standard["attention_entropy"] != control["attention_entropy"]
         assert not changed[:, :layer].any(), f"attention below layer {layer}"
         assert layer == num_blocks or changed[:, layer].any(), f"attention above layer {layer}"
         assert not control[KL_FROM_STANDARD][:, :layer].any()
@@ -141,7 +141,7 @@ def test_listeners_hear_of_every_block_and_every_tile_and_may_break_a_batch_off(
 ) -> None:
     view, batch = view_of(family), batch_of(family)
     monkeypatch.setattr("llm_entropy.measure.module.TILE_STATES", 1)  # a tile for each record
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), None)
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), {})
     heard: list[int] = []
     module.listeners.append(heard.append)
     expected = module.predict_step(batch)
@@ -234,8 +234,7 @@ def by_record(records: Records) -> dict[tuple[int, int], dict[str, torch.Tensor]
         numbers = {}
         for condition, part in records.conditions.items():
             numbers |= {f"{condition} {name}": values[index] for name, values in part.metrics.items()}
-            for name in ("target_ids", "top_ids", "top_probabilities", "tracked_ids", "tracked_probabilities"):
-                numbers[f"{condition} {name}"] = getattr(part, name)[index]
+            numbers |= {f"{condition} {name}": values[index] for name, values in part.tokens._asdict().items()}
         assert key not in found, f"record {key} came twice"
         found[key] = numbers
     return found
@@ -319,7 +318,7 @@ def test_half_precision_weights_give_float32_statistics(family: str, dtype: torc
         for name, values in condition.metrics.items():
             assert values.dtype == torch.float32, name
             assert values.isfinite().all(), name
-        assert condition.top_probabilities.dtype == condition.tracked_probabilities.dtype == torch.float32
+        assert condition.tokens.top_probabilities.dtype == condition.tokens.tracked_probabilities.dtype == torch.float32
     with torch.no_grad():
         bias = None if decoder.bias is None else decoder.bias.double()
         logits = torch.nn.functional.linear(inputs[0][0].double(), decoder.weight.double(), bias)[example.positions]
@@ -342,7 +341,7 @@ def test_a_sampled_token_depends_on_the_seed(family: str) -> None:
         batch = dataclasses.replace(batch_of(family, seed=seed))
         batch.targets = torch.full_like(batch.targets, -1)
         records = measure(family, batch, factor * vector_for(family), use_sampling=True, temperature=1.3)
-        found = records.conditions[condition]
+        found = records.conditions[condition].tokens
         assert torch.equal(found.top_ids[:, 0], found.target_ids)
         return found.target_ids
 
@@ -376,7 +375,7 @@ def test_sampled_frequencies_are_the_probabilities(family: str) -> None:
         sentence_ids=torch.arange(num_draws),
         uniforms=torch.from_numpy(sampling_uniforms(SEED, np.arange(num_draws), np.full(num_draws, position))),
     )
-    found = measure(family, draws, use_sampling=True, temperature=1.3).conditions[STANDARD]
+    found = measure(family, draws, use_sampling=True, temperature=1.3).conditions[STANDARD].tokens
     with torch.no_grad():
         logits = view_of(family).model(input_ids=batch.input_ids).logits[0, position].double()
     counts = np.bincount(found.target_ids.numpy(), minlength=len(logits))

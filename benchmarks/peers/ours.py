@@ -32,7 +32,7 @@ def load(task: Task) -> Read:
     plan = plan_model("model", task.model, settings)
     model = load_model(plan.source, precision=PRECISIONS[task.dtype], needs_attention=True)
     view = view_model(model)
-    module = EntropyModule(view, Lens(view), analysis, None).to(task.device)
+    module = EntropyModule(view, Lens(view), analysis, {}).to(task.device)
     tokens = CPU_TOKENS
     if task.device.type == "cuda":
         tokens = gpu_tokens(

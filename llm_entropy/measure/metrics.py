@@ -1,4 +1,4 @@
-"""Metrics as arithmetic on the statistics of a vocabulary row. A metric is one function of `FROM_STATISTICS`.
+"""Metrics as arithmetic on the statistics of a vocabulary row. A metric is one function, and a row of `METRICS`.
 
 Shapes: the statistics and each result are [condition, layer, row]. Units: nats, unless a line says otherwise.
 """
@@ -83,4 +83,13 @@ FROM_STATISTICS: dict[str, Callable[[LayerStatistics, int], Tensor]] = {
         varentropy,
     )
 }
-"""Every metric that is made from the statistics of a vocabulary row, by name."""
+"""Every metric that is made from the statistics of a vocabulary row, by its name in `settings.metrics`."""
+
+
+def attention_entropy(entropies: Tensor) -> Tensor:
+    """Return -sum_j a_j ln a_j of each attention row: what was read, [record, block, head]."""
+    return entropies
+
+
+FROM_ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {"attention_entropy": attention_entropy}
+"""Every metric that is made from the entropies of the attention, [record, block, head], by its name."""

@@ -1,58 +1,69 @@
 """What the layers of all conditions say: their statistics, the targets and the tokens that they rank highest.
 
-A layer that steering does not reach is the same in every condition and is looked at once: it has one slot.
+A layer that steering does not reach is the same as the first condition's and is looked at once: it has one slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
 from llm_entropy import kernels
-from llm_entropy.schema import PREDICTED, LayerStatistics, RowStatistics, Unembedding
+from llm_entropy.schema import PREDICTED, LayerStatistics, NamedTokens, RowStatistics, Unembedding
+from llm_entropy.settings.metrics import Need
 
 
 @dataclass(frozen=True)
 class Slots:
-    """Which layers of which conditions are looked at: all of the first condition, of others what steering reaches."""
+    """Which layers of which conditions are looked at: all of the first condition, of the others those that differ."""
 
-    num_conditions: int
-    """1 or 2, the standard one first."""
     num_layers: int
     """L + 1."""
-    num_shared: int
-    """How many layers, from 0 on, are the same in both conditions."""
+    shared: tuple[int, ...]
+    """[condition], how many layers, from 0 on, are those of the first condition; of the first one it is not read."""
+
+    @property
+    def num_conditions(self) -> int:
+        """How many conditions there are, at least one."""
+        return len(self.shared)
+
+    @property
+    def starts(self) -> list[int]:
+        """[condition], the first slot that is its own."""
+        sizes = [self.num_layers, *(self.num_layers - count for count in self.shared[1:])]
+        return [0, *accumulate(sizes)][:-1]
 
     @property
     def layers(self) -> list[int]:
         """The layer of each slot."""
-        first = list(range(self.num_layers))
-        return first + first[self.num_shared :] * (self.num_conditions - 1)
+        all_layers = list(range(self.num_layers))
+        return all_layers + [layer for count in self.shared[1:] for layer in all_layers[count:]]
 
     def of(self, condition: int) -> list[int]:
         """Return the slots of a condition, a slot for each layer."""
-        first = list(range(self.num_layers))
         if condition == 0:
-            return first
-        return first[: self.num_shared] + [self.num_layers + k for k in range(self.num_layers - self.num_shared)]
+            return list(range(self.num_layers))
+        count, start = self.shared[condition], self.starts[condition]
+        return [*range(count), *range(start, start + self.num_layers - count)]
 
     def spread(self, values: Tensor) -> Tensor:
         """Return [condition, layer, ...] of values [slot, ...]."""
-        first = values[: self.num_layers]
-        if self.num_conditions == 1:
-            return first.unsqueeze(0)
-        return torch.stack([first, torch.cat([values[: self.num_shared], values[self.num_layers :]])])
+        spread = [values[: self.num_layers]]
+        for count, start in zip(self.shared[1:], self.starts[1:], strict=True):
+            spread.append(torch.cat([values[:count], values[start : start + self.num_layers - count]]))
+        return torch.stack(spread)
 
     def final_pairs(self) -> Pairs:
         """Return for each condition and layer the slots of its last layer and of this one."""
         return [[(self.of(c)[-1], slot) for slot in self.of(c)] for c in range(self.num_conditions)]
 
-    def standard_pairs(self) -> Pairs:
-        """Return for each condition and layer the slots of the standard condition and of this one, at this layer."""
+    def first_pairs(self) -> Pairs:
+        """Return for each condition and layer the slots of the first condition and of this one, at this layer."""
         return [list(zip(self.of(0), self.of(c), strict=True)) for c in range(self.num_conditions)]
 
 
@@ -65,39 +76,19 @@ class Wanted(NamedTuple):
     """Of how many of them the probability is followed over the layers."""
     use_sampling: bool
     """Whether the predicted token is a sampled one."""
-    square: bool
-    """Whether `square` is wanted."""
-    final_cross: bool
-    """Whether `final_cross` is wanted."""
-    standard_cross: bool
-    """Whether `standard_cross` is wanted."""
-    target_rank: bool
-    """Whether `target_rank` is wanted."""
-
-
-class Tokens(NamedTuple):
-    """The tokens that a batch names, and what the layers think of them."""
-
-    targets: Tensor
-    """[condition, record], the token whose probability is read."""
-    listed: Tensor
-    """[condition, record, top_k], the predictions of the last layer, or [condition, record, 1], the sampled token."""
-    listed_probabilities: Tensor
-    """As `listed`, at the last layer."""
-    tracked: Tensor
-    """[condition, record, tracked], the likeliest tokens of the last layer."""
-    tracked_probabilities: Tensor
-    """[condition, record, tracked, layer]."""
-
-    @classmethod
-    def join(cls, parts: Sequence[Tokens]) -> Tokens:
-        """Return the tokens of several tiles of records, in order."""
-        return cls(*(torch.cat(values, dim=1) for values in zip(*parts, strict=True)))
+    needs: Collection[Need]
+    """What the metrics are made from."""
 
 
 def decode(
-    inputs: Tensor, slots: Slots, unembedding: Unembedding, targets: Tensor, uniforms: Tensor, wanted: Wanted
-) -> tuple[LayerStatistics, Tokens]:
+    inputs: Tensor,
+    slots: Slots,
+    unembedding: Unembedding,
+    targets: Tensor,
+    uniforms: Tensor,
+    wanted: Wanted,
+    names_tokens: Sequence[bool],
+) -> tuple[LayerStatistics, list[Optional[NamedTokens]]]:
     """Read the layers of some records.
 
     Args:
@@ -107,54 +98,67 @@ def decode(
         targets: [record], the true token, or `PREDICTED`.
         uniforms: [record], the random number with which a token is sampled.
         wanted: What is asked for.
+        names_tokens: [condition], whether its tokens are asked for.
 
     Returns:
-        The statistics, [condition, layer, record], and the named tokens.
+        The statistics, [condition, layer, record], and the named tokens of each condition.
     """
-    conditions = range(slots.num_conditions)
-    finals = [slots.of(c)[-1] for c in conditions]
-    final_pairs = slots.final_pairs() if wanted.final_cross else []
-    standard_pairs = slots.standard_pairs() if wanted.standard_cross else []
-    pairs = list(dict.fromkeys(pair for pairs in (*final_pairs, *standard_pairs) for pair in pairs))
+    finals = [slots.of(c)[-1] for c in range(slots.num_conditions)]
     top_slots = sorted(set(finals))
+    rows, statistics = _statistics(inputs, slots, unembedding, wanted, top_slots)
+    places = [top_slots.index(slot) for slot in finals]
+    top_ids, top = rows.top_ids[places], rows.top[places]
+    states, maximum = slots.spread(inputs), slots.spread(rows.maximum)
+    predicted = top_ids[..., 0]
+    if wanted.use_sampling:
+        log_normalizer = maximum[:, -1] + statistics.log_sum[:, -1]
+        predicted = kernels.sample_tokens(states[:, -1], unembedding, log_normalizer, uniforms)
+    chosen = torch.where(targets == PREDICTED, predicted, targets)
+    at_target, ranks = [], []
+    tokens: list[Optional[NamedTokens]] = []
+    for c, is_named in enumerate(names_tokens):
+        tracked = top_ids[c, :, : wanted.num_tracked if is_named else 0]
+        named = torch.cat([chosen[c].unsqueeze(-1), predicted[c].unsqueeze(-1), tracked], dim=-1)
+        logits = kernels.token_logits(states[c], unembedding, named)
+        shifted, log_sum = logits - maximum[c].unsqueeze(-1), statistics.log_sum[c].unsqueeze(-1)
+        at_target.append(shifted[..., 0])
+        if "target_rank" in wanted.needs:
+            ranks.append(kernels.count_larger(states[c], unembedding, chosen[c], logits[..., 0]))
+        if not is_named:
+            tokens.append(None)
+            continue
+        listed, listed_logits = top_ids[c, :, : wanted.top_k], top[c, :, : wanted.top_k]
+        if wanted.use_sampling:
+            listed, listed_logits = predicted[c].unsqueeze(-1), shifted[-1, :, 1:2]
+        of_tracked = (shifted[..., 2:] - log_sum).exp().permute(1, 2, 0)
+        listed_probabilities = (listed_logits - log_sum[-1]).exp()
+        tokens.append(NamedTokens(chosen[c], listed, listed_probabilities, tracked, of_tracked))
+    return statistics._replace(target=torch.stack(at_target), target_rank=torch.stack(ranks) if ranks else None), tokens
+
+
+def _statistics(
+    inputs: Tensor, slots: Slots, unembedding: Unembedding, wanted: Wanted, top_slots: list[int]
+) -> tuple[RowStatistics, LayerStatistics]:
+    """Return the statistics of the slots, and those of conditions and layers that need no target."""
+    final_pairs = slots.final_pairs() if "final_cross" in wanted.needs else []
+    first_pairs = slots.first_pairs() if "standard_cross" in wanted.needs else []
+    pairs = list(dict.fromkeys(pair for pairs in (*final_pairs, *first_pairs) for pair in pairs))
     rows = kernels.lens_statistics(
         inputs,
         unembedding,
         top_slots=top_slots,
         top_k=max(wanted.top_k, wanted.num_tracked),
-        square=wanted.square,
+        square="square" in wanted.needs,
         pairs=[(a, b) for a, b in pairs if a != b],
     )
-    statistics = LayerStatistics(
+    return rows, LayerStatistics(
         log_sum=slots.spread(rows.log_sum),
         mean=slots.spread(rows.mean),
         runner_up=slots.spread(rows.runner_up),
         square=None if rows.square is None else slots.spread(rows.square),
         final_cross=_cross(rows, pairs, final_pairs),
-        standard_cross=_cross(rows, pairs, standard_pairs),
+        standard_cross=_cross(rows, pairs, first_pairs),
     )
-    maximum, log_sum = slots.spread(rows.maximum), statistics.log_sum.unsqueeze(-1)
-    top_ids = torch.stack([rows.top_ids[top_slots.index(slot)] for slot in finals])
-    top = torch.stack([rows.top[top_slots.index(slot)] for slot in finals])
-
-    listed, tracked = top_ids[..., : wanted.top_k], top_ids[..., : wanted.num_tracked]
-    listed_probabilities = (top[..., : wanted.top_k] - log_sum[:, -1]).exp()
-    predicted, states = top_ids[..., 0], slots.spread(inputs)
-    if wanted.use_sampling:
-        log_normalizer = maximum[:, -1] + statistics.log_sum[:, -1]
-        predicted = kernels.sample_tokens(states[:, -1], unembedding, log_normalizer, uniforms)
-    chosen = torch.where(targets == PREDICTED, predicted, targets)
-    named = torch.cat([chosen.unsqueeze(-1), predicted.unsqueeze(-1), tracked], dim=-1)
-    logits = torch.stack([kernels.token_logits(states[c], unembedding, named[c]) for c in conditions])
-    shifted = logits - maximum.unsqueeze(-1)
-    statistics = statistics._replace(target=shifted[..., 0])
-    if wanted.use_sampling:
-        listed, listed_probabilities = predicted.unsqueeze(-1), (shifted[:, -1, :, 1:2] - log_sum[:, -1]).exp()
-    if wanted.target_rank:
-        ranks = [kernels.count_larger(states[c], unembedding, chosen[c], logits[c, ..., 0]) for c in conditions]
-        statistics = statistics._replace(target_rank=torch.stack(ranks))
-    tracked_probabilities = (shifted[..., 2:] - log_sum).exp().permute(0, 2, 3, 1)
-    return statistics, Tokens(chosen, listed, listed_probabilities, tracked, tracked_probabilities)
 
 
 Pairs = list[list[tuple[int, int]]]

@@ -145,6 +145,11 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
     )
 
 
+def weights_dtype(settings: ModelSettings, precision: str) -> torch.dtype:
+    """Return the type of a model's weights: its own `dtype`, or what `trainer.precision` says."""
+    return DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
+
+
 def load_model(source: ModelSource, *, precision: str, needs_attention: bool) -> PreTrainedModel:
     """Read a model's weights.
 
@@ -162,7 +167,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     """
     settings = source.settings
     auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
-    dtype = DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
+    dtype = weights_dtype(settings, precision)
     attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
     with _one_error(settings, source.location), _quiet_transformers():
         loaded: Any = auto.from_pretrained(
@@ -179,6 +184,22 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     model.config.use_cache = False
     fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
+
+
+def load_skeleton(source: ModelSource) -> PreTrainedModel:
+    """Return a model without its weights, which takes no memory: its modules are on the meta device.
+
+    Args:
+        source: What `find_model` found.
+
+    Raises:
+        ReportedError: transformers does not take its configuration.
+    """
+    auto: Any = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
+    with _one_error(source.settings, source.location), _quiet_transformers(), torch.device("meta"):
+        return cast(
+            PreTrainedModel, auto.from_config(source.config, trust_remote_code=source.settings.trust_remote_code)
+        )
 
 
 # --- whether the weights are those of the model ----------------------------------------------------------------

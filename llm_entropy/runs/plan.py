@@ -17,9 +17,8 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loading import ModelSource, find_model
-from llm_entropy.settings import CONTROL, ModelSettings, Settings, to_plain
-from llm_entropy.steering.hooks import SteeringPlan, plan_steering
-from llm_entropy.steering.vectors import choose_vector, resolve_vector
+from llm_entropy.settings import ModelSettings, Settings, to_plain
+from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 from llm_entropy.store.fingerprints import fingerprint
 from llm_entropy.store.windows import Task, plan_scheme
 
@@ -29,6 +28,8 @@ BATCHES = "batches."
 """Begins the keys of an identity that say how batches are made."""
 SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
 """Packages of which another minor version may make other records; another patch differs in the last digits at most."""
+SHAPING = ("direction", "layer_weights", "token_weights")
+"""Settings of a vector that an identity names, beside what they come to: so that a difference is understood."""
 LAST_DIGITS = ("numba",)
 """Packages that compile the arithmetic, and do not decide what is computed."""
 
@@ -40,8 +41,8 @@ class Plan:
     source: ModelSource
     encoder: Encoder
     """Makes examples of its sentences."""
-    steering: Optional[SteeringPlan]
-    """None in a standard run."""
+    steering: dict[str, SteeringPlan]
+    """How each steered condition steers it, by name."""
     lens_path: Optional[Path]
     """Folder of a tuned lens."""
     max_length: Optional[int]
@@ -53,11 +54,6 @@ class Plan:
         source, settings = self.source, self.source.settings
         folder = Path(source.location)
         content = fingerprint(folder, weight_files(folder)) if folder.is_dir() else None
-        steering = None
-        if self.steering is not None:
-            tensors = [self.steering.vectors, self.steering.token_weights]
-            numbers = [None if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors]
-            steering = _hash(b"".join(number or b"-" for number in numbers))
         return {
             "name": source.name,
             "revision": source.revision,
@@ -65,7 +61,7 @@ class Plan:
             "dtype": settings.dtype,
             "tokenizer": self.encoder.fingerprint,
             "max_length": self.max_length,
-            "steering": steering,
+            **{f"steering.{name}": _steering_hash(plan) for name, plan in self.steering.items()},
             "lens": None if self.lens_path is None else fingerprint(self.lens_path),
         }
 
@@ -74,7 +70,7 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
     """Check everything about a model that can be checked before its weights are read.
 
     Raises:
-        ReportedError: The model, its control vector, or what is asked of it is wrong.
+        ReportedError: The model, a control vector, or what is asked of it is wrong.
     """
     analysis, data = settings.analysis, settings.data
     source = find_model(key, ModelSettings(model) if isinstance(model, str) else model)
@@ -94,13 +90,13 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         assert analysis.lens_path is not None
         lens_path = Path(analysis.lens_path.replace("{model}", key)).expanduser()
         read_translators(lens_path, shape.num_blocks, shape.hidden_size)
-    steering = None
-    if CONTROL in analysis.conditions:
-        chosen = choose_vector(analysis.control)
-        vector = resolve_vector(
-            chosen.value, key=chosen.key, model=key, num_blocks=shape.num_blocks, hidden_size=shape.hidden_size
-        )
-        steering = plan_steering(analysis.control, vector, num_blocks=shape.num_blocks, sign=chosen.sign)
+    steering = plan_conditions(
+        analysis.run_conditions,
+        model=key,
+        num_blocks=shape.num_blocks,
+        hidden_size=shape.hidden_size,
+        seed=settings.seed,
+    )
     max_length = data.max_length or source.most_tokens
     encoder = Encoder(
         tokenizer=source.tokenizer,
@@ -144,10 +140,8 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         corpus: Fingerprint of the corpus.
     """
     analysis = to_plain(settings.analysis)
-    control = analysis.pop("control")
-    for name in ("control_vector", "control_vectors", "enabled"):
-        del control[name]  # their content counts: each model's `steering`
-    del analysis["lens_path"]  # its content, too: each model's `lens`
+    for name in ("control", "conditions", "lens_path"):
+        del analysis[name]  # what they come to counts: the conditions, each model's `steering` and `lens`
     identity = {
         "seed": settings.seed,
         "corpus": corpus,
@@ -156,8 +150,16 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         **{f"{BATCHES}{name}": value for name, value in plan_scheme().items()},
         "models": [plan.source.key for plan in plans],
         **{f"analysis.{name}": value for name, value in analysis.items()},
-        **{f"analysis.control.{name}": value for name, value in control.items()},
+        "conditions": [condition.name for condition in settings.analysis.run_conditions],
     }
+    for condition in settings.analysis.run_conditions:
+        if (steering := condition.steering) is not None:
+            about = {name: to_plain(getattr(steering.control, name)) for name in SHAPING}
+            about |= {
+                "strength": steering.strength,
+                "placebo": None if steering.placebo is None else steering.placebo.kind,
+            }
+            identity |= {f"conditions.{condition.name}.{name}": value for name, value in about.items()}
     for plan in plans:
         identity |= {f"models.{plan.source.key}.{name}": value for name, value in plan.identity.items()}
     return identity
@@ -229,6 +231,12 @@ def check_versions(about: Mapping[str, Any], now: Mapping[str, str], where: Path
 
 def _minor(version: str) -> list[str]:
     return version.partition("+")[0].split(".")[:2]
+
+
+def _steering_hash(plan: SteeringPlan) -> str:
+    tensors = [plan.directions, plan.coefficients, plan.token_weights]
+    numbers = [b"-" if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors]
+    return _hash(plan.operator.encode() + b"".join(numbers))
 
 
 def _hash(content: bytes) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from safetensors.torch import save_file
 
 from llm_entropy.schema import SENTENCE
-from llm_entropy.settings import ControlVectors, Settings
+from llm_entropy.settings import ControlSettings, ControlVectors, Settings
 from llm_entropy.settings.fields import holds_arrays
 from llm_entropy.steering.vectors import as_vector
 from llm_entropy.store import files
@@ -26,22 +26,32 @@ def storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], r
         sentences: The corpus, where it was given in memory.
         run_dir: The run's folder.
     """
-    control = settings.analysis.control
-    pair = control.control_vectors
-    if pair is not None:
-        positive, negative = (
-            _stored_vector(run_dir, f"{name}_vector", getattr(pair, name)) for name in ("positive", "negative")
-        )
-        pair = ControlVectors(positive, negative)
-    vector = _stored_vector(run_dir, "control_vector", control.control_vector)
-    control = replace(control, control_vector=vector, control_vectors=pair)
+    analysis = settings.analysis
+    control = _stored_control(run_dir, "", analysis.control)
+    conditions = analysis.conditions and {
+        name: _stored_control(run_dir, f"{name}_", own) for name, own in analysis.conditions.items()
+    }
     data = settings.data
     if sentences is not None:
         path = (run_dir / SENTENCES).absolute()
         lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
         files.write_text(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)
-    return replace(settings, analysis=replace(settings.analysis, control=control), data=data)
+    return replace(settings, analysis=replace(analysis, control=control, conditions=conditions), data=data)
+
+
+def _stored_control(run_dir: Path, prefix: str, control: ControlSettings) -> ControlSettings:
+    """Return the settings of a vector that YAML can hold; files begin with a prefix."""
+    pair = control.control_vectors
+    if pair is not None:
+        pair = ControlVectors(
+            *(
+                _stored_vector(run_dir, f"{prefix}{name}_vector", getattr(pair, name))
+                for name in ("positive", "negative")
+            )
+        )
+    vector = _stored_vector(run_dir, f"{prefix}control_vector", control.control_vector)
+    return replace(control, control_vector=vector, control_vectors=pair)
 
 
 def _stored_vector(run_dir: Path, name: str, vector: Any) -> Any:

@@ -274,15 +274,16 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
         TOKEN_END: records.ends.numpy(),
     }
     for condition, own in records.conditions.items():
-        named: dict[str, Any] = {
-            TARGET_ID: own.target_ids.numpy(),
-            TARGET: texts(own.target_ids),
-            TOP_TOKENS: texts(own.top_ids),
-            TOP_PROBABILITIES: own.top_probabilities,
-            TRACKED_TOKENS: texts(own.tracked_ids),
-            TRACKED_PROBABILITIES: own.tracked_probabilities,
-            **own.metrics,
-        }
+        named: dict[str, Any] = dict(own.metrics)
+        if (tokens := own.tokens) is not None:
+            named |= {
+                TARGET_ID: tokens.target_ids.numpy(),
+                TARGET: texts(tokens.target_ids),
+                TOP_TOKENS: texts(tokens.top_ids),
+                TOP_PROBABILITIES: tokens.top_probabilities,
+                TRACKED_TOKENS: texts(tokens.tracked_ids),
+                TRACKED_PROBABILITIES: tokens.tracked_probabilities,
+            }
         values |= {column(condition, name): value for name, value in named.items()}
     return pa.table([_array(values[field.name], field.type) for field in schema], schema=schema)
 

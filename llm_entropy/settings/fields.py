@@ -149,9 +149,19 @@ def _items(value: Any, declared: Any) -> list[Any] | None:
 
 def _settings(value: Any, declared: Any, key: str) -> Any:
     """Return settings, whose fields may have been set since they were made, or those that a mapping stands for."""
-    if not isinstance(value, Mapping):
+    try:
+        if isinstance(value, Mapping):
+            return _from_mapping(value, declared, key)
         value.__post_init__()
         return value
+    except ReportedError as error:
+        usual = getattr(declared, "KEY", None)  # the place that the class takes for granted
+        if usual in (None, key):
+            raise
+        raise ReportedError(str(error).replace(f"{usual}.", f"{key}.")) from error
+
+
+def _from_mapping(value: Mapping[Any, Any], declared: Any, key: str) -> Any:
     known = {item.name: item for item in fields(declared)}
     for name in value:
         if name not in known:

@@ -60,27 +60,28 @@ class ChosenVector(NamedTuple):
     """-1 turns the vector: `direction: negative` with a single `control_vector`."""
 
 
-def choose_vector(control: ControlSettings) -> ChosenVector:
+def choose_vector(control: ControlSettings, key: str) -> ChosenVector:
     """Choose the vector that acts: `control_vector`, or that one of `control_vectors` which `direction` names.
+
+    Args:
+        control: The settings of a vector.
+        key: Where they are in the configuration, for messages.
 
     Raises:
         ReportedError: There is none, or the pair lacks the direction.
     """
     if control.control_vector is not None:
         sign: Literal[-1, 1] = -1 if control.direction == "negative" else 1
-        return ChosenVector("analysis.control.control_vector", control.control_vector, sign)
-    key = f"analysis.control.control_vectors.{control.direction}"
+        return ChosenVector(f"{key}.control_vector", control.control_vector, sign)
     if control.control_vectors is None:
-        raise ReportedError(
-            "analysis.control: got no vector; give control_vector (--control-vector FILE) or control_vectors"
-        )
+        raise ReportedError(f"{key}: got no vector; give control_vector (--control-vector FILE) or control_vectors")
     value = getattr(control.control_vectors, control.direction)
     if value is None:
         raise ReportedError(
-            f"{key}: got no vector, but analysis.control.direction is {control.direction}; "
+            f"{key}.control_vectors.{control.direction}: got no vector, but {key}.direction is {control.direction}; "
             "give that vector, or change the direction"
         )
-    return ChosenVector(key, value, 1)
+    return ChosenVector(f"{key}.control_vectors.{control.direction}", value, 1)
 
 
 def resolve_vector(value: VectorSource, *, key: str, model: str, num_blocks: int, hidden_size: int) -> Tensor:
@@ -180,12 +181,12 @@ def _say_where(path: Path, found: _Found) -> None:
     elif layer is not None and found.vector.ndim == 1:
         logger.warning(
             "%s: its name speaks of layer %d, which is not read: a single vector acts at every block whose weight in "
-            "analysis.control.layer_weights is not 0",
+            "layer_weights is not 0",
             path,
             layer,
         )
     for factor in found.factors:
-        logger.warning("%s: %s is not read; the factor on a vector is analysis.control.strength", path, factor)
+        logger.warning("%s: %s is not read; the factor on a vector is the setting strength", path, factor)
     if found.ignored:
         logger.debug("%s: not read: %s", path, ", ".join(found.ignored))
 

@@ -21,8 +21,8 @@ from llm_entropy.store.ledger import Ledger, Marker
 
 Status = Literal["running", "stopped", "failed", "complete"]
 CONFIG, MANIFEST, MODEL, SENTENCES = "config.yaml", "run.json", "model.json", "sentences.jsonl"
-VECTORS = ("control_vector", "positive_vector", "negative_vector")
-"""Names of the files of vectors that were given in memory."""
+VECTORS = "*_vector.safetensors"
+"""Files of vectors that were given in memory."""
 CREATE_LOCK = f"{files.LOCKS}/create.lock"
 """The first file of a run: whoever holds it writes the others. Where it is, they are ours and can be written anew."""
 CHECKPOINTS = "hpc_ckpt_*"
@@ -86,7 +86,7 @@ def _foreign(run_dir: Path) -> str:
         return "it is a file"
     if (run_dir / MANIFEST).is_file():
         return ""
-    ours = {CONFIG, SENTENCES, *(f"{name}.safetensors" for name in VECTORS)}
+    ours = {CONFIG, SENTENCES, *(path.name for path in run_dir.glob(VECTORS))}
     known = {f".{MANIFEST}.lock", files.LOCKS, *(path.name for path in files.temporaries(run_dir))}
     if (run_dir / CREATE_LOCK).is_file():
         known |= ours

@@ -33,7 +33,7 @@ def make_batch() -> Batch:
 
 def make_module(**analysis: Any) -> EntropyModule:
     view = view_model(make_model("gpt2"))
-    return EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS), **analysis), None)
+    return EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS), **analysis), {})
 
 
 def refuse_more_than(module: EntropyModule, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -41,7 +41,7 @@ def refuse_more_than(module: EntropyModule, most: int, monkeypatch: pytest.Monke
     tried: list[int] = []
     measure = module._measure
 
-    def with_little_memory(batch: Batch) -> dict[str, ConditionRecords]:
+    def with_little_memory(batch: Batch) -> list[ConditionRecords]:
         tried.append(len(batch.sentences))
         if len(batch.sentences) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -68,8 +68,8 @@ def test_a_batch_that_does_not_fit_is_run_in_halves(
     assert parts.texts == whole.texts
     assert parts.num_tokens == whole.num_tokens == sum(LENGTHS)
     own, truth = parts.conditions["standard"], whole.conditions["standard"]
-    assert torch.equal(own.target_ids, truth.target_ids)
-    assert torch.equal(own.tracked_ids, truth.tracked_ids)
+    assert torch.equal(own.tokens.target_ids, truth.tokens.target_ids)
+    assert torch.equal(own.tokens.tracked_ids, truth.tokens.tracked_ids)
     assert own.metrics.keys() == truth.metrics.keys()
     for name, values in truth.metrics.items():
         torch.testing.assert_close(own.metrics[name], values, rtol=1e-4, atol=2e-5)

@@ -10,45 +10,56 @@ from torch import Tensor
 
 from llm_entropy.measure.metrics import FROM_STATISTICS
 from llm_entropy.measure.readout import Slots, Wanted, decode
-from llm_entropy.schema import PREDICTED, Unembedding
+from llm_entropy.schema import PREDICTED, NamedTokens, Unembedding
 
 LAYERS, ROWS, WIDTH, VOCAB = 4, 5, 16, 103
-EVERYTHING = Wanted(3, 2, False, True, True, True, True)
+NEEDS = ("moments", "square", "final_cross", "standard_cross", "target", "target_rank")
+EVERYTHING = Wanted(3, 2, False, NEEDS)
 
 
-def make_inputs(num_shared: int) -> tuple[Tensor, Tensor]:
-    """Return the inputs of both conditions by layer, [condition, layer, row, width], and by slot."""
-    both = torch.randn(2, LAYERS, ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
-    both[1, :num_shared] = both[0, :num_shared]
-    return both, torch.cat([both[0], both[1, num_shared:]])
+def make_inputs(*shared: int) -> tuple[Tensor, Tensor]:
+    """Return the inputs of all conditions by layer, [condition, layer, row, width], and by slot."""
+    every = torch.randn(1 + len(shared), LAYERS, ROWS, WIDTH, generator=torch.Generator().manual_seed(0))
+    for other, count in zip(every[1:], shared, strict=True):
+        other[:count] = every[0, :count]
+    return every, torch.cat([every[0], *(other[count:] for other, count in zip(every[1:], shared, strict=True))])
+
+
+def stacked(tokens: list[NamedTokens | None]) -> NamedTokens:
+    """Return what all conditions name, [condition, record, ...]."""
+    assert all(own is not None for own in tokens)
+    return NamedTokens(*map(torch.stack, zip(*tokens, strict=True)))
 
 
 def make_unembedding() -> Unembedding:
     return Unembedding(torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)), temperature=0.7)
 
 
-@pytest.mark.parametrize("num_shared", [0, 1, 3, LAYERS])
-def test_metrics_are_those_of_the_textbook_whatever_is_shared(num_shared: int) -> None:
-    both, inputs = make_inputs(num_shared)
+@pytest.mark.parametrize("shared", [(0,), (1,), (3,), (LAYERS,), (), (2, 0, LAYERS, 1)], ids=str)
+def test_metrics_are_those_of_the_textbook_whatever_is_shared(shared: tuple[int, ...]) -> None:
+    both, inputs = make_inputs(*shared)
     unembedding = make_unembedding()
     targets = torch.randint(VOCAB, (ROWS,), generator=torch.Generator().manual_seed(3))
     targets[2] = PREDICTED
-    slots = Slots(2, LAYERS, num_shared)
-    assert [len(slots.layers), slots.layers[LAYERS:]] == [len(inputs), list(range(num_shared, LAYERS))]
-    statistics, tokens = decode(inputs, slots, unembedding, targets, torch.zeros(ROWS), EVERYTHING)
+    slots = Slots(LAYERS, (0, *shared))
+    assert len(slots.layers) == len(inputs)
+    assert slots.layers[LAYERS:] == [layer for count in shared for layer in range(count, LAYERS)]
+    named = [True] * len(both)
+    statistics, own = decode(inputs, slots, unembedding, targets, torch.zeros(ROWS), EVERYTHING, named)
+    tokens = stacked(own)
 
     z = both.double() @ unembedding.weight.double().T / 0.7
     log_p = z.log_softmax(-1)
     p = log_p.exp()
     top = z.topk(3)
     chosen = torch.where(targets == PREDICTED, top.indices[:, -1, :, 0], targets)
-    assert torch.equal(tokens.targets, chosen)
-    assert torch.equal(tokens.listed, top.indices[:, -1])
-    assert torch.equal(tokens.tracked, top.indices[:, -1, :, :2])
-    tracked = p.gather(-1, tokens.tracked.unsqueeze(1).expand(-1, LAYERS, -1, -1)).permute(0, 2, 3, 1)
+    assert torch.equal(tokens.target_ids, chosen)
+    assert torch.equal(tokens.top_ids, top.indices[:, -1])
+    assert torch.equal(tokens.tracked_ids, top.indices[:, -1, :, :2])
+    tracked = p.gather(-1, tokens.tracked_ids.unsqueeze(1).expand(-1, LAYERS, -1, -1)).permute(0, 2, 3, 1)
     torch.testing.assert_close(tokens.tracked_probabilities.double(), tracked, rtol=1e-4, atol=1e-6)
-    listed = p[:, -1].gather(-1, tokens.listed)
-    torch.testing.assert_close(tokens.listed_probabilities.double(), listed, rtol=1e-4, atol=1e-6)
+    listed = p[:, -1].gather(-1, tokens.top_ids)
+    torch.testing.assert_close(tokens.top_probabilities.double(), listed, rtol=1e-4, atol=1e-6)
 
     target_log_p = log_p.gather(-1, chosen[:, None, :, None].expand(-1, LAYERS, -1, -1)).squeeze(-1)
     entropy = -(p * log_p).sum(-1)
@@ -72,18 +83,18 @@ def test_metrics_are_those_of_the_textbook_whatever_is_shared(num_shared: int) -
 @pytest.mark.parametrize("num_shared", [0, 2])
 def test_conditions_that_agree_differ_in_nothing(num_shared: int) -> None:
     _, inputs = make_inputs(LAYERS)
-    slots = Slots(2, LAYERS, num_shared)
+    slots = Slots(LAYERS, (0, num_shared))
     inputs = torch.cat([inputs, inputs[num_shared:]])
     targets, uniforms = torch.full((ROWS,), PREDICTED), torch.rand(ROWS, dtype=torch.float64)
     for use_sampling in (False, True):
         wanted = EVERYTHING._replace(use_sampling=use_sampling)
-        statistics, tokens = decode(inputs, slots, make_unembedding(), targets, uniforms, wanted)
+        statistics, tokens = decode(inputs, slots, make_unembedding(), targets, uniforms, wanted, [True] * 2)
         assert not FROM_STATISTICS["kl_from_standard"](statistics, VOCAB).any()
         assert not FROM_STATISTICS["kl_to_final"](statistics, VOCAB)[:, -1].any()
         for name in ("entropy", "surprisal", "kl_to_final", "target_rank"):
             standard, control = FROM_STATISTICS[name](statistics, VOCAB)
             assert torch.equal(standard, control)
-        for values in tokens:
+        for values in stacked(tokens):
             assert torch.equal(values[0], values[1])
 
 
@@ -95,11 +106,13 @@ def test_metrics_of_a_masked_vocabulary_are_those_of_what_is_left() -> None:
     bias[num_left:] = -torch.inf
     targets, uniforms = torch.full((ROWS,), PREDICTED), torch.full((ROWS,), 1.0 - 2.0**-53, dtype=torch.float64)
     targets[0], targets[1] = 7, VOCAB - 1
-    slots, wanted = Slots(2, LAYERS, 0), EVERYTHING._replace(use_sampling=True)
-    seen, tokens = decode(inputs, slots, Unembedding(weight, bias), targets, uniforms, wanted)
-    few, few_tokens = decode(inputs, slots, Unembedding(weight[:num_left]), targets.clamp(max=7), uniforms, wanted)
-    assert torch.equal(tokens.targets[:, 2:], few_tokens.targets[:, 2:])
-    assert torch.equal(tokens.tracked, few_tokens.tracked)
+    slots, wanted = Slots(LAYERS, (0, 0)), EVERYTHING._replace(use_sampling=True)
+    named, left = [True] * 2, Unembedding(weight[:num_left])
+    seen, own = decode(inputs, slots, Unembedding(weight, bias), targets, uniforms, wanted, named)
+    few, few_own = decode(inputs, slots, left, targets.clamp(max=7), uniforms, wanted, named)
+    tokens, few_tokens = stacked(own), stacked(few_own)
+    assert torch.equal(tokens.target_ids[:, 2:], few_tokens.target_ids[:, 2:])
+    assert torch.equal(tokens.tracked_ids, few_tokens.tracked_ids)
     for name, metric in FROM_STATISTICS.items():
         got, expected = metric(seen, num_left), metric(few, num_left)
         if name in ("surprisal", "target_rank"):
@@ -107,3 +120,14 @@ def test_metrics_of_a_masked_vocabulary_are_those_of_what_is_left() -> None:
             assert (got[..., 1] == (torch.inf if name == "surprisal" else num_left)).all()
             got, expected = (torch.cat([values[..., :1], values[..., 2:]], -1) for values in (got, expected))
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_condition_whose_tokens_are_not_asked_for_has_the_same_statistics() -> None:
+    _, inputs = make_inputs(1, 2)
+    slots, targets = Slots(LAYERS, (0, 1, 2)), torch.full((ROWS,), PREDICTED)
+    uniforms = torch.zeros(ROWS, dtype=torch.float64)
+    every, _ = decode(inputs, slots, make_unembedding(), targets, uniforms, EVERYTHING, [True, True, True])
+    some, tokens = decode(inputs, slots, make_unembedding(), targets, uniforms, EVERYTHING, [True, False, True])
+    assert [own is None for own in tokens] == [False, True, False]
+    for values, expected in zip(some, every, strict=True):
+        assert torch.equal(values, expected)

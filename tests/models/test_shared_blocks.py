@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from plans import added
 from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.corpus.encoding import collate
@@ -13,10 +14,9 @@ from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import run_base, view_model
 from llm_entropy.models.layers import read_layers
-from llm_entropy.models.shared_blocks import keep_output, start_behind
+from llm_entropy.models.shared_blocks import keep_outputs, start_behind
 from llm_entropy.schema import PREDICTED, Batch, Example, Records
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
-from llm_entropy.steering.hooks import SteeringPlan
 
 LENGTHS = (7, 4, 6)
 
@@ -38,7 +38,7 @@ def records_of(family: str, first_layer: int | None, **analysis: Any) -> Records
         vectors[first_layer:] = rows[first_layer:]
     control = ControlSettings(control_vector=[1.0])
     settings = AnalysisSettings(control=control, metrics=list(METRICS), **analysis)
-    return EntropyModule(view, Lens(view), settings, SteeringPlan(vectors, None)).predict_step(make_batch())
+    return EntropyModule(view, Lens(view), settings, {"control": added(vectors)}).predict_step(make_batch())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,10 +67,10 @@ def test_blocks_that_are_shared_run_once(family: str):
     runs: list[int] = []
     for number, attention in enumerate(dict.fromkeys(view.attentions)):
         attention.register_forward_hook(lambda *_, number=number: runs.append(number))
-    with keep_output(view, 1) as kept, read_layers(view, batch.rows, batch.positions) as whole:
+    with keep_outputs(view, {1}) as kept, read_layers(view, batch.rows, batch.positions) as whole:
         run_base(view, batch.input_ids, batch.attention_mask)
     num_blocks = len(runs)
-    with start_behind(view, 1, kept), read_layers(view, batch.rows, batch.positions) as rest:
+    with start_behind(view, 1, kept[1]), read_layers(view, batch.rows, batch.positions) as rest:
         run_base(view, batch.input_ids, batch.attention_mask)
     assert len(runs) == num_blocks + num_blocks - 2
     assert torch.equal(rest.stack()[2:], whole.stack()[2:])
@@ -81,8 +81,8 @@ def test_blocks_that_are_shared_run_once(family: str):
 def test_a_model_is_left_as_it_was_after_an_error():
     view = view_model(make_model("gpt2"))
     batch = make_batch()
-    with keep_output(view, 1) as kept:
+    with keep_outputs(view, {1}) as kept:
         run_base(view, batch.input_ids, batch.attention_mask)
-    with pytest.raises(KeyError), start_behind(view, 1, kept):
+    with pytest.raises(KeyError), start_behind(view, 1, kept[1]):
         raise KeyError
     assert not any("forward" in vars(module) for module in view.blocks)

@@ -36,7 +36,6 @@ from llm_entropy.models.loading import load_model
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.run import plan_model, run
 from llm_entropy.settings import (
-    ATTENTION_ENTROPY,
     CONTROL,
     KL_FROM_STANDARD,
     STANDARD,
@@ -58,7 +57,7 @@ LONG = " ".join(["the ship left the harbour before dawn and nobody waved to the 
 ROWS = (*SENTENCES[:4], "", *SENTENCES[4:], " \t ", LONG)
 """A corpus with blank rows and a sentence that is cut."""
 READ = [text for text in ROWS if text.strip()]
-METRICS = ["entropy", "surprisal", ATTENTION_ENTROPY]
+METRICS = ["entropy", "surprisal", "attention_entropy"]
 STEERING = ControlSettings(
     control_vector=[0.4, -0.9, 0.7], strength=1.5, layer_weights=[1.0, 0.2], token_weights=[1.0, 0.5, 2.0]
 )
@@ -162,7 +161,7 @@ def one_by_one(key: str, folder: str, settings: Settings) -> dict[str, dict[str,
         records = module.predict_step(collate([example], 0, settings.seed))
         for condition, own in records.conditions.items():
             for metric, values in own.metrics.items():
-                values = values.mean(-1) if metric == ATTENTION_ENTROPY else values
+                values = values.mean(-1) if metric == "attention_entropy" else values
                 rows.setdefault(condition, {}).setdefault(metric, []).append(values[0].numpy())
     return {condition: {name: np.stack(value) for name, value in own.items()} for condition, own in rows.items()}
 
@@ -240,8 +239,8 @@ def test_every_record_is_there_as_parquet_with_units(compared: RunResult):
     assert list(records["sentence"]) == READ
     schema = pq.read_schema(compared.run_dir / STANDARD / "data" / "bert.parquet")
     assert schema.field("entropy").metadata[b"unit"] == b"nats"
-    heads = np.stack(records[ATTENTION_ENTROPY]).reshape(len(READ), 3, 4)
-    np.testing.assert_allclose(heads.mean(-1), compared["bert"][STANDARD][ATTENTION_ENTROPY], rtol=1e-5)
+    heads = np.stack(records["attention_entropy"]).reshape(len(READ), 3, 4)
+    np.testing.assert_allclose(heads.mean(-1), compared["bert"][STANDARD]["attention_entropy"], rtol=1e-5)
 
 
 def test_the_manifest_counts_rows_that_were_skipped_and_sentences_that_were_cut(compared: RunResult):
@@ -501,7 +500,7 @@ def test_many_processes_give_the_bytes_of_one(
         "data": {"path": corpus, "tokens_per_batch": tokens_per_batch},
         "analysis": {
             "num_sentences": num_sentences,
-            "metrics": ["entropy", ATTENTION_ENTROPY],
+            "metrics": ["entropy", "attention_entropy"],
             "positions": "all",
             "use_sampling": True,
             "compare_control": True,

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import tokenizers
 import torch
+from plans import plan_of
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +28,6 @@ from llm_entropy.runs.stopping import Stopped
 from llm_entropy.runs.writer import ShardWriter, TokenTexts, records_table
 from llm_entropy.schema import Batch, BatchKey, Records, WindowNotes, column, shard_schema
 from llm_entropy.settings import (
-    ATTENTION_ENTROPY,
     CONTROL,
     KL_FROM_STANDARD,
     METRICS,
@@ -35,7 +35,6 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
 )
-from llm_entropy.steering.hooks import plan_steering
 from llm_entropy.store import files
 from llm_entropy.store.ledger import Ledger, read_ledger
 from llm_entropy.store.session import Session
@@ -118,8 +117,8 @@ def batches_of(family: str, size: int) -> list[Batch]:
 def module_of(family: str) -> EntropyModule:
     view = view_model(make_model(family))
     vector = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(6))
-    plan = plan_steering(EVERYTHING.control, vector, num_blocks=view.shape.num_blocks, sign=1)
-    return EntropyModule(view, Lens(view), EVERYTHING, plan)
+    plan = plan_of(EVERYTHING.control, vector, num_blocks=view.shape.num_blocks)
+    return EntropyModule(view, Lens(view), EVERYTHING, {"control": plan})
 
 
 def schema_of(family: str) -> pa.Schema:
@@ -149,17 +148,17 @@ def test_a_table_holds_every_number_of_the_records(family: str, tmp_path: Path):
         for metric, values in own.metrics.items():
             np.testing.assert_array_equal(numbers(table, column(condition, metric)), values.flatten(1).float().numpy())
         tracked = numbers(table, column(condition, "tracked_probabilities"))
-        np.testing.assert_array_equal(tracked, own.tracked_probabilities.flatten(1).numpy())
-        assert table[column(condition, "target_id")].to_pylist() == own.target_ids.tolist()
+        np.testing.assert_array_equal(tracked, own.tokens.tracked_probabilities.flatten(1).numpy())
+        assert table[column(condition, "target_id")].to_pylist() == own.tokens.target_ids.tolist()
         first = [tokens[0] for tokens in table[column(condition, "top_tokens")].to_pylist()]
-        assert first == texts(own.top_ids[:, 0])
+        assert first == texts(own.tokens.top_ids[:, 0])
         assert numbers(table, column(condition, "top_probabilities")).shape == (len(records.positions), 4)
 
 
 def test_columns_say_their_units_and_axes():
     schema = schema_of("gpt2")
     assert schema.metadata[b"model"] == b"tiny"
-    about = schema.field(column(STANDARD, ATTENTION_ENTROPY)).metadata
+    about = schema.field(column(STANDARD, "attention_entropy")).metadata
     assert about == {b"unit": b"nats", b"axes": b"block head", b"shape": b"3 4"}
     about = schema.field(column(CONTROL, KL_FROM_STANDARD)).metadata
     assert about == {b"unit": b"nats", b"axes": b"layer", b"shape": b"4"}

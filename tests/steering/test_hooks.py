@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from plans import added, plan_of
 from tiny_models import CAUSAL_VOCAB, HIDDEN, make_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_entropy.settings import ControlSettings
-from llm_entropy.steering.hooks import SteeringPlan, interpolate, plan_steering, steer, token_weights_for
+from llm_entropy.steering.hooks import steer
+from llm_entropy.steering.plan import SteeringPlan, interpolate, token_weights_for
 
 BLOCKS_OF = {
     "gpt2": lambda model: list(model.transformer.h),
@@ -53,14 +55,14 @@ def random_plan(num_blocks: int, *, embeddings: bool = True, tokens: bool = True
     vectors = torch.randn(num_blocks + 1, HIDDEN, generator=generator)
     if not embeddings:
         vectors[0] = 0
-    return SteeringPlan(vectors, torch.tensor([0.5, -1.0, 2.0]) if tokens else None)
+    return added(vectors, torch.tensor([0.5, -1.0, 2.0]) if tokens else None)
 
 
 def at_layer(layer: int, num_blocks: int) -> SteeringPlan:
     """A plan that steers one layer alone."""
     vectors = torch.zeros(num_blocks + 1, HIDDEN)
     vectors[layer] = torch.linspace(-1, 1, HIDDEN)
-    return SteeringPlan(vectors, torch.tensor([1.0, 3.0]))
+    return added(vectors, torch.tensor([1.0, 3.0]))
 
 
 def logits_of(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -111,12 +113,12 @@ def steered_by_replacement(model: PreTrainedModel, blocks: list[nn.Module], plan
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
             nonlocal calls
             if calls == 0:
-                hidden = hidden + weights * plan.vectors[0]
+                hidden = hidden + weights * plan.addends[0]
             calls += 1
             output = original(hidden, *args, **kwargs)
             if isinstance(output, tuple):
-                return (output[0] + weights * plan.vectors[calls], *output[1:])
-            return output + weights * plan.vectors[calls]
+                return (output[0] + weights * plan.addends[calls], *output[1:])
+            return output + weights * plan.addends[calls]
 
         return forward
 
@@ -144,7 +146,7 @@ def gpt2_by_hand(model: PreTrainedModel, plan: SteeringPlan, ids: Tensor) -> Ten
         return x @ state[f"{name}.weight"] + state[f"{name}.bias"]
 
     h = state["transformer.wte.weight"][ids] + state["transformer.wpe.weight"][:seq]
-    h = h + spread * plan.vectors[0].double()
+    h = h + spread * plan.addends[0].double()
     future = torch.ones(seq, seq).triu(1).bool()
     for k in range(model.config.n_layer):
         name = f"transformer.h.{k}"
@@ -155,7 +157,7 @@ def gpt2_by_hand(model: PreTrainedModel, plan: SteeringPlan, ids: Tensor) -> Ten
         h = h + project(mixed, f"{name}.attn.c_proj")
         inner = F.gelu(project(norm(h, f"{name}.ln_2"), f"{name}.mlp.c_fc"), approximate="tanh")
         h = h + project(inner, f"{name}.mlp.c_proj")
-        h = h + spread * plan.vectors[k + 1].double()
+        h = h + spread * plan.addends[k + 1].double()
     return norm(h, "transformer.ln_f") @ state["lm_head.weight"].T
 
 
@@ -221,7 +223,7 @@ def test_the_stream_below_the_steered_layer_is_untouched_bit_for_bit(family: str
             same = [torch.equal(a, b) for a, b in zip(standard, steered, strict=True)]
             assert same[:layer] == [True] * layer
             assert not any(same[layer:])
-        added = token_weights_for(plan, mask)[..., None] * plan.vectors[layer]
+        added = token_weights_for(plan, mask)[..., None] * plan.addends[layer]
         assert torch.equal(early[layer], standard[layer] + added)
         assert torch.equal(early[layer][mask == 0], standard[layer][mask == 0]), "padding was steered"
 
@@ -235,7 +237,7 @@ def test_the_last_block_is_steered_without_touching_any_input() -> None:
     with inputs_read([*blocks, model.model.norm]) as steered, steer(blocks, plan, mask):
         logits_of(model, ids, mask)
     assert all(torch.equal(a, b) for a, b in zip(standard[:4], steered[:4], strict=True))
-    assert torch.equal(steered[4], standard[4] + token_weights_for(plan, mask)[..., None] * plan.vectors[4])
+    assert torch.equal(steered[4], standard[4] + token_weights_for(plan, mask)[..., None] * plan.addends[4])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "modernbert"])
@@ -249,7 +251,7 @@ def test_the_hidden_states_that_transformers_records_are_steered_every_time(fami
             with steer(blocks, plan, mask):
                 steered = model(input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states
             assert torch.equal(steered[1], standard[1])
-            assert torch.equal(steered[2], standard[2] + token_weights_for(plan, mask)[..., None] * plan.vectors[2])
+            assert torch.equal(steered[2], standard[2] + token_weights_for(plan, mask)[..., None] * plan.addends[2])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "albert"])
@@ -268,7 +270,7 @@ def test_a_zero_vector_strength_or_weight_gives_the_standard_run(family: str, co
     vector, settings = torch.ones(HIDDEN), control
     if control == "a zero vector":
         vector, settings = torch.zeros(HIDDEN), ControlSettings()
-    plan = plan_steering(settings, vector, num_blocks=len(blocks), sign=1)
+    plan = plan_of(settings, vector, num_blocks=len(blocks), sign=1)
     assert plan.first_layer is None
     standard, before = logits_of(model, ids, mask), num_hooks(model)
     with steer(blocks, plan, mask):
@@ -308,7 +310,7 @@ def test_nested_steering_adds_up(family: str) -> None:
     model, (ids, mask) = tiny(family), sentences()
     blocks = BLOCKS_OF[family](model)
     one, two = random_plan(len(blocks), tokens=False), random_plan(len(blocks), tokens=False, seed=2)
-    both = SteeringPlan(one.vectors + two.vectors, None)
+    both = added(one.addends + two.addends, None)
     with steer(blocks, both, mask):
         expected = logits_of(model, ids, mask)
     with steer(blocks, one, mask), steer(blocks, two, mask):
@@ -321,7 +323,7 @@ def test_tensors_read_before_the_steering_are_not_changed_in_place() -> None:
     inner = nn.Sequential(block)
     block.register_forward_hook(lambda module, args, output: kept.append(output))
     copy = x.clone()
-    with torch.no_grad(), steer([inner], SteeringPlan(torch.ones(2, HIDDEN), None), mask):
+    with torch.no_grad(), steer([inner], added(torch.ones(2, HIDDEN), None), mask):
         output = inner(x)
         assert torch.equal(x, copy)
         assert torch.equal(kept[0], block(x + 1))
@@ -347,7 +349,7 @@ def test_a_block_keeps_its_calling_form_and_its_dtype(named: bool, kind: str, dt
     got = output if kind == "tensor" else output[0]
     assert kind == "tensor" or output[1] == "kept"
     assert got.dtype == dtype
-    expected = (hidden + plan.vectors[0].to(dtype)) + plan.vectors[1].to(dtype)
+    expected = (hidden + plan.addends[0].to(dtype)) + plan.addends[1].to(dtype)
     expected[1, 2] = hidden[1, 2]
     assert torch.equal(got, expected)
 
@@ -372,7 +374,7 @@ def test_a_shared_block_that_runs_too_rarely_is_noticed() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 50])
 def test_token_weights_run_over_the_real_tokens_wherever_the_padding_is(side: str, count: int) -> None:
     _, mask = sentences(side)
-    plan = SteeringPlan(torch.ones(4, HIDDEN), torch.randn(count, generator=torch.Generator().manual_seed(count)))
+    plan = added(torch.ones(4, HIDDEN), torch.randn(count, generator=torch.Generator().manual_seed(count)))
     weights = token_weights_for(plan, mask)
     assert weights.dtype == torch.float32
     for row, length in enumerate(LENGTHS):
@@ -449,33 +451,33 @@ def test_layer_weights_meet_the_rows_of_the_vector(
 ) -> None:
     for strength, sign in ((1.0, 1), (0.5, -1), (-2.0, -1)):
         control = ControlSettings(strength=strength, layer_weights=layer_weights)
-        plan = plan_steering(control, vector, num_blocks=3, sign=sign)
+        plan = plan_of(control, vector, num_blocks=3, sign=sign)
         expected = sign * strength * torch.tensor(multiples)[:, None] * ONE
-        torch.testing.assert_close(plan.vectors, expected, rtol=1e-6, atol=0)
-        assert plan.vectors.dtype == torch.float32
+        torch.testing.assert_close(plan.addends, expected, rtol=1e-6, atol=0)
+        assert plan.addends.dtype == torch.float32
         assert plan.token_weights is None
 
 
 def test_only_other_numbers_of_layer_weights_are_interpolated_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "llm_entropy"):
-        plan_steering(ControlSettings(layer_weights=[1.0] * 3), ONE, num_blocks=3, sign=1)
-        plan_steering(ControlSettings(layer_weights=[1.0] * 4), ONE, num_blocks=3, sign=1)
+        plan_of(ControlSettings(layer_weights=[1.0] * 3), ONE, num_blocks=3, sign=1)
+        plan_of(ControlSettings(layer_weights=[1.0] * 4), ONE, num_blocks=3, sign=1)
         assert not caplog.records
-        plan = plan_steering(ControlSettings(layer_weights=[1.0, 1.2, 1.5]), ONE, num_blocks=6, sign=1)
+        plan = plan_of(ControlSettings(layer_weights=[1.0, 1.2, 1.5]), ONE, num_blocks=6, sign=1)
     assert caplog.messages == ["analysis.control.layer_weights: got 3, interpolated over the 6 blocks"]
-    assert (plan.vectors[1:, -1]).tolist() == pytest.approx([1, 1.05, 1.15, 1.275, 1.425, 1.5])
-    assert not plan.vectors[0].any()
+    assert (plan.addends[1:, -1]).tolist() == pytest.approx([1, 1.05, 1.15, 1.275, 1.425, 1.5])
+    assert not plan.addends[0].any()
 
 
 def test_a_weight_for_the_embeddings_needs_a_row_for_them() -> None:
     control = ControlSettings(layer_weights=[0.5, 1.0, 1.0, 1.0])
     with pytest.raises(ValueError, match=r"layer_weights: got 4 numbers, the first, 0\.5, .*but a vector of 3 rows"):
-        plan_steering(control, PER_BLOCK, num_blocks=3, sign=1)
+        plan_of(control, PER_BLOCK, num_blocks=3, sign=1)
 
 
 def test_a_product_beyond_float32_is_refused() -> None:
     with pytest.raises(ValueError, match=r"analysis\.control\.strength: got 1e\+39, .* beyond the range of float32"):
-        plan_steering(ControlSettings(strength=1e39), ONE, num_blocks=3, sign=1)
+        plan_of(ControlSettings(strength=1e39), ONE, num_blocks=3, sign=1)
 
 
 def test_the_first_layer_is_the_lowest_that_changes() -> None:
@@ -483,9 +485,9 @@ def test_the_first_layer_is_the_lowest_that_changes() -> None:
         assert at_layer(layer, 3).first_layer == layer
     assert random_plan(3).first_layer == 0
     assert random_plan(3, embeddings=False).first_layer == 1
-    assert SteeringPlan(torch.zeros(4, HIDDEN), None).first_layer is None
-    assert SteeringPlan(torch.ones(4, HIDDEN), torch.zeros(3)).first_layer is None
-    assert SteeringPlan(torch.ones(4, HIDDEN), torch.zeros(3)).steered_layers == []
+    assert added(torch.zeros(4, HIDDEN), None).first_layer is None
+    assert added(torch.ones(4, HIDDEN), torch.zeros(3)).first_layer is None
+    assert added(torch.ones(4, HIDDEN), torch.zeros(3)).steered_layers == []
 
 
 def test_the_opposite_sign_moves_the_steered_layer_the_other_way() -> None:
@@ -496,7 +498,7 @@ def test_the_opposite_sign_moves_the_steered_layer_the_other_way() -> None:
     with inputs_read(blocks) as standard:
         logits_of(model, ids, mask)
     for sign in (1, -1):
-        plan = plan_steering(control, ONE, num_blocks=3, sign=sign)
+        plan = plan_of(control, ONE, num_blocks=3, sign=sign)
         assert plan.first_layer == 1
         with inputs_read(blocks) as steered, steer(blocks, plan, mask):
             logits_of(model, ids, mask)

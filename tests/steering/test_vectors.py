@@ -169,7 +169,7 @@ def test_a_control_vector_for_the_residual_stream_is_read_and_its_factor_is_spok
     path = write_gguf(tmp_path / "v.gguf", {"direction.2": VECTOR.numpy()}, **entries)
     assert torch.equal(read_vector(path, num_blocks=BLOCKS), at_block(2))
     assert caplog.messages == [
-        f"{path}: glp.alpha_default 3.0 is not read; the factor on a vector is analysis.control.strength"
+        f"{path}: glp.alpha_default 3.0 is not read; the factor on a vector is the setting strength"
     ]
 
 
@@ -269,7 +269,7 @@ def test_a_layer_in_the_name_of_a_file_is_only_spoken_of(
     assert torch.equal(read_vector(tmp_path / name, num_blocks=BLOCKS), VECTOR)
     (message,) = caplog.messages
     assert "its name speaks of layer" in message
-    assert "acts at every block whose weight in analysis.control.layer_weights is not 0" in message
+    assert "acts at every block whose weight in layer_weights is not 0" in message
 
 
 def test_a_name_of_a_file_that_differs_from_its_content_is_spoken_of(
@@ -489,29 +489,30 @@ def test_a_value_that_does_not_fit_the_model_is_refused(value: Any, message: str
 
 def test_a_single_vector_goes_before_the_pair_and_negative_turns_it() -> None:
     pair = ControlVectors(positive="up.pt", negative="down.pt")
-    chosen = choose_vector(ControlSettings(control_vector="v.pt", control_vectors=pair))
+    chosen = choose_vector(ControlSettings(control_vector="v.pt", control_vectors=pair), "analysis.control")
     assert chosen == (KEY, "v.pt", 1)
-    assert choose_vector(ControlSettings(control_vector="v.pt", direction="negative")) == (KEY, "v.pt", -1)
+    chosen = choose_vector(ControlSettings(control_vector="v.pt", direction="negative"), "analysis.control")
+    assert chosen == (KEY, "v.pt", -1)
 
 
 def test_direction_picks_from_the_pair_without_turning_it() -> None:
     pair = ControlVectors(positive=[0.1, 0.2], negative=[-0.5, 0.2])
-    chosen = choose_vector(ControlSettings(control_vectors=pair))
+    chosen = choose_vector(ControlSettings(control_vectors=pair), "analysis.control")
     assert chosen == ("analysis.control.control_vectors.positive", [0.1, 0.2], 1)
-    chosen = choose_vector(ControlSettings(control_vectors=pair, direction="negative"))
+    chosen = choose_vector(ControlSettings(control_vectors=pair, direction="negative"), "analysis.control")
     assert chosen == ("analysis.control.control_vectors.negative", [-0.5, 0.2], 1)
 
 
 def test_a_missing_direction_is_refused() -> None:
     pair = ControlVectors(positive=[0.1])
     with pytest.raises(ValueError, match=r"control_vectors\.negative: got no vector, but .*direction is negative"):
-        choose_vector(ControlSettings(control_vectors=pair, direction="negative"))
+        choose_vector(ControlSettings(control_vectors=pair, direction="negative"), "analysis.control")
     with pytest.raises(ValueError, match=r"analysis\.control: got no vector"):
-        choose_vector(ControlSettings())
+        choose_vector(ControlSettings(), "analysis.control")
 
 
 def test_a_chosen_tensor_is_handed_on() -> None:
-    chosen = choose_vector(ControlSettings(control_vector=VECTOR))
+    chosen = choose_vector(ControlSettings(control_vector=VECTOR), "analysis.control")
     assert chosen.value is VECTOR
 
 

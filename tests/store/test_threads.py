@@ -53,7 +53,7 @@ def test_the_number_of_threads_changes_records_in_their_last_bits_at_most() -> N
     torch.manual_seed(0)
     model = GPT2LMHeadModel._from_config(config, attn_implementation=READABLE).eval()
     view = view_model(model)
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), None)
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), {})
     length = 120
     examples = [
         Example(row, "", torch.randint(600, (length,)).tolist(), [*range(length)], *([n] * length for n in nothing))

@@ -1,0 +1,113 @@
+"""Running a model under every condition on one batch: the blocks that conditions share run once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from llm_entropy.models.attention import read_attention_entropy
+from llm_entropy.models.families import ModelView, run_base
+from llm_entropy.models.layers import read_layers
+from llm_entropy.models.shared_blocks import BlockOutput, keep_outputs, start_behind
+from llm_entropy.schema import Batch
+from llm_entropy.steering.hooks import steer
+from llm_entropy.steering.plan import SteeringPlan
+
+
+class Forward(NamedTuple):
+    """What one forward pass gives at the positions of a batch."""
+
+    states: Tensor
+    """[layer, record, hidden], of the first condition all layers, of the others those that differ from the first's."""
+    attention: Optional[Tensor]
+    """[block, record, head], in nats, of all blocks; None if it was not asked for."""
+
+
+class Reading(NamedTuple):
+    """How a model is read."""
+
+    view: ModelView
+    attention: bool
+    """Whether the entropy of its attention is read, too."""
+    before_block: Callable[[], None]
+    """Called before each block runs."""
+
+
+def shared_layers(plans: Sequence[Optional[SteeringPlan]], num_layers: int) -> list[int]:
+    """Return for each condition how many layers, from 0 on, are those of the first one: neither steers them.
+
+    Args:
+        plans: How each condition steers; None: not at all.
+        num_layers: L + 1.
+    """
+    firsts = [num_layers if plan is None or plan.first_layer is None else plan.first_layer for plan in plans]
+    return [min(firsts[0], first) for first in firsts]
+
+
+def run_forwards(
+    reading: Reading, batch: Batch, plans: Sequence[Optional[SteeringPlan]], shared: Sequence[int]
+) -> Iterator[Forward]:
+    """Run a model under each condition in turn; each but the first starts behind the blocks that it shares with it.
+
+    What blocks return is kept for as long as the iterator lives: once for each block at which sharing ends, however
+    many conditions there are.
+
+    Args:
+        reading: How the model is read.
+        batch: What it runs on.
+        plans: How each condition steers, on the model's device.
+        shared: As `shared_layers` returns it.
+    """
+    num_blocks = reading.view.shape.num_blocks
+    ends = {count - 1 for count in shared[1:] if 0 < count <= num_blocks}  # up to these blocks conditions are alike
+    first, kept = _forward(reading, batch, plans[0], keep=ends)
+    yield first
+    for plan, count in zip(plans[1:], shared[1:], strict=True):
+        if count > num_blocks:  # nothing is steered
+            yield first._replace(states=first.states[:0])
+            continue
+        other, _ = _forward(reading, batch, plan, behind=None if count == 0 else (count - 1, kept[count - 1]))
+        attention = other.attention
+        if first.attention is not None:
+            own = [] if attention is None else [attention]
+            attention = torch.cat([first.attention[:count], *own])
+        yield Forward(other.states[count:], attention)
+
+
+def _forward(
+    reading: Reading,
+    batch: Batch,
+    plan: Optional[SteeringPlan],
+    *,
+    keep: Collection[int] = (),
+    behind: Optional[tuple[int, BlockOutput]] = None,
+) -> tuple[Forward, dict[int, BlockOutput]]:
+    """Run the model once.
+
+    Args:
+        reading: How it is read.
+        batch: What it runs on.
+        plan: What steers it.
+        keep: The blocks whose outputs are returned, too.
+        behind: A block that does not run again, nor do those before it, and what it returned.
+    """
+    view = reading.view
+    with ExitStack() as hooks:
+        for block in dict.fromkeys(view.blocks):
+            hooks.callback(block.register_forward_pre_hook(lambda *_: reading.before_block()).remove)
+        if plan is not None:
+            hooks.enter_context(steer(view.blocks, plan, (batch.host or batch).attention_mask))
+        kept = hooks.enter_context(keep_outputs(view, keep))
+        if behind is not None:
+            hooks.enter_context(start_behind(view, *behind))
+        states = hooks.enter_context(read_layers(view, batch.rows, batch.positions))
+        runs_blocks = behind is None or behind[0] < view.shape.num_blocks - 1
+        attention = None
+        if reading.attention and runs_blocks:
+            attention = hooks.enter_context(read_attention_entropy(view, batch.rows, batch.positions))
+        run_base(view, batch.input_ids, batch.attention_mask)
+    return Forward(states.stack(), None if attention is None else attention.stack()), kept

@@ -1,0 +1,101 @@
+"""How a model is steered: the settings of one vector."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import ClassVar, Literal, Optional, Union
+
+from llm_entropy.errors import ReportedError
+from llm_entropy.settings.fields import ARRAYS, make_plain_
+
+VectorLike = Union[str, list[float], list[list[float]]]
+
+
+@dataclass
+class ControlVectors:
+    """A pair of control vectors, of which `direction` chooses one."""
+
+    positive: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
+    """A file, or numbers: [hidden], [blocks, hidden] or [blocks + 1, hidden]; a shorter list is repeated."""
+    negative: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
+    """As `positive`."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "analysis.control.control_vectors")
+
+
+@dataclass
+class PlaceboSettings:
+    """How many placebos of each kind: vectors of the same size, without the vector's meaning."""
+
+    random: int = 0
+    """Random directions with the vector's norm at every block."""
+    orthogonal: int = 0
+    """The same, at right angles to the vector."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "analysis.control.placebo")
+        for item in fields(self):
+            number = getattr(self, item.name)
+            if number < 0:
+                raise ReportedError(f"analysis.control.placebo.{item.name}: got {number}; expected at least 0")
+
+
+@dataclass
+class ControlSettings:
+    """How a condition steers the model."""
+
+    KEY: ClassVar[str] = "analysis.control"
+    """Its place in the configuration, in messages, unless it is one of `analysis.conditions`."""
+
+    enabled: Optional[bool] = None
+    """Whether it is run; null: if a vector is given."""
+    control_vector: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
+    """A file (.pt, .safetensors, .npy, .gguf; `{model}` in it stands for the model's key), or numbers."""
+    control_vectors: Optional[ControlVectors] = None
+    """A pair to choose from by `direction`; `control_vector` goes before it."""
+    direction: Literal["positive", "negative"] = "positive"
+    """Which of `control_vectors` acts; for a single `control_vector`, negative turns its sign."""
+    strength: float = 1.0
+    """Factor on every vector."""
+    strengths: Optional[list[float]] = None
+    """Several factors, instead of `strength`: each is a condition of its own, as control_-1, control_+0.5."""
+    layer_weights: Optional[list[float]] = None
+    """A factor for each block (or one more, the first for the embeddings); other lengths are interpolated."""
+    token_weights: Optional[list[float]] = None
+    """Factors interpolated over the real tokens of each sentence."""
+    placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
+    """Placebos that are run beside the vector, at the largest of its strengths; needs compare_control."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, self.KEY)
+        _check_finite("analysis.control.strength", [self.strength])
+        _check_finite("analysis.control.strengths", self.strengths)
+        _check_finite("analysis.control.layer_weights", self.layer_weights)
+        _check_finite("analysis.control.token_weights", self.token_weights)
+        if self.strengths is not None and self.strength != 1.0:
+            raise ReportedError(
+                f"analysis.control.strengths: got {self.strengths} beside analysis.control.strength {self.strength:g}; "
+                "give one of the two"
+            )
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether any vector is given, whatever `enabled` says."""
+        pair = self.control_vectors or ControlVectors()
+        return any(vector is not None for vector in (self.control_vector, pair.positive, pair.negative))
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it is to be run."""
+        return self.has_vector if self.enabled is None else self.enabled
+
+    @property
+    def all_strengths(self) -> list[float]:
+        """The strengths, at least one."""
+        return [self.strength] if self.strengths is None else self.strengths
+
+
+def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
+    if numbers is not None and (not numbers or not all(math.isfinite(number) for number in numbers)):
+        raise ReportedError(f"{key}: got {numbers}; expected finite numbers")

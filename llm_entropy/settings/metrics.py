@@ -1,0 +1,67 @@
+"""The table of metrics: what each is called and measured in, how it is drawn, and what it is made from.
+
+The function of a metric has its name, in `measure.metrics`.
+"""
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+Need = Literal["moments", "runner_up", "square", "target", "target_rank", "final_cross", "standard_cross", "attention"]
+"""What a metric is made from: fields of `schema.LayerStatistics` (moments: those that are always made), or the model's
+own attention."""
+
+
+class Metric(NamedTuple):
+    """One metric."""
+
+    label: str
+    """The words on a plot's axis."""
+    unit: str
+    """`nats`, `logits`, `tokens`, `nats squared`, or empty for a pure number."""
+    axis: Literal["layer", "block"]
+    """What the values run over: layers 0..L, or blocks 0..L-1."""
+    needs: tuple[Need, ...]
+    """What it is made from."""
+    scale: Literal["linear", "logarithmic"] = "linear"
+    """Of its axis in plots; logarithmic for what grows exponentially."""
+    is_per_head: bool = False
+    """Whether a record has a number for each attention head; tables and plots show the mean over the heads."""
+
+    @property
+    def reads_target(self) -> bool:
+        """Whether it depends on the target token; one that is predicted is each condition's own."""
+        return bool({"target", "target_rank"} & set(self.needs))
+
+
+METRICS: dict[str, Metric] = {
+    "entropy": Metric("entropy", "nats", "layer", ("moments",)),
+    "perplexity": Metric("perplexity", "", "layer", ("moments",), scale="logarithmic"),
+    "margin": Metric("margin", "logits", "layer", ("runner_up",)),
+    "kl_divergence": Metric("KL from uniform", "nats", "layer", ("moments",)),
+    "surprisal": Metric("surprisal", "nats", "layer", ("moments", "target")),
+    "attention_entropy": Metric("attention entropy", "nats", "block", ("attention",), is_per_head=True),
+    "kl_to_final": Metric("KL to the final layer", "nats", "layer", ("moments", "final_cross")),
+    "target_rank": Metric("rank of the target", "tokens", "layer", ("target_rank",)),
+    "varentropy": Metric("varentropy", "nats squared", "layer", ("moments", "square")),
+}
+"""Every metric that `analysis.metrics` may name, in the order of the outputs."""
+
+DEFAULT_METRICS = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entropy", "surprisal")
+
+KL_FROM_STANDARD = "kl_from_standard"
+COMPARISON_METRICS: dict[str, Metric] = {
+    KL_FROM_STANDARD: Metric("KL from standard to control", "nats", "layer", ("moments", "standard_cross"))
+}
+"""Metrics of a condition beside the standard one; they are always measured in a comparison."""
+
+ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}
+"""Every metric, by name."""
+
+
+def needs_of(names: Iterable[str]) -> set[Need]:
+    """Return what metrics are made from, together.
+
+    Args:
+        names: Keys of `ALL_METRICS`.
+    """
+    return {need for name in names for need in ALL_METRICS[name].needs}

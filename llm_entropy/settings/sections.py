@@ -1,0 +1,258 @@
+"""The sections of the configuration."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Literal, Optional, Union
+
+from llm_entropy.errors import ReportedError
+from llm_entropy.settings.conditions import Condition, Mode, make_conditions, mode_of
+from llm_entropy.settings.control import ControlSettings
+from llm_entropy.settings.fields import make_plain_
+from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
+
+
+@dataclass
+class AnalysisSettings:
+    """What is measured, where, and under which conditions."""
+
+    num_sentences: Optional[Union[int, Literal["auto"]]] = "auto"
+    """How many sentences, picked by `seed`, in corpus order; null: all; auto: all of a corpus, 10 built-in ones."""
+    temperature: float = 1.0
+    """Every logit is divided by it."""
+    use_sampling: bool = False
+    """Take a sampled token, instead of the most likely one, where the target is the predicted token."""
+    compare_control: bool = False
+    """Run standard and control and compare them; false: run what is enabled alone."""
+    positions: Literal["last", "all"] = "last"
+    """Causal models: the last token, or every token, of a sentence."""
+    mask_strategy: Literal["last", "random", "each"] = "last"
+    """Masked models: which token of a sentence without a mask token is masked."""
+    lens: Literal["logit", "raw", "tuned"] = "logit"
+    """How a layer becomes logits: the model's own norm and head, the head alone, or a trained affine map first."""
+    lens_path: Optional[str] = None
+    """Folder of a tuned lens (`params.pt` or `params.safetensors`); `{model}` stands for the model's key."""
+    metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
+    """Names of the metrics."""
+    top_k: int = 5
+    """How many tokens of the final layer the predictions list."""
+    tracked_tokens: int = 3
+    """For how many of them the probability is followed over the layers."""
+    control: ControlSettings = field(default_factory=ControlSettings)
+    """The control condition."""
+    conditions: Optional[dict[str, ControlSettings]] = None
+    """Further steered conditions, by name: each with all keys of `control`."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "analysis")
+        if isinstance(self.num_sentences, int):
+            _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ReportedError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
+        _check_at_least("analysis.top_k", self.top_k, 1)
+        _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 1)
+        if not self.metrics:
+            raise ReportedError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
+        for name in self.metrics:
+            if name not in METRICS:
+                raise ReportedError(f"analysis.metrics: got {name!r}; expected some of {', '.join(METRICS)}")
+        self.metrics = [name for name in METRICS if name in self.metrics]
+        if self.lens == "tuned" and self.lens_path is None:
+            raise ReportedError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
+        self.run_conditions  # noqa: B018 - what is wrong with them is found before anything is done
+
+    @property
+    def run_conditions(self) -> tuple[Condition, ...]:
+        """The conditions of the run, in order."""
+        return make_conditions(self.control, self.conditions or {}, compares=self.compare_control)
+
+    @property
+    def mode(self) -> Mode:
+        """What the run writes: `comparative`, `control` or `standard`."""
+        return mode_of(self.run_conditions)
+
+
+@dataclass
+class ModelSettings:
+    """Which model, and how it is loaded."""
+
+    KEY: ClassVar[str] = "ModelSettings"
+    """Its place in messages, until it has a key."""
+
+    name: str
+    """A hub name, a local folder, or `builtin:tiny-gpt2`, `builtin:tiny-bert`."""
+    revision: Optional[str] = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Optional[Literal["float32", "bfloat16", "float16"]] = None
+    """Type of the weights; null: what `trainer.precision` says."""
+    trust_remote_code: bool = False
+    """Allow the model's own code to run."""
+    output_hidden_states: bool = True
+    """Accepted, without effect: layers are always read."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, self.KEY)
+
+
+@dataclass
+class DataSettings:
+    """Which sentences."""
+
+    path: Optional[str] = None
+    """A file or glob (csv, tsv, json, jsonl, parquet, arrow, txt), a saved data set, or a hub name; null: built in."""
+    name: Optional[str] = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of the data set."""
+    text_column: Optional[str] = None
+    """Column that holds the sentences; null: the only text column."""
+    delimiter: Optional[str] = None
+    """csv, tsv: the character between fields, or `tab`; null: found among `,` `;` `|` and the tab."""
+    quoting: Literal["auto", "minimal", "backslash", "none"] = "auto"
+    """csv, tsv: fields may stand in quotes; the same, with a backslash before quotes in them; quotes are text."""
+    header: Union[bool, Literal["auto"]] = "auto"
+    """csv, tsv: whether the first line names the columns; auto: found."""
+    encoding: Optional[str] = None
+    """csv, tsv, json, jsonl, txt: of the files, such as cp1252; null: UTF-8, or what a byte order mark says."""
+    streaming: bool = False
+    """Read rows as they come, instead of fetching the whole data set first: for corpora larger than the disk."""
+    max_length: Optional[int] = None
+    """Most tokens of a sentence; null: what the model allows. Longer sentences are cut and counted."""
+    tokens_per_batch: Union[int, Literal["auto"]] = "auto"
+    """How many tokens, padding included, fill a batch; auto: by the cache of a CPU, by the memory of a GPU."""
+    num_workers: int = 0
+    """Processes that read and tokenise beside each process that runs a model."""
+    num_shards: int = 1
+    """Of how many tasks of an array this run consists; each does its share of the corpus, and merges nothing."""
+    shard_index: Optional[int] = None
+    """Which of them this is, from 0 on; null: SLURM_ARRAY_TASK_ID."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "data")
+        self.delimiter = _DELIMITER_NAMES.get(self.delimiter or "", self.delimiter)
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
+            raise ReportedError(f"data.delimiter: got {self.delimiter!r}; expected one character, or tab")
+        if self.encoding is not None:
+            _check_encoding(self.encoding)
+        if self.max_length is not None:
+            _check_at_least("data.max_length", self.max_length, 3)
+        if self.tokens_per_batch != "auto":
+            _check_at_least("data.tokens_per_batch", self.tokens_per_batch, 1)
+        _check_at_least("data.num_workers", self.num_workers, 0)
+        _check_at_least("data.num_shards", self.num_shards, 1)
+        if self.shard_index is not None and not 0 <= self.shard_index < self.num_shards:
+            raise ReportedError(
+                f"data.shard_index: got {self.shard_index}; expected a number from 0 to {self.num_shards - 1}, "
+                "below data.num_shards"
+            )
+
+
+@dataclass
+class TrainerSettings:
+    """Where it runs: arguments of Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, ... or auto."""
+    devices: Union[int, list[int], str] = "auto"
+    """How many, or which, devices of each node."""
+    num_nodes: int = 1
+    """How many nodes."""
+    strategy: str = "auto"
+    """Lightning's strategy."""
+    precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
+    """Type of the weights and of the forward pass; the statistics are float32 always."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "trainer")
+
+
+@dataclass
+class OutputSettings:
+    """What is written, and where."""
+
+    dir: str = "analysis_outputs"
+    """Folder of the runs."""
+    run_name: Optional[str] = None
+    """Name of this run's folder; null: run_{timestamp}_{id}."""
+    csv: bool = True
+    """Whether metrics, token probabilities and predictions are written as CSV: silly beyond a million sentences."""
+    plots: bool = True
+    """Whether plots are drawn."""
+    parquet: bool = True
+    """Whether every record is written as Parquet beside the CSV files."""
+    part_megabytes: float = 16.0
+    """A process writes its records to a file of shards when so much has come together."""
+    part_seconds: float = 60.0
+    """It writes them after so many seconds at the latest: what a kill costs; 0: after every batch."""
+
+    def __post_init__(self) -> None:
+        make_plain_(self, "output")
+        _check_at_least("output.part_megabytes", self.part_megabytes, 0)
+        _check_at_least("output.part_seconds", self.part_seconds, 0)
+
+
+def default_models() -> dict[str, Union[str, ModelSettings]]:
+    """Return the models of the default analysis: one causal, one masked."""
+    return {"gpt2": ModelSettings("gpt2"), "bert": ModelSettings("google-bert/bert-base-uncased")}
+
+
+@dataclass
+class Settings:
+    """One run, whole: what `config.yaml` holds."""
+
+    seed: int = 0
+    analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
+    models: dict[str, Union[str, ModelSettings]] = field(default_factory=default_models)
+    data: DataSettings = field(default_factory=DataSettings)
+    trainer: TrainerSettings = field(default_factory=TrainerSettings)
+    output: OutputSettings = field(default_factory=OutputSettings)
+
+    def __post_init__(self) -> None:
+        _refuse_loaded(self.models)
+        make_plain_(self)
+        _check_at_least("seed", self.seed, 0)
+        if not self.models:
+            raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
+        for key in self.models:
+            if not key or not all(character.isalnum() or character in "-_." for character in key):
+                raise ReportedError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+
+
+def _refuse_loaded(models: Any) -> None:
+    """Refuse a model that has been loaded, of whatever library: it is read from where it lies, and written down so."""
+    for key, model in models.items() if isinstance(models, Mapping) else ():
+        if not isinstance(model, (str, os.PathLike, Mapping, ModelSettings)):
+            raise ReportedError(
+                f"models.{key}: got {type(model).__name__}; expected a hub name, a folder, or settings; save a model "
+                "that is loaded, and its tokenizer, with save_pretrained(FOLDER), and give the folder"
+            )
+
+
+_DELIMITER_NAMES = {"tab": "\t", "\\t": "\t"}
+"""What a shell or a YAML file lets through more easily than the character itself."""
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        "a".encode(encoding)
+    except LookupError as error:
+        raise ReportedError(
+            f"data.encoding: got {encoding!r}; expected a name such as utf-8, cp1252 or utf-16"
+        ) from error
+
+
+def _check_at_least(key: str, number: float, least: int, otherwise: str = "") -> None:
+    if not number >= least:
+        raise ReportedError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
+
+
+def to_plain(settings: Any) -> Any:
+    """Return settings as plain dicts, lists and numbers, ready for YAML."""
+    if isinstance(settings, dict):
+        return {key: to_plain(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [to_plain(value) for value in settings]
+    if is_dataclass(settings):
+        return {item.name: to_plain(getattr(settings, item.name)) for item in fields(settings)}
+    return settings
