@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import report
-from llm_entropy.outputs.merge import merge_model
+from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
 from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, shard_schema
 from llm_entropy.settings import AnalysisSettings, ControlSettings
 from llm_entropy.store.files import checksum
@@ -51,8 +51,8 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.folder is not None:
         ledger = read_ledger(chosen.folder / "shards/made-up", CONFIG_HASH)
-        how = {"kind": "causal", "ledger": ledger, "csv": chosen.csv, "parquet": True}
-        merge_model(chosen.folder, "made-up", "made up", ANALYSIS, SHAPE, **how)
+        source = MergeSource("made-up", "made up", "causal", SHAPE, ledger)
+        merge_model(chosen.folder, source, ANALYSIS, MergeOptions(csv=chosen.csv))
         return
     rows = [row for records in chosen.records.split(",") for row in _measure(int(records))]
     header = ["records", "parts", "shards", "csv", "outputs", "seconds", "records/s", "peak memory"]

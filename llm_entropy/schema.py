@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, compared
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pyarrow as pa
     import torch
     from torch import Tensor
@@ -404,62 +402,3 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
             for comparison in compared(conditions)
         ]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
-
-
-# --- what the merge hands to the plots ---------------------------------------------------------------------------
-
-
-@dataclass
-class Curves:
-    """One metric over depth, for all sentences of a model under one condition (or for their differences)."""
-
-    count: int
-    """Number of sentences."""
-    mean: npt.NDArray[np.float64]
-    """[layer], over the sentences."""
-    deviation: npt.NDArray[np.float64]
-    """[layer], standard deviation over the sentences (ddof 0)."""
-    sample: npt.NDArray[np.float32]
-    """[sample, layer], evenly spaced sentences, at most `sample_size` of them."""
-
-
-@dataclass
-class Comparison:
-    """One metric under both conditions."""
-
-    standard: Curves
-    control: Curves
-    difference: Curves
-    """Of control - standard, sentence by sentence."""
-
-
-@dataclass
-class TokenTracks:
-    """How the probability of the final layer's most likely tokens grows over the layers."""
-
-    count: int
-    """Number of sentences."""
-    mean: npt.NDArray[np.float64]
-    """[tracked, layer], over the sentences, by rank of the token at the final layer."""
-    examples: list[tuple[str, list[str], npt.NDArray[np.float32]]]
-    """A few sentences: text, tracked tokens, probabilities [tracked, layer]."""
-
-
-@dataclass
-class ModelTables:
-    """What the merge made of one model's shards, for plots and for the table on the terminal."""
-
-    model: str
-    """The model's key."""
-    name: str
-    """Its hub name, folder or built-in name."""
-    shape: ModelShape
-    num_sentences: int
-    num_records: int
-    curves: dict[str, dict[str, Curves]]
-    """By condition, then by metric; attention entropy is the mean over heads."""
-    tracks: dict[str, TokenTracks]
-    """By condition."""
-    comparisons: dict[str, Comparison] = field(default_factory=dict)
-    """By metric; empty unless the run compares."""
-    kl_from_standard: Optional[Curves] = None

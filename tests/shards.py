@@ -10,8 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
+from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, column, shard_schema
-from llm_entropy.settings import COMPARATIVE, CONTROL, METRICS, AnalysisSettings, ControlSettings
+from llm_entropy.settings import METRICS, AnalysisSettings, Condition, ControlSettings, Kind, PlaceboSettings, compared
 from llm_entropy.store.files import checksum
 from llm_entropy.store.ledger import Ledger, Marker, rank_folder, read_ledger
 from llm_entropy.store.windows import Task
@@ -35,6 +37,13 @@ SENTENCES = [
 
 def comparative(**settings: object) -> AnalysisSettings:
     return AnalysisSettings(compare_control=True, control=ControlSettings(control_vector=[0.1]), **settings)
+
+
+def dose(**settings: object) -> AnalysisSettings:
+    """Five strengths of one vector, and two placebos, beside the standard condition."""
+    placebo = PlaceboSettings(random=1, orthogonal=1)
+    control = ControlSettings(control_vector=[0.1], strengths=[-2, -1, 0, 1, 2], placebo=placebo)
+    return AnalysisSettings(compare_control=True, control=control, **settings)
 
 
 def table(
@@ -63,14 +72,17 @@ def table(
         "token_end": np.full(num, 3),
     }
     entropy = _entropies(random, num, shape)
-    for condition in analysis.conditions:
-        if condition == CONTROL and analysis.mode == COMPARATIVE:
-            growth = np.maximum(np.arange(shape.num_layers) - 1, 0) / shape.num_layers
-            entropy = np.maximum(entropy + random.normal(0.35, 0.4, (num, 1)) * growth, 1e-3)
+    conditions = analysis.run_conditions
+    comparisons = compared(conditions)
+    others = [comparison.other for comparison in comparisons]
+    growth = np.maximum(np.arange(shape.num_layers) - 1, 0)
+    for condition in conditions:
+        if condition in others:
+            step = random.normal(0.35, 0.4, (num, 1)) * (growth / shape.num_layers)
+            entropy = np.maximum(entropy + step, 1e-3)
         values |= _condition(random, condition, analysis, shape, entropy, schema)
-    if analysis.mode == COMPARATIVE:
-        growth = np.maximum(np.arange(shape.num_layers) - 1, 0)
-        values[column(CONTROL, "kl_from_standard")] = random.lognormal(-3, 1, (num, 1)) * growth
+    for condition in others:
+        values[column(condition.name, "kl_from_standard")] = random.lognormal(-3, 1, (num, 1)) * growth
     return pa.Table.from_arrays([_array(field, values[field.name]) for field in schema], schema=schema)
 
 
@@ -133,6 +145,20 @@ def ledger_of(run_dir: Path, model: str) -> Ledger:
     return read_ledger(run_dir / "shards" / model, CONFIG_HASH)
 
 
+def merge(
+    run_dir: Path,
+    model: str,
+    analysis: AnalysisSettings,
+    shape: ModelShape = SHAPE,
+    *,
+    kind: Kind = "causal",
+    **options: object,
+) -> ModelTables:
+    """Merge what `write` wrote."""
+    source = MergeSource(model, f"builtin:{model}", kind, shape, ledger_of(run_dir, model))
+    return merge_model(run_dir, source, analysis, MergeOptions(**options))
+
+
 def _entropies(random: np.random.Generator, num: int, shape: ModelShape) -> np.ndarray:
     depth = np.linspace(0, 1, shape.num_layers)
     shares = 0.25 + 0.6 * np.sin(np.pi * (depth * 0.7 + 0.15)) - 0.35 * depth**3
@@ -140,36 +166,47 @@ def _entropies(random: np.random.Generator, num: int, shape: ModelShape) -> np.n
     return np.clip(shares + noise, 0.02, 0.99) * np.log(shape.vocab_size)
 
 
-def _condition(random, condition, analysis, shape, entropy, schema) -> dict[str, object]:
-    num = len(entropy)
+def _condition(random, condition: Condition, analysis, shape, entropy, schema) -> dict[str, object]:
+    metrics = _metrics(random, shape, entropy)
+    if not condition.keeps_tokens:
+        heads = metrics["attention_entropy"].reshape(len(entropy), shape.num_blocks, -1)
+        metrics["attention_entropy"] = heads.mean(axis=2)
+    fields = _tokens(random, condition, shape, len(entropy), schema) if condition.keeps_tokens else {}
+    fields |= {name: metrics[name] for name in analysis.metrics}
+    return {column(condition.name, name): numbers for name, numbers in fields.items()}
+
+
+def _metrics(random: np.random.Generator, shape: ModelShape, entropy: np.ndarray) -> dict[str, np.ndarray]:
     made = {
         "entropy": entropy,
         "perplexity": np.exp(entropy),
         "margin": random.gamma(2, 1, entropy.shape) * np.linspace(0.3, 2, shape.num_layers),
         "kl_divergence": np.log(shape.vocab_size) - entropy,
         "surprisal": entropy * random.lognormal(0, 0.3, entropy.shape),
-        "attention_entropy": random.gamma(4, 0.4, (num, shape.num_blocks * shape.num_heads)),
+        "attention_entropy": random.gamma(4, 0.4, (len(entropy), shape.num_blocks * shape.num_heads)),
         "kl_to_final": random.gamma(2, 1, entropy.shape) * np.linspace(2, 0, shape.num_layers),
         "target_rank": np.floor(random.lognormal(3, 1, entropy.shape) * np.linspace(2, 0, shape.num_layers)),
         "varentropy": random.gamma(2, 1, entropy.shape),
     }
     assert set(made) == set(METRICS)
+    return made
+
+
+def _tokens(random, condition: Condition, shape: ModelShape, num: int, schema: pa.Schema) -> dict[str, object]:
     words = [" the", " Paris", "月", "$x_1$", " a", ",", "\n", "##ing", " water", "é"]
-    num_top = schema.field(column(condition, "top_tokens")).type.list_size
-    num_tracked = schema.field(column(condition, "tracked_tokens")).type.list_size
+    num_top = schema.field(column(condition.name, "top_tokens")).type.list_size
+    num_tracked = schema.field(column(condition.name, "tracked_tokens")).type.list_size
     top = -np.sort(-random.dirichlet(np.ones(num_top + 3), num))[:, :num_top]
     rise = np.linspace(0, 1, shape.num_layers) ** random.uniform(1, 8, (num, num_tracked, 1))
     tracked = rise * -np.sort(-random.dirichlet(np.ones(num_tracked + 2), num))[:, :num_tracked, None]
-    fields: dict[str, object] = {
+    return {
         "target_id": random.integers(0, shape.vocab_size, num),
         "target": random.choice(words, num).tolist(),
         "top_tokens": random.choice(words, (num, num_top)),
         "top_probabilities": top,
         "tracked_tokens": random.choice(words, (num, num_tracked)),
         "tracked_probabilities": tracked.reshape(num, -1),
-        **{name: made[name] for name in analysis.metrics},
     }
-    return {column(condition, name): numbers for name, numbers in fields.items()}
 
 
 def _array(field: pa.Field, values: object) -> pa.Array:

@@ -1,4 +1,4 @@
-"""What control changes, number by number, and the moments of many numbers seen a few at a time.
+"""What a condition changes, number by number, and the moments of many numbers seen a few at a time.
 
 Pure functions on arrays; an axis `layer` is any axis over which a metric runs (layers, or blocks).
 """
@@ -12,36 +12,45 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 
-QUANTITIES = ("standard", "control", "difference", "percent_change")
-"""The four rows of a sentence in a comparison, in this order."""
+DIFFERENCE, PERCENT_CHANGE = "difference", "percent_change"
 
 
-def difference(standard: npt.ArrayLike, control: npt.ArrayLike) -> Floats:
-    """Return control - standard.
+def quantities(baseline: str, other: str) -> tuple[str, str, str, str]:
+    """Return what the four rows of a sentence in a comparison are called, in order.
 
     Args:
-        standard: Numbers of the standard condition, any shape.
-        control: Numbers of the control condition, the same shape.
+        baseline: Name of the condition that is compared with.
+        other: Name of the condition that is compared.
+    """
+    return baseline, other, DIFFERENCE, PERCENT_CHANGE
+
+
+def difference(baseline: npt.ArrayLike, other: npt.ArrayLike) -> Floats:
+    """Return other - baseline.
+
+    Args:
+        baseline: Numbers of the condition that is compared with, any shape.
+        other: Numbers of the condition that is compared, the same shape.
 
     Returns:
         The same shape, in the same unit, float64; NaN where both are the same infinity.
     """
-    before, after = _pair(standard, control)
+    before, after = _pair(baseline, other)
     with np.errstate(invalid="ignore"):
         return np.asarray(after - before)
 
 
-def percent_change(standard: npt.ArrayLike, control: npt.ArrayLike) -> Floats:
-    """Return 100 * (control - standard) / standard, in percent of the signed standard value.
+def percent_change(baseline: npt.ArrayLike, other: npt.ArrayLike) -> Floats:
+    """Return 100 * (other - baseline) / baseline, in percent of the signed baseline.
 
     Args:
-        standard: Numbers of the standard condition, any shape.
-        control: Numbers of the control condition, the same shape.
+        baseline: Numbers of the condition that is compared with, any shape.
+        other: Numbers of the condition that is compared, the same shape.
 
     Returns:
-        The same shape, float64; NaN where standard is 0, whatever control is.
+        The same shape, float64; NaN where the baseline is 0, whatever the other is.
     """
-    before, after = _pair(standard, control)
+    before, after = _pair(baseline, other)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(100 * ((after - before) / np.where(before == 0, np.nan, before)))
 
@@ -167,6 +176,11 @@ class Moments:
     def deviation(self) -> Floats:
         """[layer], standard deviation (ddof 0), NaN where no number was finite."""
         return np.where(self.count > 0, np.sqrt(self.squares / np.maximum(self.count, 1)), np.nan)
+
+    @property
+    def sample_deviation(self) -> Floats:
+        """[layer], standard deviation of a sample (ddof 1), NaN where fewer than two numbers were finite."""
+        return np.where(self.count > 1, np.sqrt(self.squares / np.maximum(self.count - 1, 1)), np.nan)
 
     @property
     def missing(self) -> int:

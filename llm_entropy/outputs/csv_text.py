@@ -13,6 +13,9 @@ import pyarrow.compute as pc
 
 LARGE = pa.large_string()
 """The type of every text: lines that repeat a long sentence may exceed the 2 GiB of Arrow's small one."""
+
+# `pyarrow.csv.write_csv` (tried: pyarrow 26) cannot write these lines: of its styles of quoting, "needed" and
+# "all_valid" quote every text, and "none" refuses one that holds a comma, a quote or a line end.
 METRIC_HEADER = b"sentence,values\n"
 TOKEN_HEADER = b"sentence,token,values\n"
 PREDICTION_HEADER = b"Sentence,Token,Probability,Analysis\n"

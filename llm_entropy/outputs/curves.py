@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from llm_entropy.outputs.chunk import mean_by_group
 from llm_entropy.outputs.comparison import Moments, evenly_spaced
-from llm_entropy.outputs.parts import Chunk, mean_by_group
-from llm_entropy.schema import Curves, TokenTracks
-
-Rows = npt.NDArray[np.float64]
-"""[sentence, layer]."""
+from llm_entropy.outputs.tables import Curves, TokenTracks
+from llm_entropy.outputs.views import Pair, View
 
 SAMPLE_SIZE = 2_000
 """Most sentences whose rows are kept for distributions and single trajectories."""
@@ -19,16 +17,18 @@ NUM_EXAMPLES = 4
 
 
 class CurveBuilder:
-    """Collects the curve of one metric."""
+    """Collects the curve of one metric: under one condition, or of its differences in a comparison."""
 
-    def __init__(self, width: int, num_sentences: int) -> None:
+    def __init__(self, metric: str, width: int, num_sentences: int) -> None:
         """Expect `num_sentences` rows of `width` numbers."""
+        self._metric = metric
         self.moments = Moments.of(np.empty((0, width)))
         self._wanted = evenly_spaced(num_sentences, SAMPLE_SIZE)
         self._sample = np.full((len(self._wanted), width), np.nan, np.float32)
 
-    def add(self, rows: Rows) -> None:
-        """Take the rows of the next sentences, [sentence, layer]."""
+    def add(self, seen: View | Pair) -> None:
+        """Take the next sentences."""
+        rows = seen.rows(self._metric)
         first = self.moments.rows
         low, high = np.searchsorted(self._wanted, [first, first + len(rows)])
         with np.errstate(over="ignore"):
@@ -51,14 +51,15 @@ class TrackBuilder:
         self._wanted = evenly_spaced(num_sentences, NUM_EXAMPLES)
         self._examples: list[tuple[str, list[str], npt.NDArray[np.float32]]] = []
 
-    def add(self, chunk: Chunk, tokens: list[str], probabilities: npt.NDArray[np.float32]) -> None:
-        """Take the next sentences: tokens [answer * tracked] and probabilities [answer, tracked, layer]."""
+    def add(self, view: View) -> None:
+        """Take the next sentences."""
+        chunk, tokens, probabilities = view.chunk, view.tracked_tokens, view.tracked_probabilities
         first, num_tracked = self._moments.rows, self._shape[0]
         low, high = np.searchsorted(self._wanted, [first, first + len(chunk.counts)])
         firsts = np.cumsum(chunk.answer_counts) - chunk.answer_counts
         for index in (self._wanted[low:high] - first).tolist():
             answer = int(firsts[index])
-            names = tokens[answer * num_tracked : (answer + 1) * num_tracked]
+            names = tokens.slice(answer * num_tracked, num_tracked).to_pylist()
             self._examples.append((chunk.sentences[index].as_py(), names, probabilities[answer].copy()))
         means = mean_by_group(probabilities, chunk.answer_counts)
         self._moments += Moments.of(means.reshape(len(means), -1))

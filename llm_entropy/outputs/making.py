@@ -9,14 +9,15 @@ import shlex
 import time
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from llm_entropy.errors import ReportedError, RunIncompleteError
-from llm_entropy.outputs.merge import merge_model
+from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
 from llm_entropy.outputs.plots import draw_model, draw_side_by_side
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import SummaryRow, summary_rows
-from llm_entropy.schema import ModelShape, ModelTables
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.schema import ModelShape
 from llm_entropy.settings import Settings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
@@ -97,7 +98,7 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
             summary = [_plain(row) for row in summary_rows(tables[-1])]
             models[key] = {**model, **manifest.model_totals(ledger), "summary": summary}
         if settings.output.plots:
-            draw_side_by_side(tables, run_dir, settings.analysis.conditions[0])
+            draw_side_by_side(tables, run_dir)
         corpus = about["corpus"]
         if corpus["num_windows"] is None:
             corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
@@ -112,20 +113,11 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
 
 
 def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
-    output = settings.output
-    tables = merge_model(
-        run_dir,
-        key,
-        model["name"],
-        settings.analysis,
-        ModelShape(**model["shape"]),
-        kind=model["kind"],
-        ledger=ledger,
-        csv=output.csv,
-        parquet=output.parquet,
-    )
-    if output.plots:
-        draw_model(tables, run_dir, settings.analysis.mode)
+    source = MergeSource(key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger)
+    options = MergeOptions(csv=settings.output.csv, parquet=settings.output.parquet)
+    tables = merge_model(run_dir, source, settings.analysis, options)
+    if settings.output.plots:
+        draw_model(tables, run_dir)
     return tables
 
 
@@ -149,17 +141,24 @@ def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> Run
     return RunResult(run_dir, settings.analysis.mode, models)
 
 
-def _plain(row: SummaryRow) -> dict[str, Any]:
-    """Return a row as JSON can hold it, which has no word for what is not finite."""
-    return {
-        name: None if isinstance(value, float) and not isfinite(value) else value
-        for name, value in row._asdict().items()
-    }
+def _plain(value: Any) -> Any:
+    """Return a row, or what is in one, as JSON can hold it, which has no word for what is not finite."""
+    if isinstance(value, SummaryRow):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _summary_row(about: dict[str, Any]) -> SummaryRow:
-    missing = {name: nan for name in ("first_layer", "last_layer") if about[name] is None}
-    return SummaryRow(**{**about, **missing})
+    """Return the row that `_plain` wrote."""
+    ends = {name: _number(about[name]) for name in ("first_layer", "last_layer")}
+    differences = {name: _number(value) for name, value in about["mean_differences"].items()}
+    return SummaryRow(**{**about, **ends, "mean_differences": differences})
+
+
+def _number(value: Optional[float]) -> float:
+    return nan if value is None else value
 
 
 def _report(model: dict[str, Any]) -> None:

@@ -1,20 +1,23 @@
-"""All tables of one model, from its shards: one pass over the keys of the records, one over the records."""
+"""All outputs of one model, from its shards: one pass over the keys of the records, one over the records."""
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs.curves import CurveBuilder
-from llm_entropy.outputs.parts import Chunk, Count, Parts, check_keys, check_parts, id_ranges, spans_of
-from llm_entropy.outputs.tables import Comparative, Condition, Target
-from llm_entropy.schema import Comparison, ModelShape, ModelTables, shard_schema
-from llm_entropy.settings import COMPARATIVE, CONTROL, STANDARD, AnalysisSettings, Kind
+from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_ranges, spans_of
+from llm_entropy.outputs.sinks import ModelSinks, Target
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.schema import ModelShape, shard_schema
+from llm_entropy.settings import AnalysisSettings, Kind
 from llm_entropy.store.files import publish
 from llm_entropy.store.ledger import Ledger
 
@@ -24,22 +27,36 @@ CHUNK_BYTES = 128 * 2**20
 STAGED = ".merge-"
 """What the name of the folder begins with in which a merge works."""
 
-log = logging.getLogger("llm_entropy")
+
+@dataclass(frozen=True)
+class MergeSource:
+    """The model whose shards are merged."""
+
+    key: str
+    """The model's key, the first part of every file name."""
+    name: str
+    """Its hub name, folder or built-in name."""
+    kind: Kind
+    """Causal: a sentence's last record answers it; masked: every mask does."""
+    shape: ModelShape
+    """Its sizes."""
+    ledger: Ledger
+    """What is done of it; complete."""
 
 
-def merge_model(
-    run_dir: Path,
-    model: str,
-    name: str,
-    analysis: AnalysisSettings,
-    shape: ModelShape,
-    *,
-    kind: Kind,
-    ledger: Ledger,
-    csv: bool,
-    parquet: bool,
-    chunk_bytes: int = CHUNK_BYTES,
-) -> ModelTables:
+@dataclass(frozen=True)
+class MergeOptions:
+    """What a merge makes, beside the numbers for plots and the table of placebos, and in how much memory."""
+
+    csv: bool = True
+    """Whether metrics, token probabilities and predictions are written as CSV."""
+    parquet: bool = True
+    """Whether all records are written as Parquet."""
+    chunk_bytes: int = CHUNK_BYTES
+    """How much of the shards is in memory at once."""
+
+
+def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, options: MergeOptions) -> ModelTables:
     """Make a model's tables from its shards.
 
     A first pass counts: it reads sentence ids and positions alone. The second reads every record once, in corpus order,
@@ -49,15 +66,9 @@ def merge_model(
 
     Args:
         run_dir: The run's folder. Nobody else may be merging it.
-        model: The model's key.
-        name: The model's hub name, folder or built-in name.
-        analysis: What was measured.
-        shape: The model's sizes.
-        kind: Whether it is causal, so that a sentence's last record answers it, or masked, so that every mask does.
-        ledger: What is done of the model; complete.
-        csv: Whether metrics, token probabilities and predictions are written as CSV.
-        parquet: Whether all records are written as Parquet.
-        chunk_bytes: How much of the shards is in memory at once.
+        source: The model.
+        analysis: What was measured, under which conditions.
+        options: What is made.
 
     Returns:
         What the plots and the table on the terminal show.
@@ -66,31 +77,45 @@ def merge_model(
         ReportedError: If a part is corrupt or does not fit `analysis`, a record is there twice, a sentence is missing
             or unknown, or there is no record at all.
     """
-    schema, markers = shard_schema(analysis, shape, {}), ledger.markers
-    spans = spans_of(ledger)
-    if not any(span.num_records for span in spans):
-        raise ReportedError(
-            f"{model}: none of the {sum(span.notes.num_rows for span in spans)} rows holds a token to read"
-        )
-    check_parts(markers, schema)
-    lines = analysis.top_k + analysis.tracked_tokens if csv and kind == "masked" else 0
-    ranges = id_ranges(spans, schema, chunk_bytes, lines_per_record=lines * len(analysis.conditions))
-    parts = Parts(markers, schema)
-    total = check_keys(parts, spans, ranges)
+    schema = shard_schema(analysis, source.shape, {})
+    parts, ranges, total = _checked(source, analysis, schema, options)
     with _staged(run_dir) as folder, ExitStack() as files:
-        target = Target(folder, model, schema, shape, total.num_sentences, csv, parquet, files)
-        conditions = [Condition(condition, target) for condition in analysis.conditions]
-        comparatives = [Comparative(target, analysis.metrics)] if analysis.mode == COMPARATIVE else []
+        target = Target(
+            folder,
+            source.key,
+            schema,
+            source.shape,
+            analysis.metrics,
+            total.num_sentences,
+            options.csv,
+            options.parquet,
+            files,
+        )
+        sinks = ModelSinks(analysis.run_conditions, target)
         for lowest, end in ranges:
             table = parts.read(lowest, end)
-            if not len(table):
-                continue
-            chunk = Chunk(table, kind)
-            done = [condition.add(chunk) for condition in conditions]
-            for comparative in comparatives:
-                (standard, before), (control, after) = done
-                comparative.add(chunk, standard, control, [before, after])
-    return _tables(model, name, shape, total, conditions, comparatives)
+            if len(table):
+                sinks.add(Chunk(table, source.kind, source.shape))
+        sinks.finish()
+    return sinks.tables(source.name, total.num_records)
+
+
+def _checked(
+    source: MergeSource, analysis: AnalysisSettings, schema: pa.Schema, options: MergeOptions
+) -> tuple[Parts, list[tuple[int, int]], Count]:
+    """Return the parts, the ranges of sentences to read them in, and their counts, if every record is there once."""
+    markers, spans = source.ledger.markers, spans_of(source.ledger)
+    if not any(span.num_records for span in spans):
+        raise ReportedError(
+            f"{source.key}: none of the {sum(span.notes.num_rows for span in spans)} rows holds a token to read"
+        )
+    check_parts(markers, schema)
+    lines = analysis.top_k + analysis.tracked_tokens if options.csv and source.kind == "masked" else 0
+    # The lines of a baseline are in memory, and those of one condition that is compared with it.
+    num_conditions = min(2, sum(condition.keeps_tokens for condition in analysis.run_conditions))
+    ranges = id_ranges(spans, schema, options.chunk_bytes, lines_per_record=lines * num_conditions)
+    parts = Parts(markers, schema)
+    return parts, ranges, check_keys(parts, spans, ranges)
 
 
 @contextmanager
@@ -105,38 +130,3 @@ def _staged(run_dir: Path) -> Iterator[Path]:
             place = run_dir / path.relative_to(folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             publish(path, place)
-
-
-def _tables(
-    model: str,
-    name: str,
-    shape: ModelShape,
-    total: Count,
-    conditions: list[Condition],
-    comparatives: list[Comparative],
-) -> ModelTables:
-    for condition in conditions:
-        for metric, builder in condition.curves.items():
-            _warn_if_missing(model, condition.name, metric, builder)
-    curves = {
-        condition.name: {metric: builder.curves() for metric, builder in condition.curves.items()}
-        for condition in conditions
-    }
-    tables = ModelTables(
-        model, name, shape, *total, curves, {condition.name: condition.tracks.tracks() for condition in conditions}
-    )
-    for comparative in comparatives:
-        tables.comparisons = {
-            metric: Comparison(curves[STANDARD][metric], curves[CONTROL][metric], builder.curves())
-            for metric, builder in comparative.curves.items()
-        }
-        tables.kl_from_standard = comparative.kl_from_standard.curves()
-    return tables
-
-
-def _warn_if_missing(model: str, condition: str, metric: str, builder: CurveBuilder) -> None:
-    if missing := builder.moments.missing:
-        log.warning(
-            "%s, %s: %d of the numbers of %s are not finite: null in the CSV file, left out of the mean curve",
-            *(model, condition, missing, metric),
-        )

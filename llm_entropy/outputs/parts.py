@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -16,8 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, Slice, WindowNotes
-from llm_entropy.settings import Kind
+from llm_entropy.schema import POSITION, SENTENCE_ID, Slice, WindowNotes
 from llm_entropy.store.ledger import Ledger, Marker
 
 Integers = npt.NDArray[np.int64]
@@ -235,90 +232,3 @@ def _name_wrong(parts: Parts, span: Span, count: int) -> str:
 def _name_ids(what: str, ids: Integers) -> str:
     named = ", ".join(map(str, ids[:NUM_NAMED].tolist())) + (", ..." if len(ids) > NUM_NAMED else "")
     return f"{len(ids)} sentence{'s are' if len(ids) > 1 else ' is'} {what} (id {named})"
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The records of some whole sentences, in corpus order."""
-
-    table: pa.Table
-    """One row per record."""
-    kind: Kind
-    """Whether the model is causal or masked."""
-
-    @cached_property
-    def starts(self) -> Integers:
-        """[sentence], the first record of each sentence."""
-        ids = self.table[SENTENCE_ID].to_numpy()
-        return np.flatnonzero(np.concatenate([[True], np.diff(ids) != 0]))
-
-    @cached_property
-    def counts(self) -> Integers:
-        """[sentence], how many records each sentence has."""
-        return np.diff(self.starts, append=len(self.table))
-
-    @cached_property
-    def answers(self) -> Integers:
-        """[answer], the records that answer the sentence: a causal model's last one, each mask of a masked model."""
-        return self.starts + self.counts - 1 if self.kind == "causal" else np.arange(len(self.table))
-
-    @cached_property
-    def answer_counts(self) -> Integers:
-        """[sentence], how many answers each sentence has."""
-        return np.ones_like(self.counts) if self.kind == "causal" else self.counts
-
-    @cached_property
-    def sentences(self) -> pa.StringArray:
-        """[sentence], the texts: of each sentence the first one that its records hold."""
-        texts = self.table[SENTENCE].combine_chunks()
-        filled = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
-        owners = np.searchsorted(self.starts, filled, side="right") - 1
-        firsts = filled[np.flatnonzero(np.diff(owners, prepend=-1))]
-        assert len(firsts) == len(self.starts), "a part has the text of each of its sentences"
-        return texts.take(pa.array(firsts))
-
-    @cached_property
-    def sentence_column(self) -> pa.DictionaryArray:
-        """[record], the text of each record's sentence, each text once."""
-        owners = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
-        return pa.DictionaryArray.from_arrays(pa.array(owners), self.sentences)
-
-    def strings(self, name: str) -> pa.StringArray:
-        """Return a column of strings.
-
-        Args:
-            name: A column of strings, or of fixed-size lists of them.
-
-        Returns:
-            [record], or [record * size].
-        """
-        values = self.table[name].combine_chunks()
-        return values.flatten() if pa.types.is_fixed_size_list(values.type) else values
-
-    def numbers(self, name: str) -> npt.NDArray[np.float32]:
-        """Return a column of fixed-size lists of numbers.
-
-        Args:
-            name: The column.
-
-        Returns:
-            [record, size], a view.
-        """
-        values = self.table[name].combine_chunks()
-        flat: npt.NDArray[np.float32] = values.flatten().to_numpy()
-        return flat.reshape(len(self.table), values.type.list_size)
-
-
-def mean_by_group(values: npt.NDArray[np.float32], counts: Integers) -> npt.NDArray[np.float64]:
-    """Return the mean of each group of consecutive rows, in float64.
-
-    Args:
-        values: [row, ...].
-        counts: [group], how many rows each group has.
-
-    Returns:
-        [group, ...].
-    """
-    starts = np.cumsum(counts) - counts
-    sums = np.add.reduceat(values.astype(np.float64), starts, axis=0)
-    return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)))

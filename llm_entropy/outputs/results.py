@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_entropy.outputs.summaries import SummaryRow, read_metric
-from llm_entropy.settings import COMPARATIVE, KL_FROM_STANDARD, AnalysisSettings, Mode
+from llm_entropy.outputs.places import Place, place_of_comparison, place_of_condition
+from llm_entropy.outputs.reading import read_comparison, read_metric, read_placebos
+from llm_entropy.outputs.summaries import SummaryRow
+from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Mode, compared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,12 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConditionResult(Mapping[str, "pd.DataFrame"]):
-    """The tables of one model under one condition, by metric: a row per sentence, a column per layer."""
+    """The tables of one model under one condition, or in one comparison, by metric: a column per layer."""
 
-    run_dir: Path
-    condition: str
-    model: str
+    place: Place
+    """Where its files are."""
     metrics: tuple[str, ...]
+    read: Callable[[str], pd.DataFrame]
+    """Reads a metric: of a condition a row per sentence, of a comparison four."""
 
     def __getitem__(self, metric: str) -> pd.DataFrame:
         """Return a metric, rows in sentence order.
@@ -31,7 +35,7 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
         """
         if metric not in self.metrics:
             raise KeyError(f"{metric!r}: the run has {', '.join(self.metrics)}")
-        return read_metric(self.run_dir, self.condition, self.model, metric)
+        return self.read(metric)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the names of the metrics."""
@@ -46,51 +50,73 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
         """The most likely tokens of the final layer: columns Sentence, Token, Probability, Analysis."""
         import pandas as pd
 
-        name = "comparative_predictions" if self.condition == COMPARATIVE else "predictions"
-        path = self.run_dir / self.condition / "predictions" / f"{self.model}_{name}.csv"
-        return pd.read_csv(path, keep_default_na=False, encoding="utf-8")
+        return pd.read_csv(self.place.predictions, keep_default_na=False, encoding="utf-8")
 
     @property
     def records(self) -> pd.DataFrame:
         """Every record, one row each, as `output.parquet` writes them."""
         import pandas as pd
 
-        return pd.read_parquet(self.run_dir / self.condition / "data" / f"{self.model}.parquet")
+        return pd.read_parquet(self.place.records)
 
 
 @dataclass(frozen=True)
 class ModelResult(Mapping[str, ConditionResult]):
-    """The tables of one model, by condition; `comparative` too, where the run compares."""
+    """The tables of one model: of the conditions by name, then of the comparisons by folder, as `comparative`.
+
+    With several steered conditions the comparisons are `comparative/control_+1` and so on.
+    """
 
     run_dir: Path
     model: str
     """The model's key."""
     analysis: AnalysisSettings
     summary: list[SummaryRow]
-    """Each metric in three numbers, as the terminal shows it."""
+    """Each metric in a few numbers, as the terminal shows it."""
 
-    def __getitem__(self, condition: str) -> ConditionResult:
-        """Return the tables of a condition.
+    def __getitem__(self, name: str) -> ConditionResult:
+        """Return the tables of a condition, or of a comparison.
 
         Raises:
             KeyError: The run did not have it.
         """
-        if condition not in tuple(self):
-            raise KeyError(f"{condition!r}: the run has {', '.join(self)}")
-        metrics = tuple(self.analysis.metrics)
-        if condition == COMPARATIVE:
-            metrics = (*metrics, KL_FROM_STANDARD)
-        return ConditionResult(self.run_dir, condition, self.model, metrics)
+        if name not in self._tables:
+            raise KeyError(f"{name!r}: the run has {', '.join(self)}")
+        return self._tables[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names of the conditions."""
-        yield from self.analysis.conditions
-        if self.analysis.mode == COMPARATIVE:
-            yield COMPARATIVE
+        """Iterate over the names of the conditions, then over those of the comparisons; placebos have no tables."""
+        return iter(self._tables)
 
     def __len__(self) -> int:
-        """Return the number of conditions."""
-        return len(tuple(iter(self)))
+        """Return the number of conditions and comparisons."""
+        return len(self._tables)
+
+    @property
+    def placebos(self) -> pd.DataFrame:
+        """What the placebos changed: a row for each of them, metric and layer; no row where the run has none."""
+        return read_placebos(self.run_dir, self.model)
+
+    @cached_property
+    def _tables(self) -> dict[str, ConditionResult]:
+        run_dir, model = self.run_dir, self.model
+        metrics, conditions = tuple(self.analysis.metrics), self.analysis.run_conditions
+        tables = {
+            condition.name: ConditionResult(
+                place_of_condition(run_dir, condition, model), metrics, partial(read_metric, run_dir, model, condition)
+            )
+            for condition in conditions
+            if condition.keeps_tokens
+        }
+        return tables | {
+            comparison.other.comparison_folder: ConditionResult(
+                place_of_comparison(run_dir, comparison, model),
+                (*metrics, *COMPARISON_METRICS),
+                partial(read_comparison, run_dir, model, comparison),
+            )
+            for comparison in compared(conditions)
+            if comparison.other.keeps_tokens
+        }
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,15 @@
-"""What a run's tables say: read back for Python, and in a few rows for the terminal."""
+"""What a run found, in a few rows for the terminal and `run.json`."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import NamedTuple
 
-import numpy as np
-
-from llm_entropy.outputs.comparison import QUANTITIES, difference, percent_change
-from llm_entropy.outputs.parts import mean_by_group
-from llm_entropy.outputs.tables import metric_path
-from llm_entropy.schema import SENTENCE, SENTENCE_ID, ModelTables
-from llm_entropy.settings import COMPARATIVE, COMPARISON_METRICS, CONTROL, METRICS, STANDARD
-
-if TYPE_CHECKING:
-    import pandas as pd
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.settings import ALL_METRICS
 
 
 class SummaryRow(NamedTuple):
-    """One metric of one model, in three numbers."""
+    """One metric of one model, in a few numbers."""
 
     model: str
     """The model's key."""
@@ -27,102 +17,32 @@ class SummaryRow(NamedTuple):
     """The metric's name."""
     unit: str
     """Its unit."""
+    condition: str
+    """Whose the next two numbers are: the standard one, or where it was not run each of the others in turn."""
     first_layer: float
-    """Mean over the sentences at the first layer (or block); of the standard condition where it was run."""
+    """Mean over the sentences at the first layer (or block)."""
     last_layer: float
     """The same at the last."""
-    mean_difference: Optional[float]
-    """Mean of control - standard at the last layer; None unless the run compares."""
+    mean_differences: dict[str, float]
+    """By condition, without placebos: mean of it - `condition` over the sentences, at the last layer."""
 
 
 def summary_rows(tables: ModelTables) -> list[SummaryRow]:
-    """Return one row per metric for the table on the terminal.
+    """Return one row per metric for the table on the terminal; per metric and condition where nothing is compared.
 
     Args:
         tables: What the merge made.
 
     Returns:
-        The rows, in the order of the metrics.
+        The rows, in the order of the conditions, then of the metrics.
     """
-    curves = tables.curves.get(STANDARD) or next(iter(tables.curves.values()))
     rows = []
-    for metric, curve in curves.items():
-        comparison = tables.comparisons.get(metric)
-        change = None if comparison is None else float(comparison.difference.mean[-1])
-        ends = float(curve.mean[0]), float(curve.mean[-1])
-        rows.append(SummaryRow(tables.model, metric, METRICS[metric].unit, *ends, change))
+    for condition in tables.baselines:
+        against = {
+            name: one.metrics for name, one in tables.comparisons.items() if one.comparison.baseline is condition
+        }
+        for metric, curve in tables.curves[condition.name].items():
+            ends = float(curve.mean[0]), float(curve.mean[-1])
+            changes = {name: float(metrics[metric].difference.mean[-1]) for name, metrics in against.items()}
+            rows.append(SummaryRow(tables.model, metric, ALL_METRICS[metric].unit, condition.name, *ends, changes))
     return rows
-
-
-def read_metric(run_dir: Path, condition: str, model: str, metric: str) -> pd.DataFrame:
-    """Return a metric, a row per sentence in corpus order: from its CSV file, or where there is none from the records.
-
-    Args:
-        run_dir: The run's folder.
-        condition: `standard`, `control`, or `comparative`.
-        model: The model's key.
-        metric: The metric's name; in `comparative` also `kl_from_standard`.
-
-    Returns:
-        Index `sentence`, in `comparative` also `quantity` (standard, control, difference, percent_change); a column per
-        layer (or block), named by its number; float64, NaN where the file says null.
-
-    Raises:
-        FileNotFoundError: The run has no such table.
-    """
-    path = metric_path(run_dir, condition, model, metric)
-    if path.is_file():
-        return _read_csv(path, condition, metric)
-    if condition == COMPARATIVE and metric not in COMPARISON_METRICS:
-        before, after = (read_metric(run_dir, name, model, metric) for name in (STANDARD, CONTROL))
-        return _compared(before, after)
-    return _read_records(run_dir / condition / "data" / f"{model}.parquet", metric)
-
-
-def _read_csv(path: Path, condition: str, metric: str) -> pd.DataFrame:
-    import pandas as pd
-
-    rows = pd.read_csv(path, keep_default_na=False, dtype=str, encoding="utf-8")
-    values = np.array([json.loads(numbers) for numbers in rows["values"]], np.float64)
-    frame = pd.DataFrame(values, index=pd.Index(rows["sentence"], name="sentence"))
-    frame.columns.name = {**METRICS, **COMPARISON_METRICS}[metric].axis
-    if condition == COMPARATIVE and metric not in COMPARISON_METRICS:
-        quantities = QUANTITIES * (len(rows) // len(QUANTITIES))
-        texts = [label.removesuffix(f" ({name})") for label, name in zip(rows["sentence"], quantities, strict=True)]
-        frame.index = pd.MultiIndex.from_arrays([texts, quantities], names=["sentence", "quantity"])
-    return frame
-
-
-def _read_records(path: Path, metric: str) -> pd.DataFrame:
-    """Return the mean over each sentence's records, as the CSV file would have it."""
-    import pandas as pd
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: the run wrote neither CSV nor Parquet; set output.csv or output.parquet")
-    table = pq.read_table(path, columns=[SENTENCE_ID, SENTENCE, metric])
-    starts = np.flatnonzero(np.diff(table[SENTENCE_ID].to_numpy(), prepend=-1))
-    values = table[metric].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    means = mean_by_group(values, np.diff(starts, append=len(table)))
-    about = {**METRICS, **COMPARISON_METRICS}[metric]
-    if about.axis == "block":
-        num_blocks = int(table.schema.field(metric).metadata[b"shape"].split()[0])
-        means = means.reshape(len(means), num_blocks, -1).mean(axis=2)
-    numbers = means.astype(np.float32).astype(np.float64)
-    numbers[~np.isfinite(numbers)] = np.nan
-    sentences = table[SENTENCE].take(starts).to_pylist()
-    frame = pd.DataFrame(numbers, index=pd.Index(sentences, name="sentence"))
-    frame.columns.name = about.axis
-    return frame
-
-
-def _compared(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
-    first, second = before.to_numpy(), after.to_numpy()
-    four = np.stack([first, second, difference(first, second), percent_change(first, second)], axis=1)
-    texts, quantities = before.index.repeat(len(QUANTITIES)), pd.Index(QUANTITIES * len(before))
-    index = pd.MultiIndex.from_arrays([texts, quantities], names=["sentence", "quantity"])
-    frame = pd.DataFrame(four.reshape(-1, first.shape[1]), index=index)
-    frame.columns.name = before.columns.name
-    return frame

@@ -16,7 +16,7 @@ from llm_entropy.outputs.comparison import (
 )
 
 
-def test_the_difference_is_control_minus_standard_in_double_precision():
+def test_the_difference_is_other_minus_baseline_in_double_precision():
     standard, control = np.float32([1.0, 0.1, 5.0]), np.float32([3.0, 0.3, 4.0])
     np.testing.assert_array_equal(difference(standard, control), control.astype(float) - standard.astype(float))
 
@@ -61,6 +61,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     total = Moments.of(values[:1]) + Moments.of(values[1:])
     np.testing.assert_array_equal(total.mean, [3.0, 2.0, np.nan])
     np.testing.assert_array_equal(total.deviation, [np.sqrt(8 / 3), 0.0, np.nan])
+    np.testing.assert_array_equal(total.sample_deviation, [2.0, np.nan, np.nan])
     np.testing.assert_array_equal(total.count, [3, 1, 0])
     assert total.missing == 5
 

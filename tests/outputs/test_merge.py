@@ -18,19 +18,24 @@ import pytest
 import shards
 from shards import SENTENCES, SHAPE
 
-from llm_entropy.outputs import tables
-from llm_entropy.outputs.merge import merge_model
+from llm_entropy.outputs import records as record_files
 from llm_entropy.outputs.parts import TOKEN_BYTES, Parts, Span, id_ranges
-from llm_entropy.outputs.summaries import read_metric, summary_rows
-from llm_entropy.schema import ModelTables, Slice, WindowNotes, shard_schema
+from llm_entropy.outputs.results import ModelResult
+from llm_entropy.outputs.sinks import ComparisonSinks
+from llm_entropy.outputs.summaries import summary_rows
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.schema import Slice, WindowNotes, shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(300)]
 
 
-def merge(run_dir: Path, analysis: AnalysisSettings, **settings) -> ModelTables:
-    how = {"kind": "causal", "csv": True, "parquet": True, "ledger": shards.ledger_of(run_dir, "tiny"), **settings}
-    return merge_model(run_dir, "tiny", "builtin:tiny", analysis, SHAPE, **how)
+def merge(run_dir: Path, analysis: AnalysisSettings, **how) -> ModelTables:
+    return shards.merge(run_dir, "tiny", analysis, **how)
+
+
+def result_of(run_dir: Path, analysis: AnalysisSettings) -> ModelResult:
+    return ModelResult(run_dir, "tiny", analysis, [])
 
 
 def made_files(run_dir: Path) -> dict[str, bytes]:
@@ -95,10 +100,10 @@ def test_the_comparison_has_four_rows_per_sentence_and_null_where_standard_is_ze
         assert [row[0] for row in rows] == [f"{sentence} ({name})" for sentence in MANY for name in names]
         found = to_numbers([row[1] for row in rows]).reshape(len(MANY), 4, -1)
         np.testing.assert_allclose(found, np.stack(expected, axis=1).astype(np.float32), rtol=1e-6)
-    assert np.isnan(read_metric(tmp_path, "comparative", "tiny", "target_rank").loc[(MANY[0], "percent_change"), 4])
+    assert np.isnan(result_of(tmp_path, analysis)["comparative"]["target_rank"].loc[(MANY[0], "percent_change"), 4])
     assert "null" in (tmp_path / "comparative/data/tiny_target_rank_comparative.csv").read_text()
     kl = mean_by_sentence(whole, "control/kl_from_standard").to_numpy()
-    np.testing.assert_allclose(read_metric(tmp_path, "comparative", "tiny", "kl_from_standard"), kl, rtol=1e-6)
+    np.testing.assert_allclose(result_of(tmp_path, analysis)["comparative"]["kl_from_standard"], kl, rtol=1e-6)
 
 
 def test_numbers_that_are_not_finite_are_null_and_reported(tmp_path, caplog):
@@ -112,7 +117,7 @@ def test_numbers_that_are_not_finite_are_null_and_reported(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "llm_entropy"):
         result = merge(tmp_path, analysis)
     assert "tiny, standard: 2 of the numbers of entropy are not finite" in caplog.text
-    frame = read_metric(tmp_path, "standard", "tiny", "entropy")
+    frame = result_of(tmp_path, analysis)["standard"]["entropy"]
     assert np.argwhere(frame.isna().to_numpy()).tolist() == [[2, 1], [3, 0]]
     masked = np.ma.masked_invalid(numbers.astype(float))
     np.testing.assert_allclose(result.curves["standard"]["entropy"].mean, masked.mean(axis=0), rtol=1e-12)
@@ -126,18 +131,18 @@ def test_the_curves_are_the_moments_over_all_sentences_and_the_sample_is_evenly_
     assert (result.num_sentences, result.num_records) == (300, 450)
     before, after = (mean_by_sentence(whole, f"{name}/entropy").to_numpy() for name in ("standard", "control"))
     chosen = np.linspace(0, 299, 50).round().astype(int)
-    comparison = result.comparisons["entropy"]
+    compared = result.comparisons["control"]
+    comparison = compared.metrics["entropy"]
     for curves, rows in (
-        (comparison.standard, before),
-        (comparison.control, after),
+        (comparison.baseline, before),
+        (comparison.other, after),
         (comparison.difference, after - before),
     ):
         assert curves.count == 300
         np.testing.assert_allclose(curves.mean, rows.mean(axis=0), rtol=1e-10)
         np.testing.assert_allclose(curves.deviation, rows.std(axis=0), rtol=1e-10)
         np.testing.assert_array_equal(curves.sample, rows[chosen].astype(np.float32))
-    assert result.kl_from_standard is not None
-    assert result.kl_from_standard.count == 300
+    assert compared.between["kl_from_standard"].count == 300
     assert result.curves["control"]["attention_entropy"].mean.shape == (SHAPE.num_blocks,)
 
 
@@ -205,7 +210,7 @@ def test_hard_sentences_come_back_through_pandas_and_csv_unchanged(tmp_path):
         pd.read_csv(tmp_path / "standard/data/tiny_entropy.csv", keep_default_na=False)["sentence"].tolist()
         == SENTENCES
     )
-    assert read_metric(tmp_path, "control", "tiny", "entropy").index.tolist() == SENTENCES
+    assert result_of(tmp_path, analysis)["control"]["entropy"].index.tolist() == SENTENCES
 
 
 def test_lines_are_those_of_pythons_csv(tmp_path):
@@ -243,7 +248,7 @@ def test_the_parquet_file_is_the_shards_in_corpus_order_with_their_units(tmp_pat
 
 
 def test_neither_the_chunks_nor_the_number_of_files_change_a_byte(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROW_GROUP", 16)
+    monkeypatch.setattr(record_files, "ROW_GROUP", 16)
     analysis = shards.comparative()
     ids = np.cumsum(np.random.default_rng(5).integers(1, 9, 60))
     whole = shards.table(MANY[:60], analysis, records=(1, 2, 5), ids=ids)
@@ -269,8 +274,7 @@ def test_a_run_leaves_the_folders_that_its_mode_needs(tmp_path, mode):
     assert {path.name for path in tmp_path.iterdir()} == {"shards", *folders}
     assert not list((tmp_path / mode).rglob("*.parquet"))
     assert set(result.curves) == folders - {"comparative"}
-    assert bool(result.comparisons) == (mode == "comparative")
-    assert (result.kl_from_standard is not None) == (mode == "comparative")
+    assert list(result.comparisons) == (["control"] if mode == "comparative" else [])
 
 
 # --- exactly once ------------------------------------------------------------------------------------------------
@@ -367,13 +371,13 @@ def test_without_csv_tables_are_read_from_the_records(tmp_path):
         shards.write(tmp_path / name, "tiny", whole)
         merge(tmp_path / name, analysis, csv=has_csv)
     assert not list((tmp_path / "without").rglob("*.csv"))
+    results = {name: result_of(tmp_path / name, analysis) for name in ("with", "without")}
     for condition, metric in itertools.product(("standard", "control", "comparative"), analysis.metrics):
-        expected, found = (read_metric(tmp_path / name, condition, "tiny", metric) for name in ("with", "without"))
+        expected, found = (result[condition][metric] for result in results.values())
         pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
-    frames = [read_metric(tmp_path / name, "comparative", "tiny", "kl_from_standard") for name in ("with", "without")]
-    pd.testing.assert_frame_equal(*frames)
+    pd.testing.assert_frame_equal(*(result["comparative"]["kl_from_standard"] for result in results.values()))
     with pytest.raises(FileNotFoundError, match=r"set output\.csv or output\.parquet"):
-        read_metric(tmp_path / "without", "standard", "other", "entropy")
+        ModelResult(tmp_path / "without", "other", analysis, [])["standard"]["entropy"]
 
 
 def span(first: int, *slices: Slice) -> Span:
@@ -432,7 +436,7 @@ def test_the_parts_of_a_range_are_those_that_overlap_it(tmp_path):
 
 
 def test_the_text_of_a_long_document_is_stored_once_in_each_row_group(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROW_GROUP", 500)
+    monkeypatch.setattr(record_files, "ROW_GROUP", 500)
     random = np.random.default_rng(0)
     texts = ["".join(map(chr, random.integers(0x4E00, 0x9FFF, 40_000))) for _ in range(3)]  # it does not compress
     analysis = AnalysisSettings(metrics=["entropy"])
@@ -452,22 +456,22 @@ def test_an_interrupted_merge_leaves_no_file_and_does_not_touch_the_old_ones(tmp
     shards.write(tmp_path, "tiny", shards.table(MANY, analysis))
     calls = []
 
-    def interrupt(self, chunk, *rest):
-        calls.append(chunk)
+    def interrupt(self, pair):
+        calls.append(pair)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return original(self, chunk, *rest)
+        return original(self, pair)
 
-    original = tables.Comparative.add
+    original = ComparisonSinks.add
     with monkeypatch.context() as patch:
-        patch.setattr(tables.Comparative, "add", interrupt)
+        patch.setattr(ComparisonSinks, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
             merge(tmp_path, analysis, chunk_bytes=20_000)
         assert [path.name for path in tmp_path.iterdir()] == ["shards"]
     merge(tmp_path, analysis)
     before = made_files(tmp_path)
     calls.clear()
-    monkeypatch.setattr(tables.Comparative, "add", interrupt)
+    monkeypatch.setattr(ComparisonSinks, "add", interrupt)
     with pytest.raises(KeyboardInterrupt):
         merge(tmp_path, analysis, chunk_bytes=20_000)
     assert made_files(tmp_path) == before
@@ -478,10 +482,11 @@ def test_the_summary_has_the_first_and_last_layer_of_each_metric(tmp_path):
     whole = shards.write(tmp_path, "tiny", shards.table(MANY, analysis))
     entropy, attention = summary_rows(merge(tmp_path, analysis))
     before, after = (mean_by_sentence(whole, f"{name}/entropy").mean() for name in ("standard", "control"))
-    assert entropy[:3] == ("tiny", "entropy", "nats")
-    np.testing.assert_allclose(entropy[3:], [before.iloc[0], before.iloc[-1], (after - before).iloc[-1]], rtol=1e-6)
+    assert entropy[:4] == ("tiny", "entropy", "nats", "standard")
+    np.testing.assert_allclose(entropy[4:6], [before.iloc[0], before.iloc[-1]], rtol=1e-6)
+    assert entropy.mean_differences == {"control": pytest.approx((after - before).iloc[-1], rel=1e-6)}
     assert attention.metric == "attention_entropy"
     alone = AnalysisSettings(control=ControlSettings(control_vector=[0.1]), metrics=["margin"])
     shards.write(tmp_path / "alone", "tiny", shards.table(SENTENCES, alone))
     (margin,) = summary_rows(merge(tmp_path / "alone", alone))
-    assert (margin.unit, margin.mean_difference) == ("logits", None)
+    assert (margin.unit, margin.condition, margin.mean_differences) == ("logits", "control", {})

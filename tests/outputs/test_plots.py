@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from llm_entropy.outputs.merge import merge_model
 from llm_entropy.outputs.plots import canvas, comparative, draw_model, draw_side_by_side, lettering
+from llm_entropy.outputs.plots import condition as condition_plots
 from llm_entropy.outputs.plots.condition import draw_trajectories, spread
-from llm_entropy.schema import Curves, ModelShape, ModelTables
+from llm_entropy.outputs.tables import Curves, ModelTables
+from llm_entropy.schema import ModelShape
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 PRINT_DPI = canvas.DPI
@@ -28,8 +29,7 @@ DEFAULT = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entrop
 def make(run_dir: Path, analysis: AnalysisSettings, *, key="tiny", num=12, shape=shards.SHAPE, sentences=None):
     texts = sentences or [f"{shards.SENTENCES[index % 10]} {index}" for index in range(num)]
     shards.write(run_dir, key, shards.table(texts, analysis, shape))
-    how = {"kind": "causal", "csv": True, "parquet": False, "ledger": shards.ledger_of(run_dir, key)}
-    return merge_model(run_dir, key, f"builtin:{key}", analysis, shape, **how)
+    return shards.merge(run_dir, key, analysis, shape, parquet=False)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,20 @@ def tables(tmp_path_factory) -> ModelTables:
     """Of a comparative run with three of the metrics."""
     analysis = shards.comparative(metrics=["entropy", "perplexity", "attention_entropy"])
     return make(tmp_path_factory.mktemp("run"), analysis, num=250)
+
+
+def listen_to_titles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return a list that the titles and the lines below them come to."""
+    titles = []
+    original = canvas.write_title
+
+    def listen(figure, title, subtitle):
+        titles.append((title, subtitle))
+        original(figure, title, subtitle)
+
+    for module in ("comparative", "condition"):
+        monkeypatch.setattr(f"llm_entropy.outputs.plots.{module}.write_title", listen)
+    return titles
 
 
 def names(drawn: list[Path], run_dir: Path) -> set[str]:
@@ -52,7 +66,7 @@ def curves_of(rows: np.ndarray) -> Curves:
 
 
 def test_a_comparative_run_has_every_figure_that_is_promised(tmp_path):
-    drawn = draw_model(make(tmp_path, shards.comparative()), tmp_path, "comparative")
+    drawn = draw_model(make(tmp_path, shards.comparative()), tmp_path)
     expected = {f"{name}/plots/tiny_{metric}.png" for name in ("standard", "control") for metric in DEFAULT}
     expected |= {f"{name}/plots/tiny_token_probabilities.png" for name in ("standard", "control")}
     expected |= {f"comparative/plots/tiny_{m}_{what}.png" for m in DEFAULT for what in ("comparison", "differences")}
@@ -66,14 +80,73 @@ def test_a_comparative_run_has_every_figure_that_is_promised(tmp_path):
 def test_a_run_of_one_condition_has_the_figures_of_that_condition(tmp_path, mode):
     control = ControlSettings(control_vector=[0.1] if mode == "control" else None)
     result = make(tmp_path, AnalysisSettings(metrics=["margin"], control=control))
-    drawn = draw_model(result, tmp_path, mode) + draw_side_by_side([result], tmp_path, mode)
+    drawn = draw_model(result, tmp_path) + draw_side_by_side([result], tmp_path)
     files = ("tiny_margin", "tiny_token_probabilities", "models_margin")
     assert names(drawn, tmp_path) == {f"{mode}/plots/{file}.png" for file in files}
 
 
+def test_many_conditions_have_their_figures_in_their_own_folders_and_under_their_own_names(tmp_path, monkeypatch):
+    titles, colours = listen_to_titles(monkeypatch), set()
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: Image.new("L", (1, 1)))
+    original = condition_plots.draw_trajectories
+
+    def listen(axes, curves, metric, colour):
+        colours.add(colour)
+        original(axes, curves, metric, colour)
+
+    monkeypatch.setattr(condition_plots, "draw_trajectories", listen)
+    result = make(tmp_path, shards.dose(metrics=["entropy"]), num=3)
+    drawn = draw_model(result, tmp_path) + draw_side_by_side([result], tmp_path)
+    steered = [f"control_{strength:+g}" for strength in (-2, -1, 0, 1, 2)]
+    own = ("entropy", "token_probabilities")
+    expected = {
+        f"{one}/plots/tiny_{file}.png" for one in ("standard", *(f"control/{n}" for n in steered)) for file in own
+    }
+    compared = ("entropy_comparison", "entropy_differences", "layer_impact", "kl_from_standard")
+    expected |= {f"comparative/{name}/plots/tiny_{file}.png" for name in steered for file in compared}
+    assert names(drawn, tmp_path) == expected | {"standard/plots/models_entropy.png"}
+    assert len(drawn) == len(titles) + 1
+    assert [title for title, _ in titles][:2] == [
+        "Entropy by layer, standard",
+        "How the final answer emerges, standard",
+    ]
+    assert [title for title, _ in titles][-4:] == [
+        "Entropy by layer, standard and control_+2",
+        "Entropy by layer, control_+2 \N{MINUS SIGN} standard",
+        "Where control_+2 acts: standardised effect by metric and layer",
+        "How far control_+2 moves the prediction, by layer",
+    ]
+    assert colours == {canvas.BLUE, canvas.VERMILLION}
+
+
+def test_without_a_standard_run_the_models_are_drawn_side_by_side_for_each_condition(tmp_path):
+    control = ControlSettings(control_vector=[0.1], strengths=[1, 2])
+    result = make(tmp_path, AnalysisSettings(metrics=["margin"], control=control), num=3)
+    drawn = draw_side_by_side([result, result], tmp_path)
+    expected = {f"control/{name}/plots/models_margin.png" for name in ("control_+1", "control_+2")}
+    assert names(drawn, tmp_path) == expected
+
+
+def test_a_comparison_is_lettered_with_the_names_of_its_conditions_the_long_ones_shortened(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: figures.append(figure) or Image.new("L", (1, 1)))
+    name = "what-the-king-james-bible-does"
+    analysis = AnalysisSettings(
+        compare_control=True, conditions={name: ControlSettings(control_vector=[0.1])}, metrics=["entropy"]
+    )
+    draw_model(make(tmp_path, analysis, num=3), tmp_path)
+    both, kl = figures[-4], figures[-1]
+    shown = lettering.shorten(name, canvas.MOST_NAME)
+    assert "…" in shown
+    labels = [text.get_text() for text in both.axes[0].get_legend().get_texts()]
+    assert labels[:2] == ["standard, mean", f"{shown}, mean"]
+    assert [line.get_color() for line in both.axes[0].lines[:2]] == [canvas.BLUE, canvas.VERMILLION]
+    assert kl.axes[0].get_ylabel() == f"KL from standard to {shown} (nats)"
+
+
 def test_a_figure_is_a_whole_png_at_print_resolution_on_white(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(canvas, "DPI", PRINT_DPI)
-    for path in draw_model(tables, tmp_path, "comparative") + draw_side_by_side([tables, tables], tmp_path):
+    for path in draw_model(tables, tmp_path) + draw_side_by_side([tables, tables], tmp_path):
         assert 5_000 < path.stat().st_size < 300_000
         with Image.open(path) as image:
             image.load()
@@ -112,7 +185,7 @@ def test_few_sentences_shallow_and_deep_models_and_odd_keys_are_drawn_without_wa
     texts = ["$x_1$ 月亮 😀 \x07 \ud7ff" * 40, "b\n\r", "", " ", "NA"][:num]
     analysis = shards.comparative(metrics=["perplexity", "attention_entropy", "target_rank"], tracked_tokens=1)
     result = make(tmp_path, analysis, shape=shape, sentences=texts, key=key)
-    draw_model(result, tmp_path, "comparative")
+    draw_model(result, tmp_path)
     draw_side_by_side([result], tmp_path)
 
 
@@ -120,13 +193,13 @@ def test_few_sentences_shallow_and_deep_models_and_odd_keys_are_drawn_without_wa
 def test_constants_and_missing_numbers_are_drawn_without_warnings(tmp_path, tables, value):
     changed = copy.deepcopy(tables)
     rows = np.full((20, 5), value)
-    for metric in changed.comparisons:
-        comparison = changed.comparisons[metric]
-        comparison.standard = comparison.control = curves_of(rows + 1)
+    compared = changed.comparisons["control"]
+    for metric, comparison in compared.metrics.items():
+        comparison.baseline = comparison.other = curves_of(rows + 1)
         comparison.difference = curves_of(rows)
         changed.curves["standard"][metric] = curves_of(rows + 1)
-    changed.kl_from_standard = curves_of(rows)
-    draw_model(changed, tmp_path, "comparative")
+    compared.between["kl_from_standard"] = curves_of(rows)
+    draw_model(changed, tmp_path)
     draw_side_by_side([changed], tmp_path)
 
 
@@ -171,31 +244,24 @@ def test_the_differences_are_quantiles_of_the_sample_about_a_line_at_zero():
 
 def test_the_heat_map_is_centred_annotated_and_hatched_where_there_is_no_block(tables):
     figure = Figure()
-    comparative._draw_impact(figure, tables)
+    compared = tables.comparisons["control"]
+    comparative._draw_impact(figure, compared, tables.shape.num_layers)
     axes = figure.axes[0]
     (image,) = axes.images
     assert image.norm.vmin == -image.norm.vmax
     hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
     assert hatched == [(3.5, 1.5)]
     assert len(axes.texts) == 3 * 5 - 1
-    change = tables.comparisons["entropy"].difference
+    change = compared.metrics["entropy"].difference
     effects = np.divide(change.mean, change.deviation, out=np.zeros(5), where=change.deviation > 0)
     np.testing.assert_allclose(np.clip(effects, -2 * image.norm.vmax, 2 * image.norm.vmax), image.get_array()[0])
     assert axes.texts[4].get_text() == f"{effects[4]:+.2f}"
 
 
 def test_titles_name_the_model_the_metric_and_the_number_of_sentences(tables, tmp_path, monkeypatch):
-    titles = []
-    original = canvas.write_title
-
-    def listen(figure, title, subtitle):
-        titles.append((title, subtitle))
-        original(figure, title, subtitle)
-
-    for module in ("comparative", "condition"):
-        monkeypatch.setattr(f"llm_entropy.outputs.plots.{module}.write_title", listen)
+    titles = listen_to_titles(monkeypatch)
     monkeypatch.setattr(canvas, "_rendered", lambda figure: Image.new("L", (1, 1)))  # titles are made before
-    drawn = draw_model(tables, tmp_path, "comparative")
+    drawn = draw_model(tables, tmp_path)
     assert len(titles) == len(drawn)
     assert all("tiny (builtin:tiny) · 250 sentences" in subtitle for _, subtitle in titles)
     assert titles[0] == ("Entropy by layer, standard", "tiny (builtin:tiny) · 250 sentences · 200 of them drawn")

@@ -1,7 +1,7 @@
 """Tables -> figures: the only place that draws.
 
-`canvas` makes and saves figures, `lettering` writes on them, `condition` draws one condition, `comparative` what
-control changed, `architectures` the models of a run side by side.
+`canvas` makes and saves figures, `lettering` writes on them, `condition` draws one condition, `comparative` what a
+condition changed, `side_by_side` the models of a run beside each other.
 """
 
 from collections.abc import Sequence
@@ -10,36 +10,33 @@ from pathlib import Path
 from llm_entropy.outputs.plots.comparative import draw_comparison
 from llm_entropy.outputs.plots.condition import draw_condition
 from llm_entropy.outputs.plots.side_by_side import draw_models
-from llm_entropy.schema import ModelTables
-from llm_entropy.settings import COMPARATIVE, STANDARD, Mode
+from llm_entropy.outputs.tables import ModelTables
 
 __all__ = ["draw_model", "draw_side_by_side"]
 
 
-def draw_model(tables: ModelTables, run_dir: Path, mode: Mode) -> list[Path]:
-    """Draw every figure of one model.
+def draw_model(tables: ModelTables, run_dir: Path) -> list[Path]:
+    """Draw every figure of one model: of its conditions, then of its comparisons.
 
     Args:
         tables: What the merge made.
-        run_dir: The run's folder; figures go to `plots` below each condition's folder.
-        mode: What the run did; `comparative` draws the comparison too.
+        run_dir: The run's folder; figures go to `plots` below the folder of each condition and comparison.
 
     Returns:
         The files, in the order in which they were drawn.
     """
-    drawn = [path for condition in tables.curves for path in draw_condition(tables, condition, run_dir)]
-    return drawn + draw_comparison(tables, run_dir) if mode == COMPARATIVE else drawn
+    drawn = [path for condition in tables.conditions for path in draw_condition(tables, condition, run_dir)]
+    return drawn + [path for one in tables.comparisons.values() for path in draw_comparison(tables, one, run_dir)]
 
 
-def draw_side_by_side(tables: Sequence[ModelTables], run_dir: Path, folder: str = STANDARD) -> list[Path]:
-    """Draw one figure per metric with the mean curves of all models.
+def draw_side_by_side(tables: Sequence[ModelTables], run_dir: Path) -> list[Path]:
+    """Draw the mean curves of all models, a figure per metric; where the standard condition was not run, of each one.
 
     Args:
-        tables: What the merge made of each model.
-        run_dir: The run's folder.
-        folder: Which condition is drawn, and below which folder; `control` where nothing else was run.
+        tables: What the merge made of each model; at least one, all of one run.
+        run_dir: The run's folder; figures go to `plots` below each condition's folder.
 
     Returns:
         The files.
     """
-    return draw_models(tables, run_dir, folder)
+    return [path for condition in tables[0].baselines for path in draw_models(tables, condition, run_dir)]

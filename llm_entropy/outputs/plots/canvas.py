@@ -19,8 +19,9 @@ from matplotlib.ticker import NullFormatter
 from PIL.Image import Dither, Image, Quantize, fromarray
 
 from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
-from llm_entropy.schema import Curves, ModelTables
-from llm_entropy.settings import COMPARISON_METRICS, CONTROL, METRICS, STANDARD, Metric
+from llm_entropy.outputs.tables import Curves, ModelTables
+from llm_entropy.settings import ALL_METRICS, Condition
+from llm_entropy.settings.conditions import Role
 from llm_entropy.store.files import written_whole
 
 Numbers = npt.NDArray[np.floating[Any]]
@@ -30,12 +31,12 @@ BLACK, GREY = "#1a1a1a", "#8a8a8a"
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 """Okabe and Ito (2008), told apart with any colour vision; yellow, the weakest on white, last."""
-CONDITION_COLOURS = {STANDARD: BLUE, CONTROL: VERMILLION}
-ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}
-LOGARITHMIC = ("perplexity",)
-"""Metrics that grow exponentially."""
+ROLE_COLOURS: dict[Role, str] = {"standard": BLUE, "control": VERMILLION}
+"""Of conditions that are drawn."""
 MINUS = "\u2212"
 MOST_TICKS, MOST_MARKERS = 13, 34
+MOST_NAME = 24
+"""Letters of a condition's name that a title has room for."""
 
 STYLE: Any = {
     "text.usetex": False,
@@ -112,6 +113,11 @@ def model_line(tables: ModelTables, *more: str) -> str:
     return " · ".join([tables.model + name, sentences(tables.num_sentences), *more])
 
 
+def shown_name(condition: Condition) -> str:
+    """Return a condition's name, short enough for a title."""
+    return shorten(condition.name, MOST_NAME)
+
+
 def sentences(count: int) -> str:
     """Return how many sentences, in words."""
     return f"{count:,} sentence{'' if count == 1 else 's'}"
@@ -119,8 +125,13 @@ def sentences(count: int) -> str:
 
 def axis_label(metric: str) -> str:
     """Return a metric's name, beginning with a capital, with its unit."""
-    label, unit, _ = ALL_METRICS[metric]
-    return f"{capital(label)} ({unit})" if unit else capital(label)
+    about = ALL_METRICS[metric]
+    return f"{capital(about.label)} ({about.unit})" if about.unit else capital(about.label)
+
+
+def is_logarithmic(metric: str) -> bool:
+    """Whether a metric's axis is logarithmic."""
+    return ALL_METRICS[metric].scale == "logarithmic"
 
 
 def capital(words: str) -> str:
@@ -168,7 +179,7 @@ def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
     Where the axis is logarithmic it is the deviation of the logarithms, about their mean.
     Perplexities are spread over orders of magnitude: mean - deviation is below zero for them, and says nothing.
     """
-    if metric not in LOGARITHMIC:
+    if not is_logarithmic(metric):
         return np.maximum(curves.mean - curves.deviation, 0), curves.mean + curves.deviation
     logarithms = np.ma.log(np.ma.masked_invalid(curves.sample.astype(np.float64)))
     middle, spread = logarithms.mean(axis=0), logarithms.std(axis=0)
@@ -177,14 +188,14 @@ def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
 
 def band_label(metric: str) -> str:
     """Return what the legend calls the band."""
-    return "± 1 standard deviation" + (" of the logarithm" if metric in LOGARITHMIC else "")
+    return "± 1 standard deviation" + (" of the logarithm" if is_logarithmic(metric) else "")
 
 
 def finish(axes: Axes, num_points: int, metric: str) -> None:
     """Label and scale the axes of a metric over depth."""
     axes.set_ylabel(axis_label(metric))
     place_depth_ticks(axes, num_points, metric)
-    if metric in LOGARITHMIC and np.isfinite(axes.dataLim.minposy):  # infinite where there is nothing to draw
+    if is_logarithmic(metric) and np.isfinite(axes.dataLim.minposy):  # infinite where there is nothing to draw
         axes.set_yscale("log")
         _label_decades(axes)
     widen_constant(axes)

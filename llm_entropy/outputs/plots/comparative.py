@@ -1,4 +1,4 @@
-"""What control changed: both conditions over depth, the differences, and their size beside their spread."""
+"""What a condition changed: both conditions over depth, the differences, and their size beside their spread."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from llm_entropy.outputs.comparison import standardised_effect
+from llm_entropy.outputs.places import place_of_comparison
 from llm_entropy.outputs.plots.canvas import (
-    ALL_METRICS,
     BLACK,
-    CONDITION_COLOURS,
     GREEN,
-    LOGARITHMIC,
     MINUS,
     MOST_MARKERS,
+    ROLE_COLOURS,
     Numbers,
     axis_label,
     band,
@@ -30,21 +29,21 @@ from llm_entropy.outputs.plots.canvas import (
     capital,
     figure,
     finish,
+    is_logarithmic,
     marker,
     model_line,
     place_depth_ticks,
     place_legend,
+    shown_name,
     thinned,
     use_both_logarithms,
     widen_constant,
     write_title,
 )
 from llm_entropy.outputs.plots.condition import draw_trajectories
-from llm_entropy.schema import Comparison, Curves, ModelTables
-from llm_entropy.settings import COMPARATIVE, CONTROL, KL_FROM_STANDARD, STANDARD
+from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
+from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, Comparison
 
-OF_TARGETS = frozenset({"surprisal", "target_rank"})
-"""Metrics that read a target, which may differ between the conditions: a predicted one is each condition's own."""
 DIFFERENCE_COLOUR = "#6a51a3"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MOST_ANNOTATED = 34
@@ -53,36 +52,53 @@ COLOUR_LIMITS = (0.2, 3.0)
 """The effect that has the strongest colour is the largest but for a few, within these limits."""
 
 
-def draw_comparison(tables: ModelTables, run_dir: Path) -> list[Path]:
-    """Draw every figure of the comparison.
+def draw_comparison(tables: ModelTables, compared: ComparisonTables, run_dir: Path) -> list[Path]:
+    """Draw every figure of a comparison.
 
     Args:
-        tables: What the merge made of a comparative run.
+        tables: What the merge made of the model.
+        compared: The comparison, one of theirs.
         run_dir: The run's folder.
 
     Returns:
         The files.
     """
     drawn: list[Path] = []
-    start = str(run_dir / COMPARATIVE / "plots" / f"{tables.model}_")
-    for metric, comparison in tables.comparisons.items():
-        label, _, axis = ALL_METRICS[metric]
-        target = ["of each condition's own target"] if metric in OF_TARGETS else []
-        with figure(Path(f"{start}{metric}_comparison.png"), 6.4, 4.0, drawn) as canvas:
-            _draw_both(canvas.add_subplot(), comparison, metric)
-            write_title(canvas, f"{capital(label)} by {axis}, standard and control", model_line(tables, *target))
-        with figure(Path(f"{start}{metric}_differences.png"), 6.4, 4.0, drawn) as canvas:
-            _draw_differences(canvas.add_subplot(), comparison.difference, metric)
-            about = [*target, *_of_sample(comparison.difference)]
-            write_title(canvas, f"{capital(label)} by {axis}, control {MINUS} standard", model_line(tables, *about))
-    with figure(Path(f"{start}layer_impact.png"), *_impact_size(tables), drawn) as canvas:
-        _draw_impact(canvas, tables)
-    kl = tables.kl_from_standard
-    assert kl is not None, "a comparative run measures KL from standard to control"
-    with figure(Path(f"{start}{KL_FROM_STANDARD}.png"), 6.4, 4.0, drawn) as canvas:
-        draw_trajectories(canvas.add_subplot(), kl, KL_FROM_STANDARD, GREEN)
-        write_title(canvas, "How far control moves the prediction, by layer", model_line(tables))
+    place = place_of_comparison(run_dir, compared.comparison, tables.model)
+    for metric in compared.metrics:
+        _draw_metric(tables, compared, metric, run_dir, drawn)
+    baseline, other = map(shown_name, compared.comparison)
+    with figure(
+        place.plot("layer_impact"), *_impact_size(tables.shape.num_layers, len(compared.metrics)), drawn
+    ) as canvas:
+        _draw_impact(canvas, compared, tables.shape.num_layers)
+        about = "no spread to divide by" if tables.num_sentences == 1 else f"{other} {MINUS} {baseline}"
+        title = f"Where {other} acts: standardised effect by metric and layer"
+        write_title(canvas, title, model_line(tables, about))
+    with figure(place.plot(KL_FROM_STANDARD), 6.4, 4.0, drawn) as canvas:
+        axes = canvas.add_subplot()
+        draw_trajectories(axes, compared.between[KL_FROM_STANDARD], KL_FROM_STANDARD, GREEN)
+        axes.set_ylabel(f"KL from {baseline} to {other} ({ALL_METRICS[KL_FROM_STANDARD].unit})")
+        write_title(canvas, f"How far {other} moves the prediction, by layer", model_line(tables))
     return drawn
+
+
+def _draw_metric(
+    tables: ModelTables, compared: ComparisonTables, metric: str, run_dir: Path, drawn: list[Path]
+) -> None:
+    """Draw a metric under both conditions, and its differences."""
+    about, curves = ALL_METRICS[metric], compared.metrics[metric]
+    place = place_of_comparison(run_dir, compared.comparison, tables.model)
+    baseline, other = map(shown_name, compared.comparison)
+    start = f"{capital(about.label)} by {about.axis}"
+    target = ["of each condition's own target"] if about.reads_target else []
+    with figure(place.plot(f"{metric}_comparison"), 6.4, 4.0, drawn) as canvas:
+        _draw_both(canvas.add_subplot(), compared.comparison, curves, metric)
+        write_title(canvas, f"{start}, {baseline} and {other}", model_line(tables, *target))
+    with figure(place.plot(f"{metric}_differences"), 6.4, 4.0, drawn) as canvas:
+        _draw_differences(canvas.add_subplot(), curves.difference, metric)
+        line = model_line(tables, *target, *_of_sample(curves.difference))
+        write_title(canvas, f"{start}, {other} {MINUS} {baseline}", line)
 
 
 def _of_sample(curves: Curves) -> list[str]:
@@ -90,17 +106,17 @@ def _of_sample(curves: Curves) -> list[str]:
     return [f"ranges of {num_rows:,} of them"] if curves.count > num_rows else []
 
 
-def _draw_both(axes: Axes, comparison: Comparison, metric: str) -> None:
-    depth = np.arange(len(comparison.standard.mean))
+def _draw_both(axes: Axes, comparison: Comparison, both: ComparisonCurves, metric: str) -> None:
+    depth = np.arange(len(both.baseline.mean))
     handles: list[Artist] = []
     labels: list[str] = []
-    for name, curves, style in ((STANDARD, comparison.standard, "-"), (CONTROL, comparison.control, "--")):
-        colour = CONDITION_COLOURS[name]
+    for condition, curves, style in zip(comparison, (both.baseline, both.other), ("-", "--"), strict=True):
+        name, colour = shown_name(condition), ROLE_COLOURS[condition.role]
         if curves.count > 1:
             axes.fill_between(depth, *band(curves, metric), color=colour, alpha=0.16, lw=0)
         handles += axes.plot(depth, curves.mean, style, color=colour, lw=2.0, **marker(len(depth)))
         labels.append(f"{name}, mean" if curves.count > 1 else name)
-    if comparison.standard.count > 1:
+    if both.baseline.count > 1:
         handles.append(Patch(color=BLACK, alpha=0.16, lw=0))
         labels.append(band_label(metric))
     finish(axes, len(depth), metric)
@@ -136,7 +152,7 @@ def _draw_differences(axes: Axes, curves: Curves, metric: str) -> None:
     labels.append("mean" if curves.count > 1 else "the sentence")
     place_depth_ticks(axes, len(depth), metric)
     widen_constant(axes)
-    if metric in LOGARITHMIC:
+    if is_logarithmic(metric):
         use_both_logarithms(axes)
     axes.set_ylabel(f"Difference in {axis_label(metric)[0].lower() + axis_label(metric)[1:]}")
     place_legend(axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=5)
@@ -148,20 +164,24 @@ def _quantiles(rows: Numbers) -> Numbers:
     return np.stack([np.quantile(c, QUANTILES) if len(c) else np.full(len(QUANTILES), np.nan) for c in columns], axis=1)
 
 
-def _impact_size(tables: ModelTables) -> tuple[float, float]:
-    num_layers, num_metrics = tables.shape.num_layers, len(tables.comparisons)
+def _impact_size(num_layers: int, num_metrics: int) -> tuple[float, float]:
     return float(np.clip(2.2 + 0.5 * num_layers, 6.4, 14.0)), 2.1 + 0.42 * num_metrics
 
 
-def _draw_impact(canvas: Figure, tables: ModelTables) -> None:
-    """Draw metric by layer; block k stands where layer k does, which is what its attention reads."""
-    num_layers, metrics = tables.shape.num_layers, list(tables.comparisons)
-    effects: npt.NDArray[np.float64] = np.full((len(metrics), num_layers), np.nan)
+def _effects(compared: ComparisonTables, num_layers: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Return the standardised effects, [metric, layer], and where there is none; block k stands at layer k."""
+    effects = np.full((len(compared.metrics), num_layers), np.nan)
     missing = np.zeros(effects.shape, bool)
-    for row, metric in enumerate(metrics):
-        change = tables.comparisons[metric].difference
+    for row, curves in enumerate(compared.metrics.values()):
+        change = curves.difference
         effects[row, : len(change.mean)] = standardised_effect(change.mean, change.deviation)
         missing[row, len(change.mean) :] = True
+    return effects, missing
+
+
+def _draw_impact(canvas: Figure, compared: ComparisonTables, num_layers: int) -> None:
+    """Draw metric by layer; block k stands where layer k does, which is what its attention reads."""
+    effects, missing = _effects(compared, num_layers)
     sizes = np.abs(effects[np.isfinite(effects)])
     limit = float(np.clip(np.quantile(sizes, 0.95, method="higher") if sizes.size else 0.0, *COLOUR_LIMITS))
     axes = canvas.add_subplot()
@@ -173,7 +193,7 @@ def _draw_impact(canvas: Figure, tables: ModelTables) -> None:
         axes.add_patch(_hatched(row, layer))
     if num_layers <= MOST_ANNOTATED:
         _write_effects(axes, np.where(missing, np.nan, effects), limit)
-    axes.set_yticks(range(len(metrics)), [_row_label(metric) for metric in metrics])
+    axes.set_yticks(range(len(effects)), [_row_label(metric) for metric in compared.metrics])
     place_depth_ticks(axes, num_layers, "entropy")
     axes.set_xticks(thinned(num_layers))
     axes.set_xlim(-0.5, num_layers - 0.5)
@@ -182,8 +202,6 @@ def _draw_impact(canvas: Figure, tables: ModelTables) -> None:
     bar = canvas.colorbar(image, ax=axes, extend="both" if (sizes > limit).any() else "neither", pad=0.02, aspect=14)
     bar.outline.set_visible(False)
     bar.set_label("mean difference /\nstandard deviation", fontsize=8.5)
-    about = ["no spread to divide by" if tables.num_sentences == 1 else f"control {MINUS} standard"]
-    write_title(canvas, "Where control acts: standardised effect by metric and layer", model_line(tables, *about))
 
 
 def _hatched(row: int, layer: int) -> Rectangle:

@@ -15,11 +15,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llm_entropy.outputs.comparison import evenly_spaced
+from llm_entropy.outputs.places import place_of_condition
 from llm_entropy.outputs.plots.canvas import (
-    ALL_METRICS,
     BLACK,
-    CONDITION_COLOURS,
     PALETTE,
+    ROLE_COLOURS,
     Numbers,
     band,
     band_label,
@@ -30,10 +30,12 @@ from llm_entropy.outputs.plots.canvas import (
     model_line,
     place_depth_ticks,
     place_legend,
+    shown_name,
     write_title,
 )
 from llm_entropy.outputs.plots.lettering import plain, token_label, wrapped
-from llm_entropy.schema import Curves, ModelTables
+from llm_entropy.outputs.tables import Curves, ModelTables, TokenTracks
+from llm_entropy.settings import ALL_METRICS, Condition
 
 MOST_TRAJECTORIES = 200
 """Most sentences that are drawn as lines of their own."""
@@ -41,7 +43,7 @@ MOST_TRACKED = 6
 """Most tokens that are drawn for a sentence."""
 
 
-def draw_condition(tables: ModelTables, condition: str, run_dir: Path) -> list[Path]:
+def draw_condition(tables: ModelTables, condition: Condition, run_dir: Path) -> list[Path]:
     """Draw every figure of one condition.
 
     Args:
@@ -53,16 +55,17 @@ def draw_condition(tables: ModelTables, condition: str, run_dir: Path) -> list[P
         The files.
     """
     drawn: list[Path] = []
-    folder = run_dir / condition / "plots"
-    colour = CONDITION_COLOURS[condition]
-    for metric, curves in tables.curves[condition].items():
-        title = f"{capital(ALL_METRICS[metric].label)} by {ALL_METRICS[metric].axis}, {condition}"
-        with figure(folder / f"{tables.model}_{metric}.png", 6.4, 4.0, drawn) as canvas:
+    place, name = place_of_condition(run_dir, condition, tables.model), shown_name(condition)
+    for metric, curves in tables.curves[condition.name].items():
+        title = f"{capital(ALL_METRICS[metric].label)} by {ALL_METRICS[metric].axis}, {name}"
+        with figure(place.plot(metric), 6.4, 4.0, drawn) as canvas:
             axes = canvas.add_subplot()
-            draw_trajectories(axes, curves, metric, colour)
+            draw_trajectories(axes, curves, metric, ROLE_COLOURS[condition.role])
             write_title(canvas, title, model_line(tables, *_shown(curves)))
-    with figure(folder / f"{tables.model}_token_probabilities.png", 10.0, 5.0, drawn) as canvas:
-        _draw_tracks(canvas, tables, condition)
+    with figure(place.plot("token_probabilities"), 10.0, 5.0, drawn) as canvas:
+        _draw_tracks(canvas, tables.tracks[condition.name])
+        about = "probability at each layer of the tokens that the final layer ranks highest"
+        write_title(canvas, f"How the final answer emerges, {name}", model_line(tables, about))
     return drawn
 
 
@@ -100,9 +103,8 @@ def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str) -> N
     place_legend(axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
-def _draw_tracks(canvas: Figure, tables: ModelTables, condition: str) -> None:
+def _draw_tracks(canvas: Figure, tracks: TokenTracks) -> None:
     """Draw the mean by rank at the left, and some sentences with their own tokens at the right."""
-    tracks = tables.tracks[condition]
     examples = tracks.examples
     num_columns = 1 if len(examples) < 3 else 2
     num_rows = -(-len(examples) // num_columns)
@@ -120,9 +122,6 @@ def _draw_tracks(canvas: Figure, tables: ModelTables, condition: str) -> None:
         axes.tick_params(labelsize=8)
         if index // num_columns < num_rows - 1 and index + num_columns < len(examples):
             axes.set_xlabel("")
-    title = f"How the final answer emerges, {condition}"
-    about = "probability at each layer of the tokens that the final layer ranks highest"
-    write_title(canvas, title, model_line(tables, about))
 
 
 def _top(probabilities: Numbers) -> float:

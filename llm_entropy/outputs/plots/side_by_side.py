@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from llm_entropy.outputs.comparison import relative_depth, share_of_log_vocabulary
+from llm_entropy.outputs.places import place_of_condition
 from llm_entropy.outputs.plots.canvas import (
-    ALL_METRICS,
     PALETTE,
     Numbers,
     band,
@@ -21,10 +21,11 @@ from llm_entropy.outputs.plots.canvas import (
     marker,
     place_legend,
     sentences,
+    shown_name,
     write_title,
 )
-from llm_entropy.schema import ModelTables
-from llm_entropy.settings import METRICS
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.settings import ALL_METRICS, METRICS, Condition
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -32,53 +33,59 @@ MOST_BANDS = 3
 """Most models whose spread is drawn too."""
 
 
-def draw_models(tables: Sequence[ModelTables], run_dir: Path, folder: str) -> list[Path]:
+def draw_models(tables: Sequence[ModelTables], condition: Condition, run_dir: Path) -> list[Path]:
     """Draw the mean curves of all models, a figure per metric.
 
     Metrics in nats per layer have a second panel, as a share of ln V: what is comparable between vocabularies.
 
     Args:
         tables: What the merge made of each model.
+        condition: Which condition.
         run_dir: The run's folder.
-        folder: Which condition, and below which folder.
 
     Returns:
         The files.
     """
     drawn: list[Path] = []
+    place = place_of_condition(run_dir, condition, "models")
     for metric in METRICS:
-        models = [model for model in tables if metric in model.curves[folder]]
+        models = [model for model in tables if metric in model.curves[condition.name]]
         if not models:
             continue
-        label, unit, axis = ALL_METRICS[metric]
-        has_share = unit == "nats" and axis == "layer"
+        about = ALL_METRICS[metric]
+        has_share = about.unit == "nats" and about.axis == "layer"
         num_columns = 2 if has_share else 1
         size = 9.4 if has_share else 6.4, 4.0 + 0.21 * -(-len(models) // num_columns)
-        with figure(run_dir / folder / "plots" / f"models_{metric}.png", *size, drawn) as canvas:
+        with figure(place.plot(metric), *size, drawn) as canvas:
             panels = canvas.subplots(1, 1 + has_share, squeeze=False)[0]
-            handles = _draw_means(panels[0], models, folder, metric, lambda values, _: values)
+            handles = _draw_means(panels[0], models, condition, metric, lambda values, _: values)
             if has_share:
-                _draw_means(panels[1], models, folder, metric, share_of_log_vocabulary)
-                panels[1].set_ylabel(f"{capital(label)} / ln V")
+                _draw_means(panels[1], models, condition, metric, share_of_log_vocabulary)
+                panels[1].set_ylabel(f"{capital(about.label)} / ln V")
             shaded = f", {band_label(metric)} shaded" if len(models) <= MOST_BANDS else ""
-            write_title(canvas, f"{capital(label)} over relative depth, {folder}", f"mean over the sentences{shaded}")
-            labels = [_about(model) for model in models]
+            title = f"{capital(about.label)} over relative depth, {shown_name(condition)}"
+            write_title(canvas, title, f"mean over the sentences{shaded}")
+            labels = [_legend_of(model) for model in models]
             place_legend(canvas, handles, labels, loc="outside lower center", ncols=num_columns)
     return drawn
 
 
-def _about(model: ModelTables) -> str:
+def _legend_of(model: ModelTables) -> str:
     blocks, vocabulary = model.shape.num_blocks, model.shape.vocab_size
     return f"{model.model}: {sentences(model.num_sentences)}, {blocks} blocks, V = {vocabulary:,}"
 
 
 def _draw_means(
-    axes: Axes, models: Sequence[ModelTables], folder: str, metric: str, scale: Callable[[Numbers, int], Numbers]
+    axes: Axes,
+    models: Sequence[ModelTables],
+    condition: Condition,
+    metric: str,
+    scale: Callable[[Numbers, int], Numbers],
 ) -> list[Line2D]:
     """Draw each model's mean; `scale` turns nats into what is shown, given V. Return the lines."""
     lines = []
     for index, model in enumerate(models):
-        curves, size = model.curves[folder][metric], model.shape.vocab_size
+        curves, size = model.curves[condition.name][metric], model.shape.vocab_size
         depth = relative_depth(len(curves.mean))
         colour = PALETTE[index % len(PALETTE)]
         if curves.count > 1 and len(models) <= MOST_BANDS:

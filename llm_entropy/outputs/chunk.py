@@ -1,0 +1,117 @@
+"""The records of some whole sentences, which the merge hands to every output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from llm_entropy.outputs import csv_text
+from llm_entropy.schema import SENTENCE, SENTENCE_ID, ModelShape
+from llm_entropy.settings import Kind
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The records of some whole sentences, in corpus order."""
+
+    table: pa.Table
+    """One row per record."""
+    kind: Kind
+    """Whether the model is causal or masked."""
+    shape: ModelShape
+    """The model's sizes."""
+
+    @cached_property
+    def starts(self) -> Integers:
+        """[sentence], the first record of each sentence."""
+        ids = self.table[SENTENCE_ID].to_numpy()
+        return np.flatnonzero(np.concatenate([[True], np.diff(ids) != 0]))
+
+    @cached_property
+    def counts(self) -> Integers:
+        """[sentence], how many records each sentence has."""
+        return np.diff(self.starts, append=len(self.table))
+
+    @cached_property
+    def answers(self) -> Integers:
+        """[answer], the records that answer the sentence: a causal model's last one, each mask of a masked model."""
+        return self.starts + self.counts - 1 if self.kind == "causal" else np.arange(len(self.table))
+
+    @cached_property
+    def answer_counts(self) -> Integers:
+        """[sentence], how many answers each sentence has."""
+        return np.ones_like(self.counts) if self.kind == "causal" else self.counts
+
+    @cached_property
+    def sentences(self) -> pa.StringArray:
+        """[sentence], the texts: of each sentence the first one that its records hold."""
+        texts = self.table[SENTENCE].combine_chunks()
+        filled = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+        owners = np.searchsorted(self.starts, filled, side="right") - 1
+        firsts = filled[np.flatnonzero(np.diff(owners, prepend=-1))]
+        assert len(firsts) == len(self.starts), "a part has the text of each of its sentences"
+        return texts.take(pa.array(firsts))
+
+    @cached_property
+    def sentence_column(self) -> pa.DictionaryArray:
+        """[record], the text of each record's sentence, each text once."""
+        owners = np.repeat(np.arange(len(self.counts), dtype=np.int32), self.counts)
+        return pa.DictionaryArray.from_arrays(pa.array(owners), self.sentences)
+
+    @cached_property
+    def sentence_fields(self) -> pa.LargeStringArray:
+        """[sentence], the texts as CSV fields."""
+        return csv_text.text_fields(self.sentences)
+
+    def fields_by_answer(self, num_lines: int) -> pa.LargeStringArray:
+        """Return the texts as CSV fields, so many times for each answer: [answer * num_lines]."""
+        owners = np.repeat(np.arange(len(self.counts)), self.answer_counts * num_lines)
+        return self.sentence_fields.take(pa.array(owners))
+
+    def strings_by_answer(self, name: str) -> pa.StringArray:
+        """Return a column of fixed-size lists of strings at the answers, flat.
+
+        Args:
+            name: The column.
+
+        Returns:
+            [answer * size].
+        """
+        values = self.table[name].combine_chunks()
+        size = values.type.list_size
+        places = self.answers[:, None] * size + np.arange(size)
+        return values.flatten().take(pa.array(places.ravel()))
+
+    def numbers(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a column of fixed-size lists of numbers.
+
+        Args:
+            name: The column.
+
+        Returns:
+            [record, size], a view.
+        """
+        values = self.table[name].combine_chunks()
+        flat: npt.NDArray[np.float32] = values.flatten().to_numpy()
+        return flat.reshape(len(self.table), values.type.list_size)
+
+
+def mean_by_group(values: npt.NDArray[np.float32], counts: Integers) -> npt.NDArray[np.float64]:
+    """Return the mean of each group of consecutive rows, in float64.
+
+    Args:
+        values: [row, ...].
+        counts: [group], how many rows each group has.
+
+    Returns:
+        [group, ...].
+    """
+    starts = np.cumsum(counts) - counts
+    sums = np.add.reduceat(values.astype(np.float64), starts, axis=0)
+    return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)))

@@ -1,0 +1,191 @@
+"""All outputs of one model's shards. Each is a sink, which is fed the sentences a chunk at a time.
+
+A new output is a new sink: it takes a `View` of what one condition holds, or a `Pair` of the two conditions of a
+comparison, and is named in one of the lists below.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.csv_sinks import ComparativePredictionCsv, FourLineCsv, MetricCsv, PredictionCsv, TokenCsv
+from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
+from llm_entropy.outputs.placebos import PlaceboTable
+from llm_entropy.outputs.places import place_of_comparison, place_of_condition, placebos_path
+from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
+from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
+from llm_entropy.outputs.views import Pair, View, num_points
+from llm_entropy.schema import TRACKED_TOKENS, ModelShape, column
+from llm_entropy.settings import COMPARISON_METRICS, Comparison, Condition, compared
+
+log = logging.getLogger("llm_entropy")
+
+Seen = TypeVar("Seen", contravariant=True)
+
+
+class Sink(Protocol[Seen]):
+    """One output."""
+
+    def add(self, seen: Seen, /) -> None:
+        """Take the next sentences."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the outputs of a model go, and how large they are."""
+
+    folder: Path
+    """A folder that is laid out as the run's own."""
+    model: str
+    """The model's key, the first part of every file name."""
+    schema: pa.Schema
+    """The shards' columns."""
+    shape: ModelShape
+    """The model's sizes."""
+    metrics: list[str]
+    """What was measured under every condition."""
+    num_sentences: int
+    """How many sentences will come."""
+    csv: bool
+    """Whether there are CSV files."""
+    parquet: bool
+    """Whether every record is written as Parquet."""
+    files: ExitStack
+    """Holds the open files; they are complete when it is closed."""
+
+    def curve(self, metric: str) -> CurveBuilder:
+        """Return what collects the curve of a metric."""
+        return CurveBuilder(metric, num_points(metric, self.shape), self.num_sentences)
+
+
+class ConditionSinks:
+    """What is made of one condition."""
+
+    def __init__(self, condition: Condition, target: Target) -> None:
+        """Open the condition's files."""
+        self.condition = condition
+        self.curves = {metric: target.curve(metric) for metric in target.metrics}
+        num_tracked = target.schema.field(column(condition.name, TRACKED_TOKENS)).type.list_size
+        self.tracks = TrackBuilder(num_tracked, target.shape.num_layers, target.num_sentences)
+        self._sinks: list[Sink[View]] = [*self.curves.values(), self.tracks]
+        place = place_of_condition(target.folder, condition, target.model)
+        if target.csv:
+            self._sinks += [MetricCsv(place.metric(metric), metric) for metric in target.metrics]
+            self._sinks += [TokenCsv(place.token_probabilities), PredictionCsv(place.predictions)]
+        if target.parquet:
+            self._sinks.append(ConditionParquet(place.records, condition, target.model, target.schema, target.files))
+
+    def add(self, view: View) -> None:
+        """Take the next sentences."""
+        for sink in self._sinks:
+            sink.add(view)
+
+
+class ComparisonSinks:
+    """What is made of one comparison."""
+
+    def __init__(self, comparison: Comparison, target: Target) -> None:
+        """Open the comparison's files."""
+        self.comparison = comparison
+        self.differences = {metric: target.curve(metric) for metric in target.metrics}
+        self.between = {metric: target.curve(metric) for metric in COMPARISON_METRICS}
+        self._of_pair: list[Sink[Pair]] = list(self.differences.values())
+        self._of_other: list[Sink[View]] = list(self.between.values())
+        place = place_of_comparison(target.folder, comparison, target.model)
+        if target.csv:
+            self._of_pair += [FourLineCsv(place.metric(metric), metric) for metric in target.metrics]
+            self._of_pair.append(ComparativePredictionCsv(place.predictions))
+            self._of_other += [MetricCsv(place.metric(metric), metric) for metric in COMPARISON_METRICS]
+        if target.parquet:
+            about = comparison, target.metrics, target.model, target.schema
+            self._of_pair.append(DifferenceParquet(place.records, *about, target.files))
+
+    def add(self, pair: Pair) -> None:
+        """Take the next sentences."""
+        for sink in self._of_pair:
+            sink.add(pair)
+        for own in self._of_other:
+            own.add(pair.other)
+
+
+class ModelSinks:
+    """What is made of a model, whatever its conditions are."""
+
+    def __init__(self, conditions: Sequence[Condition], target: Target) -> None:
+        """Open all files."""
+        self._all, self._target = conditions, target
+        comparisons = compared(conditions)
+        self._conditions = {one.name: ConditionSinks(one, target) for one in conditions if one.keeps_tokens}
+        self._comparisons = {
+            one.other.name: ComparisonSinks(one, target) for one in comparisons if one.other.keeps_tokens
+        }
+        self._placebos = PlaceboTable(target.metrics)
+        self._baseline_of = {one.other.name: one.baseline.name for one in comparisons}
+
+    def add(self, chunk: Chunk) -> None:
+        """Take the next sentences; what was made for a condition is let go before the next one, save a baseline's."""
+        baselines: dict[str, View] = {}
+        for condition in self._all:
+            view = View(chunk, condition)
+            if condition.keeps_tokens:
+                self._conditions[condition.name].add(view)
+            if condition.name in self._baseline_of:
+                pair = Pair(baselines[self._baseline_of[condition.name]], view)
+                self._comparisons.get(condition.name, self._placebos).add(pair)
+            if condition.name in self._baseline_of.values():
+                baselines[condition.name] = view
+
+    def finish(self) -> None:
+        """Write what can be written only when all sentences are there."""
+        self._placebos.write(placebos_path(self._target.folder, self._target.model), self._target.model)
+
+    def tables(self, name: str, num_records: int) -> ModelTables:
+        """Return what plots and the terminal show, and warn of numbers that are not finite.
+
+        Args:
+            name: The model's hub name, folder or built-in name.
+            num_records: How many records came.
+        """
+        target = self._target
+        for sinks in self._conditions.values():
+            for metric, builder in sinks.curves.items():
+                _warn_if_missing(target.model, sinks.condition.name, metric, builder)
+        curves = {name: _built(sinks.curves) for name, sinks in self._conditions.items()}
+        return ModelTables(
+            target.model,
+            name,
+            target.shape,
+            target.num_sentences,
+            num_records,
+            [sinks.condition for sinks in self._conditions.values()],
+            curves,
+            {name: sinks.tracks.tracks() for name, sinks in self._conditions.items()},
+            {name: _compare(sinks, curves) for name, sinks in self._comparisons.items()},
+        )
+
+
+def _built(builders: dict[str, CurveBuilder]) -> dict[str, Curves]:
+    return {metric: builder.curves() for metric, builder in builders.items()}
+
+
+def _compare(sinks: ComparisonSinks, curves: dict[str, dict[str, Curves]]) -> ComparisonTables:
+    before, after = (curves[condition.name] for condition in sinks.comparison)
+    differences = _built(sinks.differences)
+    metrics = {metric: ComparisonCurves(before[metric], after[metric], differences[metric]) for metric in differences}
+    return ComparisonTables(sinks.comparison, metrics, _built(sinks.between))
+
+
+def _warn_if_missing(model: str, condition: str, metric: str, builder: CurveBuilder) -> None:
+    if missing := builder.moments.missing:
+        log.warning(
+            "%s, %s: %d of the numbers of %s are not finite: null in the CSV file, left out of the mean curve",
+            *(model, condition, missing, metric),
+        )

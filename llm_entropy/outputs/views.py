@@ -1,0 +1,90 @@
+"""A chunk of sentences as one condition, or one comparison, sees it: what several outputs need of it is made once."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from llm_entropy.outputs import csv_text
+from llm_entropy.outputs.chunk import Chunk, mean_by_group
+from llm_entropy.outputs.comparison import Floats, difference
+from llm_entropy.schema import (
+    TOP_PROBABILITIES,
+    TOP_TOKENS,
+    TRACKED_PROBABILITIES,
+    TRACKED_TOKENS,
+    ModelShape,
+    column,
+)
+from llm_entropy.settings import ALL_METRICS, Condition
+
+
+def num_points(metric: str, shape: ModelShape) -> int:
+    """Return over how many layers, or blocks, a metric runs."""
+    return shape.num_layers if ALL_METRICS[metric].axis == "layer" else shape.num_blocks
+
+
+def mean_over_heads(values: npt.NDArray[Any], num_blocks: int) -> npt.NDArray[Any]:
+    """Return numbers of blocks: [row, block * head], the heads of block 0 first, becomes [row, block]."""
+    return np.asarray(values.reshape(len(values), num_blocks, -1).mean(axis=2))
+
+
+class View:
+    """The records of a chunk under one condition."""
+
+    def __init__(self, chunk: Chunk, condition: Condition) -> None:
+        """See the records of `condition`."""
+        self.chunk, self.condition = chunk, condition
+        self._rows: dict[str, Floats] = {}
+
+    def numbers(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a column of the condition, [record, size]."""
+        return self.chunk.numbers(column(self.condition.name, name))
+
+    def rows(self, metric: str) -> Floats:
+        """Return a metric, [sentence, layer]: the mean over each sentence's records, and over heads."""
+        if metric not in self._rows:
+            means = mean_by_group(self.numbers(metric), self.chunk.counts)
+            width = num_points(metric, self.chunk.shape)
+            self._rows[metric] = means if means.shape[1] == width else mean_over_heads(means, width)
+        return self._rows[metric]
+
+    @cached_property
+    def prediction_lines(self) -> pa.LargeStringArray:
+        """[answer * top], the lines of predictions."""
+        probabilities = self.numbers(TOP_PROBABILITIES)[self.chunk.answers]
+        tokens = self.chunk.strings_by_answer(column(self.condition.name, TOP_TOKENS))
+        numbers = csv_text.number_texts(probabilities.ravel())
+        sentences = self.chunk.fields_by_answer(probabilities.shape[1])
+        return csv_text.lines(sentences, csv_text.text_fields(tokens), numbers, self.condition.name)
+
+    @cached_property
+    def tracked_tokens(self) -> pa.StringArray:
+        """[answer * tracked], the tokens that are followed over the layers."""
+        return self.chunk.strings_by_answer(column(self.condition.name, TRACKED_TOKENS))
+
+    @cached_property
+    def tracked_probabilities(self) -> npt.NDArray[np.float32]:
+        """[answer, tracked, layer], their probabilities."""
+        flat = self.numbers(TRACKED_PROBABILITIES)[self.chunk.answers]
+        return flat.reshape(len(flat), -1, self.chunk.shape.num_layers)
+
+
+class Pair:
+    """The records of a chunk under the two conditions of a comparison."""
+
+    def __init__(self, baseline: View, other: View) -> None:
+        """Compare two views of one chunk."""
+        assert baseline.chunk is other.chunk
+        self.chunk, self.baseline, self.other = baseline.chunk, baseline, other
+        self._rows: dict[str, Floats] = {}
+
+    def rows(self, metric: str) -> Floats:
+        """Return the differences of a metric, other - baseline, [sentence, layer]."""
+        if metric not in self._rows:
+            self._rows[metric] = difference(self.baseline.rows(metric), self.other.rows(metric))
+        return self._rows[metric]
