@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from llm_entropy.commands.summary import print_summary
 from llm_entropy.commands.terminal import _patient
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import SummaryRow
-from llm_entropy.settings import AnalysisSettings, ControlSettings
+from llm_entropy.settings import AnalysisSettings
 from llm_entropy.store.log import run_log
 
 # --- streams -----------------------------------------------------------------------------------------------------
@@ -114,17 +115,83 @@ KEY = "meta-llama_Llama-3.1-8B-Instruct-steered"
 NUMBERS = ("-3.142e-05", "1.235e+15", "+0.01235")
 
 
-def result_of(*keys: str) -> RunResult:
-    control = ControlSettings(control_vector=[0.1])
-    analysis = AnalysisSettings(compare_control=True, control=control)
+def result_of(
+    *keys: str, others: tuple[str, ...] = ("control",), baselines: tuple[str, ...] = ("standard",)
+) -> RunResult:
     names = ("attention_entropy", "perplexity")
+    differences = {other: 0.012345 * (place + 1) for place, other in enumerate(others)}
     models = {
         key: ModelResult(
-            Path(), key, analysis, [SummaryRow(key, name, "nats", -3.1416e-5, 1.23456e15, 0.012345) for name in names]
+            Path(),
+            key,
+            AnalysisSettings(),
+            [
+                SummaryRow(key, name, "nats", baseline, -3.1416e-5, 1.23456e15, differences)
+                for baseline in baselines
+                for name in names
+            ],
         )
         for key in keys
     }
     return RunResult(Path("runs/one"), "comparative", models)
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
+    """Return what prints the result of one model, and returns the lines, without rules and repeated spaces."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def printed(**conditions: tuple[str, ...]) -> list[str]:
+        print_summary(result_of("bert", **conditions))
+        said = [" ".join(line.split()) for line in capsys.readouterr().out.split("\n")]
+        return [line for line in said if line.strip("─- ")]
+
+    return printed
+
+
+def test_one_steered_condition_has_a_column_called_difference(printed: Callable[..., list[str]]):
+    assert printed() == [
+        "Means over the sentences; difference: control - standard at the last layer",
+        "model metric unit first layer last layer difference",
+        "bert attention_entropy nats -3.142e-05 1.235e+15 +0.01235",
+        "bert perplexity nats -3.142e-05 1.235e+15 +0.01235",
+        "Tables and plots: runs/one",
+    ]
+
+
+def test_a_few_steered_conditions_have_a_column_each(printed: Callable[..., list[str]]):
+    assert printed(others=tuple("abcde"))[:3] == [
+        "Means over the sentences (standard); below other conditions: difference from standard at the last layer",
+        "model metric unit first layer last layer a b c d e",
+        "bert attention_entropy nats -3.142e-05 1.235e+15 +0.01235 +0.02469 +0.03703 +0.04938 +0.06173",
+    ]
+
+
+def test_many_steered_conditions_have_a_row_each(printed: Callable[..., list[str]]):
+    lines = printed(others=tuple("abcdef"))
+    assert lines[:4] == [
+        "Means over the sentences (standard); difference: condition - standard at the last layer",
+        "model metric unit condition first layer last layer difference",
+        "bert attention_entropy nats a -3.142e-05 1.235e+15 +0.01235",
+        "bert attention_entropy nats b -3.142e-05 1.235e+15 +0.02469",
+    ]
+    assert len(lines) == 2 + 2 * 6 + 1
+
+
+def test_conditions_that_are_compared_with_nothing_have_rows_of_their_own(printed: Callable[..., list[str]]):
+    assert printed(others=())[:2] == [
+        "Means over the sentences",
+        "model metric unit first layer last layer",
+    ]
+    assert printed(others=(), baselines=("bible", "tense")) == [
+        "Means over the sentences",
+        "model metric unit condition first layer last layer",
+        "bert attention_entropy nats bible -3.142e-05 1.235e+15",
+        "bert perplexity nats bible -3.142e-05 1.235e+15",
+        "bert attention_entropy nats tense -3.142e-05 1.235e+15",
+        "bert perplexity nats tense -3.142e-05 1.235e+15",
+        "Tables and plots: runs/one",
+    ]
 
 
 @pytest.mark.parametrize("columns", ["20", "80", "300"])
