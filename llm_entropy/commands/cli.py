@@ -1,44 +1,22 @@
-"""The command line: `llm-entropy predict`, `merge`, `status`. Heavy imports wait until a command runs."""
+"""The command line: finds the command and runs it, and ends as it ends."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from pathlib import Path
+from importlib import import_module, metadata
 from typing import NoReturn, Optional
 
-from jsonargparse import Namespace
-
+from llm_entropy.commands.table import COMMANDS, DEFAULT, FAULT, INCOMPLETE, INTERRUPTED, USAGE_ERROR, Command
 from llm_entropy.commands.terminal import patient_terminal
 from llm_entropy.errors import NOTES, ReportedError, RunIncompleteError
-from llm_entropy.settings import RANKS
-from llm_entropy.settings.configuration import SettingsParser, settings_parser, to_settings
+from llm_entropy.settings.fields import nearest_known
 
 PROGRAM = "llm-entropy"
-RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
-RESUME = "Go on with the run output.run_name, if it has been begun: compute only what is missing."
-QUIET = "Show warnings and errors alone; standard output is the run's folder."
-USAGE_ERROR = 2
-"""Exit status of an error of the user's."""
-INCOMPLETE = 1
-"""Exit status of a run that is not complete."""
-FAULT = 1
-"""Exit status of a fault of the program's."""
-INTERRUPTED = 130
-"""Exit status after SIGINT, as shells have it."""
-
-SHORT_NAMES = {
-    "--num-sentences": "--analysis.num_sentences",
-    "--temperature": "--analysis.temperature",
-    "--use-sampling": "--analysis.use_sampling",
-    "--compare-control": "--analysis.compare_control",
-    "--control-vector": "--analysis.control.control_vector",
-}
-"""Short names of keys that are typed often."""
-SWITCHES = frozenset({"--use-sampling", "--compare-control"})
-"""Short names that may stand alone, for true."""
+LIKENESS = 0.6
+"""How like a known command an unknown one must be to be taken for it: `extract` is not meant for `predict`."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
@@ -56,16 +34,12 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
 def _run(given: list[str]) -> None:
     """Run the command that was given, and end as it ends."""
     try:
-        parser, commands = _parsers()
-        if not given or given[0] not in (*commands, "--help", "-h", "--version"):
-            given.insert(0, "predict")
-        chosen = parser.parse_args(_long_names(given))
-        if chosen.command == "merge":
-            _merge(chosen.merge)
-        elif chosen.command == "status":
-            _status(chosen.status)
-        else:
-            _predict(commands["predict"], chosen.predict)
+        if given[:1] in (["--help"], ["-h"], ["--version"]):
+            _program().parse_args(given[:1])  # prints, and ends
+        command, arguments = _command(given)
+        module = import_module(command.module)
+        if status := module.run(module.parser(f"{PROGRAM} {command.name}").read(arguments)):
+            raise SystemExit(status)
     except ReportedError as error:
         fail(_one_line(error))
     except RunIncompleteError as error:
@@ -78,6 +52,17 @@ def _run(given: list[str]) -> None:
         fail(f"a fault of the program, {type(error).__name__}: {_one_line(error)[:300]}; {notes[-1]}", FAULT)
 
 
+def _command(given: list[str]) -> tuple[Command, list[str]]:
+    """Return the command that the first word names, and its arguments."""
+    if not given or given[0].startswith("-"):
+        return DEFAULT, given
+    named = {command.name: command for command in COMMANDS}
+    if given[0] not in named:
+        hint = nearest_known(given[0], named, "command", LIKENESS)
+        raise ReportedError(f"got the command {given[0]!r}, which is not known; {hint}")
+    return named[given[0]], given[1:]
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
@@ -88,87 +73,15 @@ def fail(message: str, status: int = USAGE_ERROR) -> NoReturn:
     raise SystemExit(status)
 
 
-def _parsers() -> tuple[SettingsParser, dict[str, SettingsParser]]:
-    """Return the parser of the program, and those of its commands."""
-    parser = SettingsParser(
-        prog=PROGRAM,
+def _program() -> argparse.ArgumentParser:
+    """Return the parser of what is no command's: help and version."""
+    parser = argparse.ArgumentParser(
+        PROGRAM,
         description="What a language model believes at every layer, over a corpus, and what steering changes.",
-        allow_abbrev=False,
-        version=metadata.version("llm_entropy"),
+        epilog=f"{PROGRAM} COMMAND --help shows the options of a command.",
     )
-    names = ", ".join(f"{short} for {long}" for short, long in SHORT_NAMES.items())
-    predict = settings_parser(
-        description="Run the models over the corpus and write tables, plots and predictions.",
-        epilog=f"Short names: {names}. Any key of a configuration file can be given as an option.",
-    )
-    predict.add_argument("--quiet", action="store_true", help=QUIET)
-    predict.add_argument("--resume", action="store_true", help=RESUME)
-    merge = SettingsParser(
-        description="Make the tables and plots of a run, from the shards of all its tasks.", allow_abbrev=False
-    )
-    merge.add_argument("run_dir", type=Path, help=RUN_DIR)
-    merge.add_argument("--quiet", action="store_true", help=QUIET)
-    status = SettingsParser(
-        description="Say what of a run is missing, and how to run just that. Ends with status 1 where anything is.",
-        allow_abbrev=False,
-    )
-    status.add_argument("run_dir", type=Path, help=RUN_DIR)
-    status.add_argument(
-        "--missing",
-        action="store_true",
-        help="Print nothing but the tasks that are not complete, as --array takes them.",
-    )
-    subcommands = parser.add_subcommands(required=True, dest="command")
-    subcommands.add_subcommand("predict", predict, help="run the models over the corpus (the default command)")
-    subcommands.add_subcommand("merge", merge, help="make a run's tables and plots, from the shards of all its tasks")
-    subcommands.add_subcommand("status", status, help="say what of a run is missing, and how to run just that")
-    return parser, {"predict": predict, "merge": merge, "status": status}
-
-
-def _predict(parser: SettingsParser, chosen: Namespace) -> None:
-    settings = to_settings(parser, chosen)
-    _check_ranks()
-    from llm_entropy.commands.summary import print_summary
-    from llm_entropy.runs.run import run
-
-    result = run(settings, quiet=chosen.quiet, resume=chosen.resume)
-    if result.is_global_zero:
-        print_summary(result, quiet=chosen.quiet)
-
-
-def _check_ranks() -> None:
-    """Refuse what Lightning would stumble over when it is imported."""
-    for name in RANKS:
-        value = os.environ.get(name, "0")
-        if not value.isdecimal():
-            raise ReportedError(
-                f"{name}: got {value!r} in the environment; expected the number of this process; unset {name}, or "
-                "start with torchrun or srun, which set it"
-            )
-
-
-def _merge(chosen: Namespace) -> None:
-    from llm_entropy.commands.summary import print_summary
-    from llm_entropy.outputs.making import merge_run
-
-    print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
-
-
-def _status(chosen: Namespace) -> None:
-    from llm_entropy.store.status import print_status, run_status
-
-    status = run_status(chosen.run_dir)
-    print_status(status, missing_only=chosen.missing)
-    if not status.is_complete:
-        raise SystemExit(INCOMPLETE)
-
-
-def _long_names(arguments: list[str]) -> list[str]:
-    """Replace short names by the keys they stand for."""
-    long: list[str] = []
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        long.append(SHORT_NAMES.get(name, name) + equals + value)
-        if name in SWITCHES and not equals and arguments[index + 1 : index + 2] not in (["true"], ["false"]):
-            long.append("true")
-    return long
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {metadata.version('llm_entropy')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in COMMANDS:
+        commands.add_parser(command.name, help=command.help)
+    return parser

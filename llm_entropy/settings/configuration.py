@@ -1,26 +1,122 @@
-"""Reading settings: YAML files, and the parser behind the command line, with errors of one line."""
+"""Reading settings: YAML files, and the parsers behind the command line, with errors of one line.
+
+What files and options hold is checked here, by the types of the settings. jsonargparse knows the options, writes the
+help, puts defaults, files and options together, and prints the configuration.
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings import ControlVectors, ModelSettings, Settings, default_models, to_plain
+from llm_entropy.settings import Settings, default_models, to_plain
+from llm_entropy.settings.fields import is_single, nearest_known, plain_value, type_below
+
+CONFIG = "--config"
+PRINT_CONFIG = "--print_config"
+SHORT_NAMES = {
+    "--num-sentences": "--analysis.num_sentences",
+    "--temperature": "--analysis.temperature",
+    "--use-sampling": "--analysis.use_sampling",
+    "--compare-control": "--analysis.compare_control",
+    "--control-vector": "--analysis.control.control_vector",
+}
+"""Short names of keys that are typed often."""
+SWITCHES = frozenset({"--use-sampling", "--compare-control"})
+"""Short names that may stand alone, for true."""
 
 
-class SettingsParser(ArgumentParser):
-    """Raises a ReportedError of one line that names the nearest known key, instead of ending the program."""
+class CommandParser(ArgumentParser):
+    """The parser of a command. It raises a ReportedError of one line, instead of ending the program."""
+
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """Return what the arguments of a command say.
+
+        Raises:
+            ReportedError: One is wrong.
+        """
+        return self.parse_args(self._checked(arguments))
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
-        """Raise what is wrong."""
-        raise ReportedError(_with_suggestion(_plainly(" ".join(message.split())), _option_names(self))) from ex
+        """Raise what argparse finds wrong: words that are missing, or too many."""
+        raise ReportedError(" ".join(message.split())) from ex
+
+    def _checked(self, arguments: Sequence[str]) -> list[str]:
+        """Return the arguments, each option and its value as one, after a check of both."""
+        checked: list[str] = []
+        rest = list(arguments)
+        while rest and rest[0] not in ("--", "--help", "-h"):
+            word = rest.pop(0)
+            if not word.startswith("--"):
+                checked.append(word)
+                continue
+            name, equals, value = word.partition("=")
+            self._check_option(name)
+            if self._takes_value(name) and not equals:
+                if not rest or rest[0].startswith("--"):
+                    return [*checked, word, *rest]  # argparse says that a value is missing
+                value = rest.pop(0)
+            checked.append(f"{name}={self._checked_value(name, value)}" if self._takes_value(name) else word)
+        return [*checked, *rest]
+
+    def _takes_value(self, name: str) -> bool:
+        action = self._option_string_actions.get(name)
+        return name != PRINT_CONFIG and (action is None or action.nargs != 0)
+
+    def _check_option(self, name: str) -> None:
+        """Refuse an option that is not known."""
+        if name not in self._option_string_actions:
+            _refuse_option(name, self._option_string_actions)
+
+    def _checked_value(self, name: str, value: str) -> str:
+        """Return the value of an option as the parser takes it."""
+        return value
+
+
+class SettingsParser(CommandParser):
+    """A parser of every key of the settings, in files and as options."""
+
+    def validate(self, *namespace: Any, **how: Any) -> None:
+        """Leave it to the settings, which check the same when they are made, and say it better."""
+
+    def _checked(self, arguments: Sequence[str]) -> list[str]:
+        return super()._checked(_long_names(arguments))
+
+    def _check_option(self, name: str) -> None:
+        """Refuse an option that is not known: no key, and nothing below a key that holds mappings or settings."""
+        known = self._option_string_actions
+        above = name
+        while above and above not in known:
+            above = above.rpartition(".")[0]
+        if not above or (above != name and (is_dataclass(_type_of(above)) or _type_of(name) is None)):
+            _refuse_option(name, [*SHORT_NAMES, *known])
+
+    def _checked_value(self, name: str, value: str) -> str:
+        if name == CONFIG:
+            return self._checked_file(value)
+        if name.endswith("+"):
+            return value  # appended to a list by the parser, which alone knows what is in it
+        declared, key = _type_of(name), name.removeprefix("--")
+        read = _read_word(value)
+        if is_dataclass(declared) and isinstance(read, str):  # the parser takes a section from a file, too
+            read = _read_file(value, key)
+        is_whole = isinstance(read, (Mapping, list)) and not is_single(declared)
+        plain = plain_value(read if is_whole else value, declared, key, _read_word)
+        # As plain as it is: the parser takes no single word for a list, and a pipe can be read only once.
+        return _to_yaml(plain) if isinstance(plain, (dict, list)) else value
+
+    def _checked_file(self, path: str) -> str:
+        """Return what a configuration file holds, as text for the parser."""
+        config = _read_file(path, "config")
+        switches = {action.dest for action in self._actions if action.const is True}  # --print_config prints them too
+        own = {name: plain_value(config.pop(name), bool, name, _read_word) for name in switches & set(config)}
+        return _to_yaml({**plain_value(config, Settings, "", _read_word), **own})
 
 
 def settings_parser(**about: Any) -> SettingsParser:
@@ -31,18 +127,20 @@ def settings_parser(**about: Any) -> SettingsParser:
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = SettingsParser(allow_abbrev=False, **about)
-    parser.add_argument("--config", action="config", help="A YAML file with any of the keys below.")
+    parser.add_argument(CONFIG, action="config", help="A YAML file with any of the keys below.")
     parser.add_class_arguments(Settings)
     # As plain values: what is an instance can neither be printed nor changed key by key.
     parser.set_defaults({"models": to_plain(default_models())})
     return parser
 
 
-def to_settings(parser: ArgumentParser, chosen: Namespace) -> Settings:
-    """Return the settings that a parser of `settings_parser` has read."""
-    for path in chosen.config or ():
-        _check_sections(yaml.safe_load(Path(path.absolute).read_text(encoding="utf-8")))
-    values = vars(parser.instantiate(chosen))
+def to_settings(chosen: Namespace) -> Settings:
+    """Return the settings that a parser of `settings_parser` has read.
+
+    Raises:
+        ReportedError: They do not go together.
+    """
+    values = chosen.as_dict()
     return Settings(**{item.name: values[item.name] for item in fields(Settings)})
 
 
@@ -52,71 +150,62 @@ def read_config(path: Path) -> Settings:
     Raises:
         ReportedError: There is no such file, or it is not a configuration.
     """
-    parser = settings_parser()
-    return to_settings(parser, parser.parse_args(["--config", str(path)]))
+    return Settings(**plain_value(_read_file(str(path), "config"), Settings, "", _read_word))
 
 
-def known_keys(settings: Any = Settings, prefix: str = "") -> list[str]:
-    """Return the dotted keys of a settings class."""
-    keys: list[str] = []
-    for item in fields(settings):
-        keys.append(prefix + item.name)
-        if isinstance(item.type, type) and is_dataclass(item.type):
-            keys += known_keys(item.type, f"{prefix}{item.name}.")
-    return keys
+def _long_names(arguments: Sequence[str]) -> list[str]:
+    """Replace short names by the keys they stand for."""
+    long: list[str] = []
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        long.append(SHORT_NAMES.get(name, name) + equals + value)
+        if name in SWITCHES and not equals and list(arguments[index + 1 : index + 2]) not in (["true"], ["false"]):
+            long.append("true")
+    return long
 
 
-def _check_sections(config: dict[str, Any], section: Any = Settings, prefix: str = "") -> None:
-    """Refuse a section that is a list or a word, which jsonargparse takes for one without keys."""
-    for item in fields(section):
-        if not is_dataclass(item.type):
-            continue
-        key, below = prefix + item.name, config.get(item.name)
-        if not isinstance(below, (dict, type(None))):
-            raise ReportedError(f"{key}: got {below!r}; expected a section with keys below it")
-        _check_sections(below or {}, item.type, f"{key}.")
+def _refuse_option(name: str, known: Iterable[str]) -> NoReturn:
+    raise ReportedError(f"got the option {name}, which is not known; {nearest_known(name, known, 'option')}")
 
 
-def _option_names(parser: ArgumentParser) -> list[str]:
-    return [option for action in parser._actions for option in action.option_strings]
+def _type_of(option: str) -> Any:
+    """Return the type of the settings that an option stands for; None where there are none."""
+    declared: Any = Settings
+    place = ""
+    for name in option.removeprefix("--").split("."):
+        declared = type_below(declared, name, place)
+        place = f"{place}.{name}" if place else name
+    return declared
 
 
-_INNER = re.compile(
-    r"- (?P<what>Option '\S+' is not accepted.*?|the following arguments are required: .*?|\S+: got .*?)"
-    r" (?:- Expected a|Given value type:)"
-)
+def _read_word(text: str) -> Any:
+    """Return what YAML makes of a word; the word itself where it is not YAML."""
+    try:
+        return get_loader("yaml")(text)  # the parser's own, which knows 1e-3 for a number
+    except yaml.YAMLError:
+        return text
 
 
-def _plainly(message: str) -> str:
-    """Say what jsonargparse says of a value that does not fit as the other errors do: key, got, expected."""
-    message = re.sub(r"^Unexpected config: ?(.*)", r"config: got '\1'; expected keys with values below them", message)
-    message = re.sub(r'^Problems parsing (config.*) in "<unicode string>"', r"\1 in the file", message)
-    complaint = re.match(r'Parser key "(?P<key>[^"]+)": (?P<rest>.*)', message)
-    if complaint is None:
-        return message
-    key, rest = complaint["key"], complaint["rest"]
-    # A section inside of a union, such as one model's settings: what is wrong there says more than the union does.
-    inner = _INNER.search(rest)
-    if inner is not None:
-        return f"{key}: {inner['what']}"
-    expected = re.search(r"Subtypes: \[(?P<union>.*?)\] Errors:|Expected a (?P<one>.*?)\.? (?:Got|Given) value", rest)
-    got = re.search(r".*(?:Got|Given) value: (?P<value>.*)", rest)
-    if expected is None or got is None:
-        return f"{key}: {rest}"
-    names = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", expected["union"] or expected["one"])
-    names = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", names).replace("NoneType", "null")
-    return f"{key}: got {got['value']}; expected {names}"
+def _read_file(path: str, key: str) -> dict[Any, Any]:
+    """Return the keys and values of a YAML file.
+
+    Raises:
+        ReportedError: It cannot be read, or holds something else.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        config = get_loader("yaml")(text)
+    except UnicodeDecodeError as error:
+        raise ReportedError(f"{key}: {path}: is not UTF-8 text; expected a YAML file") from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ReportedError(f"{key}: got {path!r}; expected a YAML file that can be read: {why}") from error
+    except yaml.YAMLError as error:
+        raise ReportedError(f"{key}: {path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(config, dict):
+        raise ReportedError(f"{key}: {path}: got {config!r}; expected keys with values below them")
+    return config
 
 
-def _with_suggestion(message: str, options: list[str]) -> str:
-    """Name the known key that is nearest to the unknown one that a message complains of."""
-    unknown = re.search(r"unrecognized arguments: (?P<option>--\S+)|option '(?P<key>[^']+)'", message, re.IGNORECASE)
-    if unknown is None or "nearest known key" in message:
-        return message
-    if unknown["option"]:
-        wrong, known = unknown["option"].partition("=")[0], options
-    else:
-        keys = [*known_keys(), *known_keys(ControlVectors), *known_keys(ModelSettings)]
-        wrong, known = unknown["key"], keys if "." in unknown["key"] else [key.rpartition(".")[2] for key in keys]
-    nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
-    return f"{message}; the nearest known key is {nearest[0]!r}" if nearest else message
+def _to_yaml(plain: Any) -> str:
+    return yaml.safe_dump(plain, default_flow_style=True, sort_keys=False, width=float("inf"), allow_unicode=True)

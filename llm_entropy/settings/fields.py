@@ -61,7 +61,7 @@ def make_plain_(settings: Any, key: str = "") -> None:
             setattr(settings, item.name, plain_value(value, item.type, name))
 
 
-def plain_value(value: Any, declared: Any, key: str) -> Any:
+def plain_value(value: Any, declared: Any, key: str, read: Callable[[str], Any] | None = None) -> Any:
     """Return a value as a plain one of a declared type.
 
     Args:
@@ -69,18 +69,58 @@ def plain_value(value: Any, declared: Any, key: str) -> Any:
             order; text, a path; settings, a mapping.
         declared: bool, int, float, str, Literal, list, dict, a dataclass, or a Union of them.
         key: Its place in the configuration, for messages.
+        read: What YAML makes of a word, where the value is written in a file or an option: words that do not fit as
+            they are are read. Sections stay mappings then, because other files and options may add to them.
 
     Raises:
         ReportedError: It is of another type.
     """
     value = list(value) if isinstance(value, Iterator) else _scalar(value)
-    for one in _alternatives(declared):
+    alternatives = _alternatives(declared)
+    if read is not None and isinstance(value, str) and not any(_fits(value, one) for one in alternatives):
+        value = read(value)
+    for one in alternatives:
         if _fits(value, one):
-            return _plain(value, one, key)
+            return _plain(value, one, key, read)
     shown = " ".join(repr(value).split())
     shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
-    words = list(dict.fromkeys(_words(one) for one in _alternatives(declared)))
-    raise ReportedError(f"{key}: got {shown} ({type(value).__name__}); expected {' or '.join(words)}")
+    if read is None:
+        words = [_words(one) for one in alternatives]
+        raise ReportedError(f"{key}: got {shown} ({type(value).__name__}); expected {_any_of(words)}")
+    words = ["a section with keys below it" if is_dataclass(one) else _words(one) for one in alternatives]
+    raise ReportedError(f"{key}: got {_AS_WRITTEN.get(shown, shown)}; expected {_any_of(words)}")
+
+
+_AS_WRITTEN = {"None": "null", "True": "true", "False": "false"}
+
+
+def _any_of(words: list[str]) -> str:
+    return " or ".join(dict.fromkeys(words))
+
+
+def type_below(declared: Any, name: str, key: str = "") -> Any:
+    """Return the type of what has a name in a mapping or in settings; None where a type holds nothing with a name.
+
+    Args:
+        declared: As for `plain_value`.
+        name: A key, without dots.
+        key: The place of the mapping in the configuration, for messages.
+
+    Raises:
+        ReportedError: The settings know no such key.
+    """
+    for one in _alternatives(declared):
+        if get_origin(one) is dict:
+            return get_args(one)[1]
+        if is_dataclass(one):
+            _check_keys([name], one, key)
+            return next(item.type for item in fields(one) if item.name == name)
+    return None
+
+
+def is_single(declared: Any) -> bool:
+    """Whether values of a type are words and numbers alone, nothing that holds others."""
+    return all(one in _SCALARS or get_origin(one) is Literal for one in _alternatives(declared))
 
 
 def holds_arrays(value: Any) -> bool:
@@ -120,7 +160,7 @@ def _fits(value: Any, declared: Any) -> bool:
     return _SCALARS[declared].fits(value)
 
 
-def _plain(value: Any, declared: Any, key: str) -> Any:
+def _plain(value: Any, declared: Any, key: str, read: Callable[[str], Any] | None) -> Any:
     """Return a value that fits a type as one of it."""
     origin = get_origin(declared)
     if origin is Literal:
@@ -130,9 +170,9 @@ def _plain(value: Any, declared: Any, key: str) -> Any:
     if origin is dict:
         name, item = get_args(declared)
         named = {plain_value(each, name, key): below for each, below in value.items()}
-        return {each: plain_value(below, item, f"{key}.{each}") for each, below in named.items()}
+        return {each: plain_value(below, item, f"{key}.{each}", read) for each, below in named.items()}
     if is_dataclass(declared):
-        return _settings(value, declared, key)
+        return _settings(value, declared, key) if read is None else _section(value, declared, key, read)
     return _SCALARS[declared].plain(value)
 
 
@@ -163,22 +203,45 @@ def _settings(value: Any, declared: Any, key: str) -> Any:
 
 def _from_mapping(value: Mapping[Any, Any], declared: Any, key: str) -> Any:
     known = {item.name: item for item in fields(declared)}
-    for name in value:
-        if name not in known:
-            nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-            hint = f"the nearest known key is {nearest[0]!r}" if nearest else f"known are {', '.join(known)}"
-            raise ReportedError(f"{key}: got the key {str(name)!r}, which is not known; {hint}")
+    _check_keys(value, declared, key)
     for name, item in known.items():
-        if name not in value and item.default is MISSING and item.default_factory is MISSING:
+        if value.get(name) is None and item.default is MISSING and item.default_factory is MISSING:
             raise ReportedError(f"{key}: got no {name}; expected {key}.{name}, {_words(item.type)}")
     return declared(**value)
+
+
+def _section(value: Mapping[Any, Any], declared: Any, key: str, read: Callable[[str], Any]) -> dict[str, Any]:
+    """Return what is written of settings; a section with nothing below it is as good as none."""
+    _check_keys(value, declared, key)
+    types = {item.name: item.type for item in fields(declared)}
+    written = {name: below for name, below in value.items() if below is not None or not is_dataclass(types[name])}
+    return {
+        name: plain_value(below, types[name], f"{key}.{name}" if key else name, read) for name, below in written.items()
+    }
+
+
+def _check_keys(names: Iterable[Any], declared: Any, key: str) -> None:
+    """Refuse a key that settings do not know."""
+    known = [item.name for item in fields(declared)]
+    for name in names:
+        if name not in known:
+            place = f"{key}: got the key" if key else "got the key"
+            raise ReportedError(f"{place} {str(name)!r}, which is not known; {nearest_known(str(name), known, 'key')}")
+
+
+def nearest_known(name: str, known: Iterable[str], what: str, likeness: float = 0.4) -> str:
+    """Return the words that help with an unknown name: the known one that is nearest to it, or all of them."""
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
+    return f"the nearest known {what} is {nearest[0]!r}" if nearest else f"known are {', '.join(known)}"
 
 
 def _words(declared: Any) -> str:
     """Return what a type is called in errors."""
     origin = get_origin(declared)
     if origin is Literal:
-        return f"one of {', '.join(map(repr, get_args(declared)))}"
+        choices = ", ".join(map(repr, get_args(declared)))
+        return f"one of {choices}" if len(get_args(declared)) > 1 else choices
     if origin is list:
         item = get_args(declared)[0]
         return f"a list of {'text' if item is str else 'numbers' if item in (int, float) else 'lists of numbers'}"

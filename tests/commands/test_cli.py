@@ -23,8 +23,10 @@ import yaml
 from published import PUBLISHED
 from tiny_models import CAUSAL_VOCAB, HIDDEN, SENTENCES, save_model
 
-from llm_entropy.commands.cli import SHORT_NAMES, main
+from llm_entropy.commands.cli import _command, main
+from llm_entropy.commands.table import COMMANDS, DEFAULT, Command
 from llm_entropy.settings import DEFAULT_METRICS
+from llm_entropy.settings.configuration import SHORT_NAMES
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "matplotlib", "lightning", "numpy")
@@ -88,6 +90,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (room / "broken.yaml").write_text("analysis: {metrics: [entropy\n")
     (room / "words.yaml").write_text("just words\n")
     (room / "model-key.yaml").write_text("models: {gpt2: {nam: gpt2}}\n")
+    (room / "model-type.yaml").write_text("models: {gpt2: {name: gpt2, dtype: float23}}\n")
+    (room / "no-section.yaml").write_text("outptu: {dir: here}\n")
+    (room / "type.yaml").write_text("analysis: {top_k: many}\n")
     (room / "taken").mkdir()
     return room
 
@@ -101,26 +106,64 @@ class Bad(NamedTuple):
 
 STEERED = ("--compare-control", "--control-vector")
 BAD_INPUT = {
-    "an unknown key as an option": Bad(("--analysis.topk", "3"), ("--analysis.topk", "nearest", "--analysis.top_k")),
-    "an unknown section as an option": Bad(("--outputs.dir", "x"), ("--outputs.dir", "nearest", "--output.dir")),
-    "an unknown key in a file": Bad(
-        ("--config", "{room}/key.yaml"), ("analysis.temprature'", "nearest", "'analysis.temperature'")
+    "an unknown key as an option": Bad(
+        ("--analysis.topk", "3"), ("option --analysis.topk,", "nearest", "'--analysis.top_k'")
     ),
-    "an unknown key of a model": Bad(("--config", "{room}/model-key.yaml"), ("models:", "'nam'", "nearest", "'name'")),
+    "an unknown section as an option": Bad(("--outputs.dir", "x"), ("--outputs.dir", "nearest", "'--output.dir'")),
+    "a short name that is misspelt": Bad(("--num-sentence", "3"), ("--num-sentence,", "nearest", "'--num-sentences'")),
+    "an option below a number": Bad(("--seed.first", "3"), ("option --seed.first,", "nearest")),
+    "an unknown key in a file": Bad(
+        ("--config", "{room}/key.yaml"),
+        ("analysis: got the key 'temprature', which is not known; the nearest known key is 'temperature'",),
+    ),
+    "an unknown section in a file": Bad(
+        ("--config", "{room}/no-section.yaml"), ("error: got the key 'outptu'", "nearest known key is 'output'")
+    ),
+    "an unknown key of a model": Bad(
+        ("--config", "{room}/model-key.yaml"), ("models.gpt2: got the key 'nam'", "nearest known key is 'name'")
+    ),
+    "an unknown key of a model as an option": Bad(
+        ("--models.gpt2.nam", "x"), ("models.gpt2: got the key 'nam'", "nearest known key is 'name'")
+    ),
+    "an unknown key in a section as an option": Bad(
+        ("--models", '{{"x": {{"name": "y", "nam": "z"}}}}'), ("models.x: got the key 'nam'", "'name'")
+    ),
     "a word too much": Bad(("corpus.csv",), ("unrecognized", "corpus.csv")),
     "a section that is a list": Bad(("--config", "{room}/section.yaml"), ("analysis: got ['entropy']", "section")),
-    "malformed YAML": Bad(("--config", "{room}/broken.yaml"), ("config:", "line 2")),
-    "a file of words": Bad(("--config", "{room}/words.yaml"), ("config: got 'just words'", "expected keys")),
-    "a missing configuration": Bad(("--config", "{room}/none.yaml"), ("config:", "does not exist", "none.yaml")),
-    "a word for a number": Bad(("--analysis.top_k", "many"), ("analysis.top_k: got many", "expected int")),
+    "a section that is a list, as an option": Bad(
+        ("--analysis.control", "[1]"), ("analysis.control: got [1]; expected a section",)
+    ),
+    "a section of a file that is missing": Bad(
+        ("--analysis.control", "none.yaml"), ("analysis.control: got 'none.yaml'; expected a YAML file",)
+    ),
+    "malformed YAML": Bad(("--config", "{room}/broken.yaml"), ("config:", "broken.yaml: is not YAML", "line 2")),
+    "a file of words": Bad(("--config", "{room}/words.yaml"), ("words.yaml: got 'just words", "expected keys")),
+    "a configuration that is no text": Bad(("--config", "{room}/wide.pt"), ("config:", "wide.pt: is not UTF-8")),
+    "a missing configuration": Bad(("--config", "{room}/none.yaml"), ("config: got", "none.yaml'", "No such file")),
+    "an option without its value": Bad(("--analysis.top_k",), ("--analysis.top_k: expected one argument",)),
+    "a wrong type in a file": Bad(
+        ("--config", "{room}/type.yaml"), ("analysis.top_k: got 'many'; expected a whole number",)
+    ),
+    "a wrong type of a model in a file": Bad(
+        ("--config", "{room}/model-type.yaml"), ("models.gpt2.dtype: got 'float23'; expected one of 'float32'",)
+    ),
+    "a wrong type of a model as an option": Bad(
+        ("--models.gpt2.dtype", "float23"), ("models.gpt2.dtype: got 'float23'; expected one of 'float32'",)
+    ),
+    "a model that is a number": Bad(("--models", '{{"x": 3}}'), ("models.x: got 3; expected text or a section",)),
+    "a list with a word for a vector": Bad(
+        (*STEERED, "[0.1, a]"), ("analysis.control.control_vector: got [0.1, 'a']; expected text or a list of numbers",)
+    ),
+    "a word for a number": Bad(("--analysis.top_k", "many"), ("analysis.top_k: got 'many'", "expected a whole number")),
     "a number for a word": Bad(("--analysis.lens", "3"), ("analysis.lens: got 3", "'logit', 'raw', 'tuned'")),
-    "a word for a switch": Bad(("--use-sampling=maybe",), ("analysis.use_sampling: got maybe", "expected bool")),
+    "a word for a switch": Bad(("--use-sampling=maybe",), ("analysis.use_sampling: got 'maybe'", "true or false")),
     "a negative seed": Bad(("--seed", "-1"), ("seed: got -1", "at least 0")),
     "no sentences": Bad(("--num-sentences", "0"), ("analysis.num_sentences: got 0", "at least 1", "null")),
     "too many sentences": Bad(("--num-sentences", "9"), ("analysis.num_sentences: got 9", "only 8", "null for all")),
     "a temperature of zero": Bad(("--temperature", "0"), ("analysis.temperature: got 0.0", "above 0")),
     "a negative temperature": Bad(("--temperature=-0.5",), ("analysis.temperature: got -0.5", "above 0")),
     "a temperature that is no number": Bad(("--temperature", ".nan"), ("analysis.temperature: got nan", "above 0")),
+    "an unknown metric, alone": Bad(("--analysis.metrics", "entropi"), ("analysis.metrics: got 'entropi'", "margin")),
     "an unknown metric": Bad(("--analysis.metrics", "[entropy, warmth]"), ("analysis.metrics: got 'warmth'", "margin")),
     "no metrics": Bad(("--analysis.metrics", "[]"), ("analysis.metrics", "empty", "margin")),
     "a top_k beyond the vocabulary": Bad(
@@ -128,7 +171,7 @@ BAD_INPUT = {
     ),
     "layer weights that are not numbers": Bad(
         (*STEERED, "[0.1]", "--analysis.control.layer_weights", "[a, b]"),
-        ("analysis.control.layer_weights: got ['a', 'b']", "list[float]"),
+        ("analysis.control.layer_weights: got ['a', 'b']", "a list of numbers or null"),
     ),
     "layer weights that are not finite": Bad(
         (*STEERED, "[0.1]", "--analysis.control.layer_weights", "[1.0, .inf]"),
@@ -164,7 +207,7 @@ BAD_INPUT = {
         ("--models", '{{"x": "nobody/nothing"}}'), ("'nobody/nothing'", "local folder", "builtin:tiny-gpt2")
     ),
     "a model without a name": Bad(
-        ("--models", '{{"x": {{"revision": "v2"}}}}'), ("models: the following arguments are required: name",)
+        ("--models", '{{"x": {{"revision": "v2"}}}}'), ("models.x: got no name; expected models.x.name, text",)
     ),
     "no models": Bad(("--models", "{{}}"), ("models: got none", "at least one")),
     "a model's key that is no file name": Bad(("--models", '{{"a/b": "gpt2"}}'), ("models: the key 'a/b'", "letters")),
@@ -211,6 +254,53 @@ def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFi
     assert capsys.readouterr().err.startswith(f"llm-entropy: error: {room}: holds no run.json")
 
 
+# --- commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("more", [[], ["--help"], ["--config", "config.yaml"]])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("merg", "the nearest known command is 'merge'"),
+        ("Status", "the nearest known command is 'status'"),
+        ("extract", "known are predict, merge, status"),
+        ("corpus.csv", "known are predict, merge, status"),
+    ],
+)
+def test_an_unknown_command_is_an_error_whatever_follows_it(
+    word: str, hint: str, more: list[str], capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as end:
+        main([word, *more])
+    assert end.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err == f"llm-entropy: error: got the command '{word}', which is not known; {hint}\n"
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_every_command_of_the_table_shows_its_own_help(command: Command, capsys: pytest.CaptureFixture[str]):
+    for arguments, words in ([command.name, "--help"], f"usage: llm-entropy {command.name} ["), (["-h"], command.help):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert words in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--config", "x.yaml"], ["-x"]])
+def test_without_a_command_it_is_predict(arguments: list[str]):
+    assert _command(arguments) == (DEFAULT, arguments)
+    assert DEFAULT.name == "predict"
+
+
+def test_a_command_without_its_folder_says_so(capsys: pytest.CaptureFixture[str]):
+    for arguments, words in (["merge"], "required: run_dir"), (["status", "x", "--mising"], "option is '--missing'"):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.endswith(f"{words}\n")
+
+
 # --- what needs no model must be quick ---------------------------------------------------------------------------
 
 _REPORT_IMPORTS = """
@@ -237,6 +327,7 @@ sys.exit(status)
         (["predict", "--config", "configs/comparative.yaml", "--print_config"], 0, ["compare_control: true"]),
         (["predict", "--temperature", "0"], 2, []),
         (["predict", "--config", "nowhere.yaml"], 2, []),
+        (["merg"], 2, []),
         (["predict", "--analysis.topk", "3"], 2, []),
     ],
 )

@@ -1,0 +1,51 @@
+"""`llm-entropy predict`: a run."""
+
+from __future__ import annotations
+
+import os
+
+from jsonargparse import Namespace
+
+from llm_entropy.commands.table import DONE, QUIET
+from llm_entropy.errors import ReportedError
+from llm_entropy.settings import RANKS
+from llm_entropy.settings.configuration import SHORT_NAMES, SettingsParser, settings_parser, to_settings
+
+RESUME = "Go on with the run output.run_name, if it has been begun: compute only what is missing."
+
+
+def parser(program: str) -> SettingsParser:
+    """Return the parser of the command's arguments."""
+    names = ", ".join(f"{short} for {long}" for short, long in SHORT_NAMES.items())
+    predict = settings_parser(
+        prog=program,
+        description="Run the models over the corpus and write tables, plots and predictions.",
+        epilog=f"Short names: {names}. Any key of a configuration file can be given as an option.",
+    )
+    predict.add_argument("--quiet", action="store_true", help=QUIET)
+    predict.add_argument("--resume", action="store_true", help=RESUME)
+    return predict
+
+
+def run(chosen: Namespace) -> int:
+    """Do what was chosen, and return the exit status."""
+    settings = to_settings(chosen)
+    _check_ranks()
+    from llm_entropy.commands.summary import print_summary
+    from llm_entropy.runs import run
+
+    result = run.run(settings, quiet=chosen.quiet, resume=chosen.resume)
+    if result.is_global_zero:
+        print_summary(result, quiet=chosen.quiet)
+    return DONE
+
+
+def _check_ranks() -> None:
+    """Refuse what Lightning would stumble over when it is imported."""
+    for name in RANKS:
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise ReportedError(
+                f"{name}: got {value!r} in the environment; expected the number of this process; unset {name}, or "
+                "start with torchrun or srun, which set it"
+            )
