@@ -224,6 +224,8 @@ def _vector_pair(pair: Any, key: str = "analysis.control") -> Any:
 
 def _conditions(conditions: Any) -> Any:
     """Return further conditions as settings hold them."""
+    if conditions is None:
+        return {}
     if not isinstance(conditions, Mapping):
         return conditions
     made = {}

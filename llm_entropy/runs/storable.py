@@ -28,9 +28,7 @@ def storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], r
     """
     analysis = settings.analysis
     control = _stored_control(run_dir, "", analysis.control)
-    conditions = analysis.conditions and {
-        name: _stored_control(run_dir, f"{name}_", own) for name, own in analysis.conditions.items()
-    }
+    conditions = {name: _stored_control(run_dir, f"{name}_", own) for name, own in analysis.conditions.items()}
     data = settings.data
     if sentences is not None:
         path = (run_dir / SENTENCES).absolute()

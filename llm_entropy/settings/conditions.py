@@ -20,8 +20,8 @@ COMPARATIVE: Final = "comparative"
 Role = Literal["standard", "control", "placebo"]
 Mode = Literal["standard", "control", "comparative"]
 
-RESERVED = (STANDARD, COMPARATIVE, "data", "plots", "predictions")
-"""Names of folders in which a condition's own cannot lie."""
+RESERVED = (STANDARD, COMPARATIVE, "data", "plots", "predictions", "difference", "percent_change")
+"""Names of other folders, and of other lines of a comparison."""
 MARKS = "-_.+"
 """What a condition's name may hold beside letters and digits."""
 

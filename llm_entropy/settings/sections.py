@@ -41,7 +41,7 @@ class AnalysisSettings:
     """For how many of them the probability is followed over the layers."""
     control: ControlSettings = field(default_factory=ControlSettings)
     """The control condition."""
-    conditions: Optional[dict[str, ControlSettings]] = None
+    conditions: dict[str, ControlSettings] = field(default_factory=dict)
     """Further steered conditions, by name: each with all keys of `control`."""
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class AnalysisSettings:
     @property
     def run_conditions(self) -> tuple[Condition, ...]:
         """The conditions of the run, in order."""
-        return make_conditions(self.control, self.conditions or {}, compares=self.compare_control)
+        return make_conditions(self.control, self.conditions, compares=self.compare_control)
 
     @property
     def mode(self) -> Mode:

@@ -27,7 +27,7 @@ from llm_entropy import merge_run
 from llm_entropy.commands.cli import main
 from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.outputs.results import RunResult
-from llm_entropy.runs import run as run_module
+from llm_entropy.runs import opening
 from llm_entropy.runs.run import run
 from llm_entropy.runs.storable import storable
 from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
@@ -281,14 +281,14 @@ def test_a_folder_that_is_empty_or_was_half_created_is_taken_over_when_resuming(
 def test_what_another_process_did_while_this_one_was_loading_its_model_is_not_done_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ):
-    load_model, quicker = run_module.load_model, []
+    load_model, quicker = opening.load_model, []
 
     def load_slowly(*arguments: Any, **options: Any) -> Any:
-        monkeypatch.setattr(run_module, "load_model", load_model)
+        monkeypatch.setattr(opening, "load_model", load_model)
         quicker.append(run(settings, quiet=True, resume=True))
         return load_model(*arguments, **options)
 
-    monkeypatch.setattr(run_module, "load_model", load_slowly)
+    monkeypatch.setattr(opening, "load_model", load_slowly)
     result = run(settings, quiet=True, resume=True)
     assert len(result["gpt2"]["standard"]["entropy"]) == 70
     assert quicker[0].run_dir == result.run_dir
@@ -323,8 +323,15 @@ CHANGES: list[tuple[str, Any, str]] = [
     ("analysis.metrics", ["entropy", "margin"], r'analysis.metrics was \["entropy"\], now \["entropy", "margin"\]'),
     ("analysis.lens", "raw", 'analysis.lens was "logit", now "raw"'),
     ("analysis.compare_control", False, "analysis.compare_control was true, now false"),
-    ("analysis.control.strength", 2.0, "analysis.control.strength was 1.0, now 2.0"),
-    ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering was "\w+", now "\w+"'),
+    ("analysis.control.strength", 2.0, "conditions.control.strength was 1.0, now 2.0"),
+    (
+        "analysis.control.strengths",
+        [1, 2],
+        r'conditions was \["standard", "control"\], now .*"control_\+1", "control_\+2"\]',
+    ),
+    ("analysis.control.placebo", {"random": 1}, r'now \["standard", "control", "control_random_1"\]'),
+    ("analysis.conditions", {"tense": {"control_vector": [1.0]}}, r'now \["standard", "control", "tense"\]'),
+    ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering.control was "\w+", now "\w+"'),
     ("analysis.num_sentences", 9, r'corpus was "\w+", now "\w+"; analysis.num_sentences was null, now 9'),
     ("data.tokens_per_batch", 65, "data.tokens_per_batch was 64, now 65"),
     ("data.max_length", 9, "models.gpt2.max_length was 60, now 9"),

@@ -145,7 +145,7 @@ def test_an_array_survives_a_kill_and_a_requeue_and_gives_the_bytes_of_one_proce
     kept = {path: path.stat().st_mtime_ns for task in range(4) for path in markers_of(run_dir, task)}
     submit(room, slurm)
     wait_for_jobs(room, slurm)
-    assert {path.parents[2].name[5:10] for path in set(run_dir.glob("shards/*/*/*/*.json")) - set(kept)} == {"00001"}
+    assert {path.parents[1].name[5:10] for path in set(run_dir.glob("shards/*/*/*/*.json")) - set(kept)} == {"00001"}
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing that was done is done again"
     assert tables_of(run_dir) == tables_of(room / "runs/single")
     about = json.loads((run_dir / "run.json").read_text())
