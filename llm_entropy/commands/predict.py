@@ -30,7 +30,7 @@ def parser(program: str) -> SettingsParser:
 def run(chosen: Namespace) -> int:
     """Do what was chosen, and return the exit status."""
     settings = to_settings(chosen)
-    _check_ranks()
+    check_ranks()
     from llm_entropy.commands.summary import print_summary
     from llm_entropy.runs import run
 
@@ -40,7 +40,7 @@ def run(chosen: Namespace) -> int:
     return DONE
 
 
-def _check_ranks() -> None:
+def check_ranks() -> None:
     """Refuse what Lightning would stumble over when it is imported."""
     for name in RANKS:
         value = os.environ.get(name, "0")

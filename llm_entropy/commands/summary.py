@@ -41,7 +41,7 @@ def print_summary(result: RunResult, *, quiet: bool = False) -> None:
             for cells in _lines(row, layout):
                 table.add_row(*cells)
         table.add_section()
-    console = _console(table, max(len(key) for key in result))
+    console = wide_console(table, max(len(key) for key in result))
     console.print(layout.about, table, sep="\n", markup=False, highlight=False)
     console.print(f"Tables and plots: {result.run_dir}", soft_wrap=True, markup=False, highlight=False)
 
@@ -87,7 +87,7 @@ def _lines(row: SummaryRow, layout: _Layout) -> Iterator[list[str]]:
         yield [*start, *([row.condition] if layout.names else []), *ends, *changes.values()]
 
 
-def _console(table: Table, key_width: int) -> Console:
+def wide_console(table: Table, key_width: int) -> Console:
     """Return a console in which no number is cut off: a file has no width, on a terminal keys are folded first."""
     console = Console()
     width = console.measure(table, options=console.options.update(width=ANY_WIDTH)).maximum

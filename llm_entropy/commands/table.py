@@ -35,6 +35,7 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("predict", "run the models over the corpus (the default command)", "llm_entropy.commands.predict"),
+    Command("plan", "say what a run will take, before any weight is read", "llm_entropy.commands.plan"),
     Command("merge", "make a run's tables and plots, from the shards of all its tasks", "llm_entropy.commands.merge"),
     Command("status", "say what of a run is missing, and how to run just that", "llm_entropy.commands.status"),
 )

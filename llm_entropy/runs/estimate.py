@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import lightning as L
 import torch
@@ -18,9 +18,11 @@ from llm_entropy.measure.forwards import shared_layers
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import load_skeleton, weights_dtype
-from llm_entropy.runs.opening import open_model
-from llm_entropy.runs.plan import Plan
+from llm_entropy.runs.launch import checkpoint_root
+from llm_entropy.runs.opening import open_corpus, open_model
+from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.runs.predict import tokens_per_batch
+from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.schema import Example, shard_schema
 from llm_entropy.settings import AnalysisSettings, Condition, Settings
 from llm_entropy.store.windows import Task
@@ -34,8 +36,9 @@ ROUNDS = 2
 """How often a batch is timed, after it has been run once."""
 TOKEN_BYTES = 8
 """What the text of a token takes in a shard, about."""
-COMPRESSED = 0.93
-"""What zstd leaves of columns of float32: their lower bits are as good as random."""
+STORED = 1.2
+"""Bytes of a shard for each byte of float32, measured: their lower bits are as good as random, so that neither a
+dictionary of the values nor zstd makes them smaller, and the dictionary comes on top."""
 
 
 @dataclass(frozen=True)
@@ -119,26 +122,73 @@ def estimate(plan: Plan, analysis: AnalysisSettings, corpus: Corpus) -> Estimate
     )
 
 
-def describe(plans: Sequence[Plan], settings: Settings, corpus: Corpus, trainer: L.Trainer) -> list[str]:
-    """Return what each model of a run will take, a line each, with the seconds that nothing here can do it in.
+class Forecast(NamedTuple):
+    """What one model of a run will take, and how long that is here."""
+
+    work: Estimate
+    least_seconds: float
+    """What the operations alone take, at the speed that was measured here."""
+    measured_seconds: Optional[float]
+    """What the whole corpus takes at the pace of one of its batches, which was run; None: it was not."""
+
+    def row(self) -> dict[str, str]:
+        """Return it as a row of a table, by column."""
+        work = self.work
+        row = {
+            "model": work.model,
+            "sentences": "each 1,000" if work.num_sentences is None else f"{work.num_sentences:,}",
+            "tokens": f"{work.num_tokens:,}",
+            "positions": f"{work.num_records:,}",
+            "forwards": f"{work.num_forwards:.3g}",
+            "lenses": f"{work.num_lenses:,}",
+            "operations": f"{scaled(work.operations)}FLOP",
+            "shards": f"{scaled(work.shard_bytes)}B",
+            "at least": duration(self.least_seconds),
+        }
+        return row if self.measured_seconds is None else {**row, "measured": duration(self.measured_seconds)}
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return f"{self.work.describe()}; at least {duration(self.least_seconds)} here"
+
+
+def forecast(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer, *, measures: bool = False) -> Forecast:
+    """Return what a model of a run will take here.
 
     Args:
-        plans: Of the models.
+        plan: Of the model.
         settings: Of the run.
         corpus: Of the run.
         trainer: Where it runs; the work is shared by its processes.
+        measures: Whether the weights are read and a batch is run.
+
+    Raises:
+        ReportedError: The model cannot be read.
     """
-    lines = []
-    for plan in plans:
-        found = estimate(plan, settings.analysis, corpus)
-        dtype = weights_dtype(plan.source.settings, settings.trainer.precision)
-        rate = device_rate(trainer.strategy.root_device, dtype, plan.source.shape.hidden_size) * trainer.world_size
-        least = f"at least {duration(found.operations / rate)} at {scaled(rate)}FLOP/s, measured here"
-        lines.append(f"{found.describe()}; {least}")
-    return lines
+    work = estimate(plan, settings.analysis, corpus)
+    dtype = weights_dtype(plan.source.settings, settings.trainer.precision)
+    rate = device_rate(trainer.strategy.root_device, dtype, plan.source.shape.hidden_size)
+    measured = _measured_seconds(plan, settings, corpus, trainer) if measures else None
+    return Forecast(work, work.operations / rate / trainer.world_size, measured)
 
 
-def measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer) -> float:
+def forecast_run(settings: Settings, *, measures: bool = False) -> list[Forecast]:
+    """Check a run as `run` does before it begins, and return what each of its models will take; nothing is written.
+
+    Args:
+        settings: Of the run.
+        measures: Whether weights are read and a batch is run.
+
+    Raises:
+        ReportedError: Something in the settings or in what they name is wrong.
+    """
+    trainer = make_trainer(settings.trainer, checkpoint_root(settings, None))
+    plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
+    corpus = open_corpus(settings, None, quiet=True)
+    return [forecast(plan, settings, corpus, trainer, measures=measures) for plan in plans]
+
+
+def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer) -> float:
     """Read the weights of a model, run a batch of the corpus, and return how long the whole corpus would take.
 
     Args:
@@ -191,7 +241,7 @@ def _record_bytes(plan: Plan, analysis: AnalysisSettings) -> float:
         if not hasattr(field.type, "list_size"):
             size += TOKEN_BYTES
         elif field.metadata and b"unit" in field.metadata:
-            size += COMPRESSED * 4 * field.type.list_size
+            size += STORED * 4 * field.type.list_size
         else:
             size += TOKEN_BYTES * field.type.list_size
     return size

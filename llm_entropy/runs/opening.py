@@ -1,15 +1,20 @@
-"""A model that is opened: loaded, viewed, proved, with its lens."""
+"""What a run reads, opened: a model that is loaded, viewed, proved, with its lens; and the corpus."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import logging
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Optional
 
+from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.measure.lens import Lens, check_lens
 from llm_entropy.models.attention import check_attention
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.runs.plan import Plan
-from llm_entropy.settings import AnalysisSettings, needs_of
+from llm_entropy.settings import AnalysisSettings, Settings, needs_of
+
+log = logging.getLogger("llm_entropy")
 
 
 class OpenedModel(NamedTuple):
@@ -43,3 +48,24 @@ def open_model(
     if needs_attention:
         check_attention(view, where)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))
+
+
+def open_corpus(settings: Settings, sentences: Optional[Sequence[Optional[str]]], *, quiet: bool) -> Corpus:
+    """Open the corpus of a run, and say how large it is.
+
+    Args:
+        settings: Of the run.
+        sentences: The corpus itself, where it was given in memory.
+        quiet: Whether progress bars are hidden.
+    """
+    num_sentences = settings.analysis.num_sentences
+    if sentences is not None:
+        corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
+    else:
+        corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
+    if corpus.num_sentences is None:
+        log.info("%s: a stream of %d files", corpus.source, corpus.num_files)
+    else:
+        skipped = f", {len(corpus.skipped):,} without text skipped" if corpus.skipped else ""
+        log.info("%s: %d of %d rows%s", corpus.source, corpus.num_sentences, corpus.num_rows, skipped)
+    return corpus

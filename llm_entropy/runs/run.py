@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import Optional
 
-from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.beginning import take_up
 from llm_entropy.runs.ending import end_by, end_stopped, finish, give_up
-from llm_entropy.runs.estimate import describe
+from llm_entropy.runs.estimate import forecast
 from llm_entropy.runs.launch import checkpoint_root, is_first_process, task_of
+from llm_entropy.runs.opening import open_corpus
 from llm_entropy.runs.plan import check_tokens, config_hash, plan_model, run_identity
 from llm_entropy.runs.predict import predict_model
 from llm_entropy.runs.state import RunState
@@ -62,8 +62,9 @@ def run(
             for plan in plans:
                 check_tokens(plan, corpus, task)
             identity = run_identity(settings, plans, corpus.fingerprint)
-            if is_first_process():
-                log.info("%s", "\n".join(describe(plans, settings, corpus, trainer)))
+            if is_first_process() and corpus.num_windows is not None:  # of a stream nothing is read ahead
+                for plan in plans:
+                    log.info("%s", forecast(plan, settings, corpus, trainer).describe())
         except Stopped as stop:
             end_by(stop.signum)  # nothing has been begun
         session = Session(task, config_hash(identity))
@@ -80,24 +81,3 @@ def run(
             raise
         finally:
             session.release()
-
-
-def open_corpus(settings: Settings, sentences: Optional[Sequence[Optional[str]]], *, quiet: bool) -> Corpus:
-    """Open the corpus of a run, and say how large it is.
-
-    Args:
-        settings: Of the run.
-        sentences: The corpus itself, where it was given in memory.
-        quiet: Whether progress bars are hidden.
-    """
-    num_sentences = settings.analysis.num_sentences
-    if sentences is not None:
-        corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
-    else:
-        corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
-    if corpus.num_sentences is None:
-        log.info("%s: a stream of %d files", corpus.source, corpus.num_files)
-    else:
-        skipped = f", {len(corpus.skipped):,} without text skipped" if corpus.skipped else ""
-        log.info("%s: %d of %d rows%s", corpus.source, corpus.num_sentences, corpus.num_rows, skipped)
-    return corpus
