@@ -27,6 +27,9 @@ OPTIONS = {
     "analysis.metrics": "[entropy, attention_entropy]",
     "analysis.compare_control": "true",
     "analysis.control.control_vector": "[0.4, -0.9, 0.7]",
+    "analysis.control.strengths": "[-1, 1]",
+    "analysis.control.placebo.random": "1",
+    "analysis.conditions": "{mood: {control_vector: [0.2, 0.1], layer_weights: [0, 1], strengths: [0.5, 2]}}",
     "data.tokens_per_batch": "48",
     "trainer.accelerator": "cpu",
     "output.dir": "runs",
@@ -56,7 +59,8 @@ def whole(room: Path, launch: Launcher) -> dict[str, bytes]:
     ended = launch(["predict", *WORDS, "--output.run_name=whole"])
     assert ended.status == 0, ended.said
     outputs = outputs_of(room / "runs/whole")
-    assert len(outputs) == 2 * (2 * (2 + 1 + 1 + 1) + (2 + 1 + 1 + 1))
+    # of each model: five conditions, four of them compared, and the placebo's differences
+    assert len(outputs) == 2 * (5 * (2 + 1 + 1 + 1) + 4 * (2 + 1 + 1 + 1) + 1)
     return outputs
 
 

@@ -370,6 +370,50 @@ def test_a_zero_vector_gives_the_standard_run(folders: dict[str, str], tmp_path:
         assert (result[model]["comparative"][KL_FROM_STANDARD].to_numpy() == 0).all()
 
 
+def test_two_strengths_in_one_run_have_the_bytes_of_two_runs_with_one_each(folders: dict[str, str], tmp_path: Path):
+    control = {"control_vector": [0.4, -0.9, 0.7], "layer_weights": [0.0, 1.0, 0.5], "token_weights": [1.0, 2.0]}
+    options = {"metrics": METRICS, "compare_control": True, "positions": "all", "plots": True, "parquet": True}
+    conditions = {"dose": {**control, "strengths": [-1, 1]}}
+    both = analyse(folders, tmp_path, conditions=conditions, **options).run_dir
+    for name, strength in (("dose_-1", -1), ("dose_+1", 1)):
+        alone = analyse(folders, tmp_path, conditions={name: {**control, "strength": strength}}, **options).run_dir
+        for suffix in (".csv", ".parquet", ".png"):
+            found = tables_of(alone, suffix)
+            assert any(path.startswith(f"comparative/{name}/") for path in found)
+            assert any(path.startswith(f"control/{name}/") for path in found)
+            assert found.items() <= tables_of(both, suffix).items()
+
+
+def test_several_conditions_are_there_in_python_by_their_names(gpt2: dict[str, str], tmp_path: Path):
+    result = analyse(
+        gpt2,
+        tmp_path,
+        compare_control=True,
+        control_vector=np.full(32, 0.3, np.float32),
+        strengths=[-1, 0, 1],
+        placebo={"random": 2},
+        conditions={"mood": {"control_vector": torch.full((3, 32), 0.1), "strength": 2}},
+    )["gpt2"]
+    steered = ["control_-1", "control_+0", "control_+1", "mood"]
+    assert list(result) == ["standard", *steered, *(f"comparative/{name}" for name in steered)]
+    standard = result["standard"]["entropy"]
+    pd.testing.assert_frame_equal(result["control_+0"]["entropy"], standard)
+    for name in steered:
+        compared = result[f"comparative/{name}"]["entropy"].xs("difference", level="quantity")
+        np.testing.assert_allclose(compared, result[name]["entropy"] - standard, rtol=1e-5, atol=1e-6)
+    assert set(result.placebos["condition"]) == {"control_random_1", "control_random_2"}
+    again = analyse(gpt2, tmp_path, **asked_again(result.run_dir))
+    assert tables_of(again.run_dir) == tables_of(result.run_dir)
+
+
+def asked_again(run_dir: Path) -> dict[str, Any]:
+    """Return the vectors and conditions that a run's config.yaml holds, as arguments."""
+    analysis = read_config(run_dir / "config.yaml").analysis
+    control = vars(analysis.control)
+    names = ("control_vector", "strengths", "placebo")
+    return {"compare_control": True, "conditions": analysis.conditions, **{name: control[name] for name in names}}
+
+
 def test_bfloat16_runs_with_statistics_in_float32(gpt2: dict[str, str], tmp_path: Path):
     half = analyse(gpt2, tmp_path, trainer=TrainerSettings(precision="bf16-true"))
     full = analyse(gpt2, tmp_path)
@@ -504,7 +548,8 @@ def test_many_processes_give_the_bytes_of_one(
             "positions": "all",
             "use_sampling": True,
             "compare_control": True,
-            "control": {"control_vector": [0.3, -0.2]},
+            "control": {"control_vector": [0.3, -0.2], "strengths": [-1, 1], "placebo": {"random": 1}},
+            "conditions": {"mood": {"control_vector": [0.5], "layer_weights": [0, 1], "strengths": [0.5, 2]}},
         },
         "trainer": {"accelerator": "cpu"},
         "output": {"dir": str(tmp_path), "run_name": "one", "plots": False},
@@ -520,6 +565,7 @@ def test_many_processes_give_the_bytes_of_one(
     many = tmp_path / "many"
     assert tables_of(one) == tables_of(many)
     assert tables_of(one, ".parquet") == tables_of(many, ".parquet")
+    assert {f"comparative/data/{model}_placebos.parquet" for model in MODELS} < set(tables_of(one, ".parquet"))
     busy = 1 if num_sentences == 1 else num_processes
     for model in MODELS:
         shards = sorted((many / "shards" / model).rglob("*.parquet"))
