@@ -50,8 +50,8 @@ def project_list(name: str) -> set[str]:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_configuration_holds_only_settings_that_exist(path: Path) -> None:
     settings = build(Settings, yaml.safe_load(path.read_text(encoding="utf-8")))
-    expected = {"default": "standard", "control": "control", "comparative": "comparative", "quickstart": "comparative"}
-    assert settings.analysis.mode == expected[path.stem]
+    expected = {"default": "standard", "control": "control", "comparative": "comparative"}
+    assert settings.analysis.mode == expected.get(path.stem, "comparative")
 
 
 def test_an_unknown_key_of_a_configuration_is_found() -> None:
