@@ -22,6 +22,8 @@ Mode = Literal["standard", "control", "comparative"]
 
 RESERVED = (STANDARD, COMPARATIVE, "data", "plots", "predictions", "difference", "percent_change")
 """Names of other folders, and of other lines of a comparison."""
+MOST_BYTES = 100
+"""Of a condition's name; file systems take 255, and a strength may follow."""
 MARKS = "-_.+"
 """What a condition's name may hold beside letters and digits."""
 
@@ -195,6 +197,11 @@ def _placebos(source: str, settings: ControlSettings) -> list[Condition]:
 
 def _check_name(name: str) -> None:
     is_folder = bool(name) and not name.startswith(".") and all(letter.isalnum() or letter in MARKS for letter in name)
+    if len(name.encode()) > MOST_BYTES:
+        raise ReportedError(
+            f"analysis.conditions: got a key of {len(name.encode())} bytes, which names folders; expected at most "
+            f"{MOST_BYTES}: {name[:30]}..."
+        )
     if not is_folder or name.casefold() in RESERVED:
         taken = f", and none of {', '.join(RESERVED)}"
         raise ReportedError(

@@ -87,6 +87,7 @@ def test_each_condition_is_compared_with_the_standard_one_where_that_is_run() ->
     [
         ({"conditions": {"a/b": VECTOR}}, r"analysis\.conditions: got the key 'a/b', which names folders; expected"),
         ({"conditions": {"": VECTOR}}, r"analysis\.conditions: got the key ''"),
+        ({"conditions": {"x" * 101: VECTOR}}, r"got a key of 101 bytes, which names folders; expected at most 100"),
         ({"conditions": {".a": VECTOR}}, r"analysis\.conditions: got the key '\.a'"),
         (
             {"conditions": {"Standard": VECTOR}},
