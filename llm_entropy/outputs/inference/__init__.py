@@ -1,0 +1,1 @@
+"""How sure a difference is: intervals, tests, corrections, doses and placebos, as pure functions on arrays."""
