@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from llm_entropy.outputs.inference import collecting
+from llm_entropy.outputs.inference import collecting, positions
 from llm_entropy.outputs.inference.collecting import SentenceNumbers, SentenceSample
 from llm_entropy.outputs.inference.doses import (
     Dosed,
@@ -18,6 +18,7 @@ from llm_entropy.outputs.inference.doses import (
     sentence_slopes,
     spearman,
 )
+from llm_entropy.outputs.inference.positions import PositionNumbers
 from llm_entropy.outputs.inference.resampling import bootstrap_interval, sign_flip_test
 from llm_entropy.outputs.inference.summary import Compared, Summary, summarise
 
@@ -286,3 +287,29 @@ def test_the_residual_is_what_a_straight_line_leaves():
 
 def test_the_relative_dose_is_zero_where_nothing_is_added():
     np.testing.assert_array_equal(relative_dose([0.0, 3.0, 0.0], [2.0, 6.0, 0.0]), [0.0, 0.5, 0.0])
+
+
+def collect_positions(values: np.ndarray, cuts: tuple[int, ...]) -> PositionNumbers:
+    collected = PositionNumbers()
+    for part in np.split(values, cuts):
+        collected.add(part)
+    return collected
+
+
+def test_mean_and_percentile_of_positions_leave_out_what_is_not_finite():
+    values = seeded(1000, 1)[:, 0]
+    values[[0, 500]] = NAN, np.inf
+    collected = collect_positions(values, (0, 3, 700))
+    finite = values[np.isfinite(values)]
+    assert collected.mean == pytest.approx(finite.mean(), rel=1e-12)
+    assert collected.percentile(95) == pytest.approx(np.percentile(finite, 95), rel=1e-6)
+    assert np.isnan([PositionNumbers().mean, PositionNumbers().percentile(95)]).all()
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 2, 999), tuple(range(7, 1700, 13))])
+def test_of_many_positions_some_are_kept_evenly_whatever_the_chunks_are(monkeypatch, cuts):
+    monkeypatch.setattr(positions, "LARGEST_KEPT", 500)
+    values = seeded(1700, 1)[:, 0]
+    collected = collect_positions(values, cuts)
+    assert collected.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert collected.percentile(95) == pytest.approx(np.percentile(values[::4], 95), rel=1e-6)

@@ -124,7 +124,7 @@ def test_the_numbers_of_a_column_do_not_depend_on_its_neighbours_to_the_last_bit
 
 
 def test_sums_of_resamples_are_exact_in_any_order():
-    # of the largest sums that occur: otherwise they would depend on how many threads multiply the matrices
+    # Of the largest sums that occur: otherwise they would depend on how many threads multiply the matrices
     whole, unit = _whole_numbers(np.random.default_rng(0).normal(5, 1, (3, LARGEST_RESAMPLED)))
     largest = [sum(int(number) for number in row) for row in whole]
     np.testing.assert_array_equal(whole[:, ::-1].sum(axis=1), largest)

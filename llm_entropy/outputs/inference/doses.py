@@ -139,7 +139,8 @@ def residual(doses: Sequence[float], means: npt.ArrayLike) -> Floats:
     numbers = np.asarray(means, np.float64)
     strengths = np.asarray(doses, np.float64)
     shifts = numbers - numbers[0]
-    bent = shifts - shifts.mean(axis=0) - (strengths - strengths.mean())[:, None] * (_line_weights(doses) @ shifts)
+    slopes = (_line_weights(doses)[:, None] * shifts).sum(axis=0)
+    bent = shifts - shifts.mean(axis=0) - (strengths - strengths.mean())[:, None] * slopes
     return np.asarray(np.sqrt((bent**2).mean(axis=0)))
 
 
