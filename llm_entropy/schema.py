@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, compared
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, METRICS, AnalysisSettings, compared
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -401,4 +401,11 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
             numbers(column(comparison.other.name, name), metric.unit, metric.axis, num_layers)
             for comparison in compared(conditions)
         ]
+    baselines = dict.fromkeys(comparison.baseline.name for comparison in compared(conditions))
+    fields += [
+        numbers(column(baseline, name), metric.unit, metric.axis, num_layers)
+        for baseline in baselines
+        for name, metric in BASELINE_METRICS.items()
+        if name not in analysis.metrics
+    ]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})

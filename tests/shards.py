@@ -83,6 +83,9 @@ def table(
         values |= _condition(random, condition, analysis, shape, entropy, schema)
     for condition in others:
         values[column(condition.name, "kl_from_standard")] = random.lognormal(-3, 1, (num, 1)) * growth
+    for condition in {comparison.baseline.name for comparison in comparisons}:
+        norms = random.lognormal(2, 0.1, (num, 1)) * (1 + np.arange(shape.num_layers))
+        values.setdefault(column(condition, "residual_norm"), norms)
     return pa.Table.from_arrays([_array(field, values[field.name]) for field in schema], schema=schema)
 
 
@@ -152,10 +155,11 @@ def merge(
     shape: ModelShape = SHAPE,
     *,
     kind: Kind = "causal",
+    source: MergeSource | None = None,
     **options: object,
 ) -> ModelTables:
     """Merge what `write` wrote."""
-    source = MergeSource(model, f"builtin:{model}", kind, shape, ledger_of(run_dir, model))
+    source = source or MergeSource(model, f"builtin:{model}", kind, shape, ledger_of(run_dir, model))
     return merge_model(run_dir, source, analysis, MergeOptions(**options))
 
 

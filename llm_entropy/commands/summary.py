@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from llm_entropy.outputs.results import RunResult
-from llm_entropy.outputs.summaries import SummaryRow
+from llm_entropy.outputs.results import ModelResult, RunResult
+from llm_entropy.outputs.summaries import EffectRow
 
+MEANS = "Means over the sentences"
+COMPARED = (
+    "Means over the sentences at the last layer; difference: condition - standard; p: of no difference, after Holm's "
+    "correction over layers and conditions; placebos: whether, and how many, vectors of the same size do as much"
+)
 MIN_KEY_WIDTH = 12
 """Letters to a line of a model's key, where a terminal is too narrow for the whole."""
 ANY_WIDTH = 10_000
-MOST_COLUMNS = 5
-"""Most conditions that have a column of their own."""
 
 
 def print_summary(result: RunResult, *, quiet: bool = False) -> None:
-    """Print the means over the sentences, model by metric, and where everything is.
+    """Print what each condition changes, and how surely, or the means over the sentences; and where everything is.
 
     Args:
         result: A finished run, or the task of one.
@@ -29,62 +33,71 @@ def print_summary(result: RunResult, *, quiet: bool = False) -> None:
     if quiet or not result:  # a task of an array has nothing to show
         print(result.run_dir)
         return
-    layout = _layout([row for model in result.values() for row in model.summary])
+    lines = {key: list(_lines(model)) for key, model in result.items()}
+    columns = next(iter(lines.values()))[0]
+    is_worded = {"model", "metric", "unit", "condition", "placebos"}
+    shown = [name for name in columns if name != "condition" or len(_conditions(lines)) > 1]
     table = Table(box=SIMPLE, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for name in ("metric", "unit", *layout.names):
-        table.add_column(name, no_wrap=True)
-    for name in layout.numbers:
-        table.add_column(name, justify="right", no_wrap=True)
-    for model in result.values():
-        for row in model.summary:
-            for cells in _lines(row, layout):
-                table.add_row(*cells)
+    for name in shown:
+        justify: Any = "left" if name in is_worded else "right"
+        look: dict[str, Any] = {"overflow": "fold"} if name == "model" else {"no_wrap": True}
+        table.add_column(name, justify=justify, **look)
+    for own in lines.values():
+        for line in own:
+            table.add_row(*(line[name] for name in shown))
         table.add_section()
     console = wide_console(table, max(len(key) for key in result))
-    console.print(layout.about, table, sep="\n", markup=False, highlight=False)
+    about = COMPARED if "difference" in columns else MEANS
+    console.print(about, table, sep="\n", markup=False, highlight=False)
     console.print(f"Tables and plots: {result.run_dir}", soft_wrap=True, markup=False, highlight=False)
 
 
-class _Layout(NamedTuple):
-    """How the table looks."""
-
-    about: str
-    """The line above it."""
-    names: list[str]
-    """Heads of columns of words after the metric's unit."""
-    numbers: list[str]
-    """Heads of columns of numbers."""
-    is_long: bool = False
-    """Whether each condition that is compared has a row of its own."""
+def _conditions(lines: Mapping[str, Sequence[Mapping[str, str]]]) -> set[str]:
+    return {line["condition"] for own in lines.values() for line in own}
 
 
-def _layout(rows: Sequence[SummaryRow]) -> _Layout:
-    """Return how the rows of a run are shown: by how many conditions are compared."""
-    about, ends = "Means over the sentences", ["first layer", "last layer"]
-    baselines = list(dict.fromkeys(row.condition for row in rows))
-    others = list(dict.fromkeys(name for row in rows for name in row.mean_differences))
-    if not others:
-        return _Layout(about, ["condition"] if len(baselines) > 1 else [], ends)
-    (baseline,) = baselines  # all others are compared with the same
-    if len(others) > MOST_COLUMNS:
-        about += f" ({baseline}); difference: condition - {baseline} at the last layer"
-        return _Layout(about, ["condition"], [*ends, "difference"], is_long=True)
-    if len(others) > 1:
-        about += f" ({baseline}); below other conditions: difference from {baseline} at the last layer"
-        return _Layout(about, [], [*ends, *others])
-    (other,) = others
-    return _Layout(f"{about}; difference: {other} - {baseline} at the last layer", [], [*ends, "difference"])
+def _lines(model: ModelResult) -> Iterator[dict[str, str]]:
+    """Yield the lines of a model, by column: each metric, and each condition that is compared."""
+    effects = [effect for effect in model.effects if effect.at == "last" and effect.strength != 0]
+    for row in model.overview:
+        start = {"model": row.model, "metric": row.metric, "unit": row.unit}
+        own = [effect for effect in effects if effect.columns["metric"] == row.metric]
+        if not own:
+            ends = {"first layer": f"{row.first_layer:.4g}", "last layer": f"{row.last_layer:.4g}"}
+            yield {**start, "condition": row.condition, **ends}
+        for effect in own:
+            yield {
+                **start,
+                "condition": effect.columns["condition"],
+                row.condition: f"{row.last_layer:.4g}",
+                **_said(effect),
+            }
 
 
-def _lines(row: SummaryRow, layout: _Layout) -> Iterator[list[str]]:
-    """Return the lines of the table that show a metric."""
-    start, ends = [row.model, row.metric, row.unit], [f"{row.first_layer:.4g}", f"{row.last_layer:.4g}"]
-    changes = {name: f"{change:+.4g}" for name, change in row.mean_differences.items()}
-    if layout.is_long:
-        yield from ([*start, name, *ends, change] for name, change in changes.items())
-    else:
-        yield [*start, *([row.condition] if layout.names else []), *ends, *changes.values()]
+def _said(effect: EffectRow) -> dict[str, str]:
+    """Return what is said of an effect, by column."""
+    found = effect.columns
+    low, high = found["ci_low"], found["ci_high"]
+    return {
+        "difference": f"{found['mean_difference']:+.4g}",
+        "95 % interval": "" if math.isnan(low) else f"{low:+.2g} to {high:+.2g}",
+        "p (Holm)": _p_value(found["p_holm"]),
+        "placebos": _beside_placebos(found["placebo_p"], effect.num_placebos),
+    }
+
+
+def _p_value(value: float) -> str:
+    if math.isnan(value):
+        return "not tested"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _beside_placebos(p_value: float, num_placebos: int) -> str:
+    """Say how many placebos change at least as much."""
+    if num_placebos == 0 or math.isnan(p_value):
+        return ""
+    num_larger = round(p_value * (1 + num_placebos)) - 1
+    return f"beyond all {num_placebos}" if num_larger == 0 else f"within ({num_larger} of {num_placebos})"
 
 
 def wide_console(table: Table, key_width: int) -> Console:
@@ -93,4 +106,5 @@ def wide_console(table: Table, key_width: int) -> Console:
     width = console.measure(table, options=console.options.update(width=ANY_WIDTH)).maximum
     if console.is_terminal:
         width -= max(0, key_width - MIN_KEY_WIDTH)
-    return Console(width=max(console.width, width))
+    # With a height, for otherwise rich takes a terminal that it calls dumb for one of 80 letters.
+    return Console(width=max(console.width, width), height=console.height)

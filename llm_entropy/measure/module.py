@@ -18,7 +18,7 @@ from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS
 from llm_entropy.measure.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
 from llm_entropy.schema import Batch, ConditionRecords, Records
-from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, compared, needs_of
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, AnalysisSettings, compared, needs_of
 from llm_entropy.steering.plan import SteeringPlan
 
 log = logging.getLogger("llm_entropy")
@@ -51,6 +51,8 @@ class EntropyModule(L.LightningModule):
         self.names = [[*analysis.metrics] for _ in self.conditions]
         for comparison in compared(self.conditions):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
+            baseline = self.names[self.conditions.index(comparison.baseline)]
+            baseline += [name for name in BASELINE_METRICS if name not in baseline]
         self.wanted = Wanted(
             top_k=analysis.top_k,
             num_tracked=analysis.tracked_tokens,

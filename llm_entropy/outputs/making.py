@@ -9,13 +9,14 @@ import shlex
 import time
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from llm_entropy.errors import ReportedError, RunIncompleteError
+from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
 from llm_entropy.outputs.plots import draw_model, draw_side_by_side
 from llm_entropy.outputs.results import ModelResult, RunResult
-from llm_entropy.outputs.summaries import SummaryRow, summary_rows
+from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import Settings
@@ -95,8 +96,11 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
             model = manifest.read_model(run_dir, key)
             assert model is not None, "a complete model has a model.json"
             tables.append(_merge_model(run_dir, settings, key, model, ledger))
-            summary = [_plain(row) for row in summary_rows(tables[-1])]
-            models[key] = {**model, **manifest.model_totals(ledger), "summary": summary}
+            found = {
+                "summary": [_plain(row) for row in summary_rows(tables[-1])],
+                "effects": [_plain(row) for row in effect_rows(tables[-1], settings.analysis.run_conditions)],
+            }
+            models[key] = {**model, **manifest.model_totals(ledger), **found}
         if settings.output.plots:
             draw_side_by_side(tables, run_dir)
         corpus = about["corpus"]
@@ -113,7 +117,9 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
 
 
 def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
-    source = MergeSource(key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger)
+    facts = {name: SteeringFacts(**about) for name, about in model["steering"].items()}
+    shape = ModelShape(**model["shape"])
+    source = MergeSource(key, model["name"], model["kind"], shape, ledger, facts, settings.seed)
     options = MergeOptions(csv=settings.output.csv, parquet=settings.output.parquet)
     tables = merge_model(run_dir, source, settings.analysis, options)
     if settings.output.plots:
@@ -135,7 +141,13 @@ def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> Run
         about: What `run.json` says.
     """
     models = {
-        key: ModelResult(run_dir, key, settings.analysis, [_summary_row(row) for row in model["summary"]])
+        key: ModelResult(
+            run_dir,
+            key,
+            settings.analysis,
+            [SummaryRow(**_numbers(row)) for row in model["summary"]],
+            [EffectRow(**{**row, "columns": _numbers(row["columns"])}) for row in model["effects"]],
+        )
         for key, model in about["models"].items()
     }
     return RunResult(run_dir, settings.analysis.mode, models)
@@ -143,22 +155,16 @@ def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> Run
 
 def _plain(value: Any) -> Any:
     """Return a row, or what is in one, as JSON can hold it, which has no word for what is not finite."""
-    if isinstance(value, SummaryRow):
+    if isinstance(value, (SummaryRow, EffectRow)):
         return _plain(value._asdict())
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
-def _summary_row(about: dict[str, Any]) -> SummaryRow:
-    """Return the row that `_plain` wrote."""
-    ends = {name: _number(about[name]) for name in ("first_layer", "last_layer")}
-    differences = {name: _number(value) for name, value in about["mean_differences"].items()}
-    return SummaryRow(**{**about, **ends, "mean_differences": differences})
-
-
-def _number(value: Optional[float]) -> float:
-    return nan if value is None else value
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row that `_plain` wrote, with NaN where there is no number."""
+    return {name: nan if value is None else value for name, value in row.items()}
 
 
 def _report(model: dict[str, Any]) -> None:

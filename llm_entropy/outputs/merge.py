@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_ranges, spans_of
 from llm_entropy.outputs.sinks import ModelSinks, Target
 from llm_entropy.outputs.tables import ModelTables
@@ -42,6 +43,10 @@ class MergeSource:
     """Its sizes."""
     ledger: Ledger
     """What is done of it; complete."""
+    facts: Mapping[str, SteeringFacts] = field(default_factory=dict)
+    """How the conditions steer it, by name."""
+    seed: int = 0
+    """Of the run."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, 
             source.shape,
             analysis.metrics,
             total.num_sentences,
+            source.seed,
+            source.facts,
             options.csv,
             options.parquet,
             files,

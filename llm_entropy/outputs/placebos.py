@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llm_entropy.outputs.comparison import Moments
+from llm_entropy.outputs.comparison import Floats, Moments
 from llm_entropy.outputs.views import Pair
 from llm_entropy.settings import COMPARISON_METRICS, Condition
 
@@ -41,6 +42,24 @@ class PlaceboTable:
         for metric, numbers in rows.items():
             key, new = (pair.other.condition, metric), Moments.of(numbers)
             self._moments[key] = self._moments[key] + new if key in self._moments else new
+
+    def mean_differences(self, source: str, metric: str, width: int) -> Floats:
+        """Return what the placebos of a vector changed.
+
+        Args:
+            source: Whose vector they stand for.
+            metric: A metric of the run, or of a comparison.
+            width: Its number of layers, or blocks.
+
+        Returns:
+            [placebo, layer], mean over the sentences of placebo - standard; no rows where it has none.
+        """
+        means = [
+            moments.mean
+            for (placebo, own), moments in self._moments.items()
+            if own == metric and placebo.steering is not None and placebo.steering.source == source
+        ]
+        return np.stack(means) if means else np.empty((0, width))
 
     def write(self, path: Path, model: str) -> None:
         """Write what was collected, a row for each placebo, metric and layer; without placebos there is no file.

@@ -75,3 +75,23 @@ def placebos_path(run_dir: Path, model: str) -> Path:
         model: The model's key.
     """
     return run_dir / COMPARATIVE / "data" / f"{model}_placebos.parquet"
+
+
+def summary_path(run_dir: Path, model: str) -> Path:
+    """Return where the summary of a model's comparisons is, if the run compares.
+
+    Args:
+        run_dir: The run's folder, or one that is laid out like it.
+        model: The model's key.
+    """
+    return run_dir / COMPARATIVE / "data" / f"{model}_summary.csv"
+
+
+def doses_path(run_dir: Path, model: str) -> Path:
+    """Return where the table of a model's doses is, if a vector has several strengths.
+
+    Args:
+        run_dir: The run's folder, or one that is laid out like it.
+        model: The model's key.
+    """
+    return run_dir / COMPARATIVE / "data" / f"{model}_dose.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,16 @@ import numpy as np
 
 from llm_entropy.outputs.chunk import mean_by_group
 from llm_entropy.outputs.comparison import difference, percent_change, quantities
+from llm_entropy.outputs.effects import DOSE_COLUMNS
+from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.placebos import SCHEMA
-from llm_entropy.outputs.places import place_of_comparison, place_of_condition, placebos_path
+from llm_entropy.outputs.places import (
+    doses_path,
+    place_of_comparison,
+    place_of_condition,
+    placebos_path,
+    summary_path,
+)
 from llm_entropy.outputs.views import mean_over_heads
 from llm_entropy.schema import SENTENCE, SENTENCE_ID
 from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition
@@ -141,3 +150,32 @@ def _with_quantities(frame: pd.DataFrame, sentences: Sequence[str] | pd.Index, n
     quantity = pd.Index(names * len(sentences))
     frame.index = pd.MultiIndex.from_arrays([texts, quantity], names=["sentence", "quantity"])
     return frame
+
+
+def read_summary(run_dir: Path, model: str) -> pd.DataFrame:
+    """Return what each condition changes, and how surely; without rows where nothing is compared.
+
+    Args:
+        run_dir: The run's folder.
+        model: The model's key.
+    """
+    return _read_table(summary_path(run_dir, model), [item.name for item in fields(Summary)])
+
+
+def read_doses(run_dir: Path, model: str) -> pd.DataFrame:
+    """Return how metrics grow with the strength of a vector; without rows where none has several.
+
+    Args:
+        run_dir: The run's folder.
+        model: The model's key.
+    """
+    return _read_table(doses_path(run_dir, model), list(DOSE_COLUMNS))
+
+
+def _read_table(path: Path, columns: list[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    if not path.is_file():
+        return pd.DataFrame(columns=columns)
+    texts = dict.fromkeys(("condition", "metric", "vector", "test"), str)
+    return pd.read_csv(path, dtype={name: kind for name, kind in texts.items() if name in columns}, encoding="utf-8")

@@ -22,7 +22,7 @@ from llm_entropy.schema import (
     TOKEN_START,
     column,
 )
-from llm_entropy.settings import COMPARISON_METRICS, Comparison, Condition
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, Comparison, Condition
 
 MOST_DICTIONARY = 2**30
 """Bytes of texts in a row group up to which each is stored once."""
@@ -74,18 +74,22 @@ def _used_alone(texts: pa.DictionaryArray) -> pa.DictionaryArray:
 class ConditionParquet:
     """Every record under one condition."""
 
-    def __init__(self, path: Path, condition: Condition, model: str, schema: pa.Schema, files: ExitStack) -> None:
+    def __init__(
+        self, path: Path, condition: Condition, metrics: list[str], model: str, schema: pa.Schema, files: ExitStack
+    ) -> None:
         """Open the file.
 
         Args:
             path: The file.
             condition: Whose columns it holds.
+            metrics: Which metrics were asked for.
             model: The model's key.
             schema: The shards' columns.
             files: The file is complete when it is closed.
         """
         prefix = column(condition.name, "")
-        self._names = [name for name in schema.names if _belongs(name, prefix)]
+        left_out = {*COMPARISON_METRICS, *BASELINE_METRICS} - set(metrics)
+        self._names = [name for name in schema.names if _belongs(name, prefix, left_out)]
         fields = [schema.field(name).with_name(name.removeprefix(prefix)) for name in self._names]
         self._file = RecordFile(path, pa.schema(fields, metadata=_about(model, condition.name)), files)
 
@@ -135,9 +139,9 @@ def _about(model: str, condition: str) -> dict[str, str]:
     return {"llm_entropy": "records", "model": model, "condition": condition}
 
 
-def _belongs(name: str, prefix: str) -> bool:
-    """Whether a shard's column is part of a condition's records; what compares is in the comparison's."""
-    return name in RECORD_COLUMNS or (name.startswith(prefix) and name.removeprefix(prefix) not in COMPARISON_METRICS)
+def _belongs(name: str, prefix: str, left_out: set[str]) -> bool:
+    """Whether a shard's column is part of a condition's records, and not what is left out of them."""
+    return name in RECORD_COLUMNS or (name.startswith(prefix) and name.removeprefix(prefix) not in left_out)
 
 
 def _as_lists(values: npt.NDArray[np.floating]) -> pa.Array:

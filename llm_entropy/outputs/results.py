@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm_entropy.outputs.places import Place, place_of_comparison, place_of_condition
-from llm_entropy.outputs.reading import read_comparison, read_metric, read_placebos
-from llm_entropy.outputs.summaries import SummaryRow
+from llm_entropy.outputs.reading import read_comparison, read_doses, read_metric, read_placebos, read_summary
+from llm_entropy.outputs.summaries import EffectRow, SummaryRow
 from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Mode, compared
 
 if TYPE_CHECKING:
@@ -71,8 +71,10 @@ class ModelResult(Mapping[str, ConditionResult]):
     model: str
     """The model's key."""
     analysis: AnalysisSettings
-    summary: list[SummaryRow]
+    overview: list[SummaryRow]
     """Each metric in a few numbers, as the terminal shows it."""
+    effects: list[EffectRow]
+    """What each condition changes at the last layer, and where it changes most; as the terminal shows it."""
 
     def __getitem__(self, name: str) -> ConditionResult:
         """Return the tables of a condition, or of a comparison.
@@ -91,6 +93,19 @@ class ModelResult(Mapping[str, ConditionResult]):
     def __len__(self) -> int:
         """Return the number of conditions and comparisons."""
         return len(self._tables)
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """What each condition changes, and how surely: a row per condition, metric and layer.
+
+        The columns are those of `comparative/data/{model}_summary.csv`; no row where the run compares nothing.
+        """
+        return read_summary(self.run_dir, self.model)
+
+    @property
+    def doses(self) -> pd.DataFrame:
+        """How metrics grow with the strength of each vector: the rows of `comparative/data/{model}_dose.csv`."""
+        return read_doses(self.run_dir, self.model)
 
     @property
     def placebos(self) -> pd.DataFrame:

@@ -7,19 +7,28 @@ comparison, and is named in one of the lists below.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Optional, Protocol, TypeVar
 
 import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import ComparativePredictionCsv, FourLineCsv, MetricCsv, PredictionCsv, TokenCsv
 from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
+from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses, write_summary
+from llm_entropy.outputs.inference.doses import DoseTable
+from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.placebos import PlaceboTable
-from llm_entropy.outputs.places import place_of_comparison, place_of_condition, placebos_path
+from llm_entropy.outputs.places import (
+    doses_path,
+    place_of_comparison,
+    place_of_condition,
+    placebos_path,
+    summary_path,
+)
 from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.views import Pair, View, num_points
@@ -54,6 +63,10 @@ class Target:
     """What was measured under every condition."""
     num_sentences: int
     """How many sentences will come."""
+    seed: int
+    """Of the run: of resamples."""
+    facts: Mapping[str, SteeringFacts]
+    """How the conditions steer, by name."""
     csv: bool
     """Whether there are CSV files."""
     parquet: bool
@@ -81,7 +94,9 @@ class ConditionSinks:
             self._sinks += [MetricCsv(place.metric(metric), metric) for metric in target.metrics]
             self._sinks += [TokenCsv(place.token_probabilities), PredictionCsv(place.predictions)]
         if target.parquet:
-            self._sinks.append(ConditionParquet(place.records, condition, target.model, target.schema, target.files))
+            self._sinks.append(
+                ConditionParquet(place.records, condition, target.metrics, target.model, target.schema, target.files)
+            )
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
@@ -128,6 +143,16 @@ class ModelSinks:
             one.other.name: ComparisonSinks(one, target) for one in comparisons if one.other.keeps_tokens
         }
         self._placebos = PlaceboTable(target.metrics)
+        self._effects = ModelEffects(
+            conditions,
+            target.metrics,
+            target.shape,
+            target.facts,
+            num_sentences=target.num_sentences,
+            seed=target.seed,
+        )
+        self._summary: Optional[Summary] = None
+        self._doses: Optional[DoseTable] = None
         self._baseline_of = {one.other.name: one.baseline.name for one in comparisons}
 
     def add(self, chunk: Chunk) -> None:
@@ -140,12 +165,20 @@ class ModelSinks:
             if condition.name in self._baseline_of:
                 pair = Pair(baselines[self._baseline_of[condition.name]], view)
                 self._comparisons.get(condition.name, self._placebos).add(pair)
+                if condition.keeps_tokens:
+                    self._effects.add(pair)
             if condition.name in self._baseline_of.values():
                 baselines[condition.name] = view
 
     def finish(self) -> None:
         """Write what can be written only when all sentences are there."""
-        self._placebos.write(placebos_path(self._target.folder, self._target.model), self._target.model)
+        folder, model = self._target.folder, self._target.model
+        self._placebos.write(placebos_path(folder, model), model)
+        self._summary, self._doses = self._effects.summary(self._placebos), self._effects.doses()
+        if self._summary is not None:
+            write_summary(summary_path(folder, model), self._summary)
+        if self._doses is not None:
+            write_doses(doses_path(folder, model), self._doses, self._effects.strengths())
 
     def tables(self, name: str, num_records: int) -> ModelTables:
         """Return what plots and the terminal show, and warn of numbers that are not finite.
@@ -169,6 +202,8 @@ class ModelSinks:
             curves,
             {name: sinks.tracks.tracks() for name, sinks in self._conditions.items()},
             {name: _compare(sinks, curves) for name, sinks in self._comparisons.items()},
+            self._summary,
+            self._doses,
         )
 
 

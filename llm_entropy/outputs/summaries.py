@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import ALL_METRICS
+from llm_entropy.settings import ALL_METRICS, Condition
 
 
 class SummaryRow(NamedTuple):
@@ -23,12 +29,23 @@ class SummaryRow(NamedTuple):
     """Mean over the sentences at the first layer (or block)."""
     last_layer: float
     """The same at the last."""
-    mean_differences: dict[str, float]
-    """By condition, without placebos: mean of it - `condition` over the sentences, at the last layer."""
+
+
+class EffectRow(NamedTuple):
+    """What one condition changes in one metric, at one layer: a row of the model's summary."""
+
+    at: Literal["last", "largest"]
+    """Why this layer: it is the last one, or that of the largest effect size."""
+    strength: float
+    """The condition's."""
+    num_placebos: int
+    """Of the condition's vector."""
+    columns: dict[str, Any]
+    """The columns of `inference.summary.Summary`, by name."""
 
 
 def summary_rows(tables: ModelTables) -> list[SummaryRow]:
-    """Return one row per metric for the table on the terminal; per metric and condition where nothing is compared.
+    """Return one row per metric; per metric and condition where nothing is compared.
 
     Args:
         tables: What the merge made.
@@ -36,13 +53,49 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
     Returns:
         The rows, in the order of the conditions, then of the metrics.
     """
+    return [
+        SummaryRow(
+            tables.model,
+            metric,
+            ALL_METRICS[metric].unit,
+            condition.name,
+            float(curve.mean[0]),
+            float(curve.mean[-1]),
+        )
+        for condition in tables.baselines
+        for metric, curve in tables.curves[condition.name].items()
+    ]
+
+
+def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[EffectRow]:
+    """Return two rows for each condition and metric: at the last layer, and where the effect is largest.
+
+    Args:
+        tables: What the merge made.
+        conditions: Of the run, placebos included.
+    """
+    if tables.summary is None:
+        return []
+    steering = {one.name: one.steering for one in conditions if one.steering is not None}
+    num_placebos = Counter(one.source for one in steering.values() if one.placebo is not None)
     rows = []
-    for condition in tables.baselines:
-        against = {
-            name: one.metrics for name, one in tables.comparisons.items() if one.comparison.baseline is condition
-        }
-        for metric, curve in tables.curves[condition.name].items():
-            ends = float(curve.mean[0]), float(curve.mean[-1])
-            changes = {name: float(metrics[metric].difference.mean[-1]) for name, metrics in against.items()}
-            rows.append(SummaryRow(tables.model, metric, ALL_METRICS[metric].unit, condition.name, *ends, changes))
+    for name, places in _groups(tables.summary):
+        own = steering[name]
+        about = own.strength, num_placebos[own.source]
+        rows.append(EffectRow("last", *about, _row(tables.summary, places[-1])))
+        sizes = np.abs(tables.summary.effect_size[places])
+        if np.isfinite(sizes).any():
+            largest = int(places[np.argmax(np.where(np.isfinite(sizes), sizes, -1.0))])
+            rows.append(EffectRow("largest", *about, _row(tables.summary, largest)))
     return rows
+
+
+def _groups(summary: Summary) -> Iterator[tuple[str, Any]]:
+    """Yield each condition with the places of its rows of a metric, metric by metric."""
+    keys = list(zip(summary.condition.tolist(), summary.metric.tolist(), strict=True))
+    for key in dict.fromkeys(keys):
+        yield key[0], np.array([place for place, own in enumerate(keys) if own == key])
+
+
+def _row(summary: Summary, place: int) -> dict[str, Any]:
+    return {item.name: getattr(summary, item.name)[place].item() for item in fields(summary)}

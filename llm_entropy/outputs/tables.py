@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
 
+from llm_entropy.outputs.inference.doses import DoseTable
+from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import Comparison, Condition
 
@@ -78,6 +81,11 @@ class ModelTables:
     """By condition."""
     comparisons: dict[str, ComparisonTables] = field(default_factory=dict)
     """By the condition that is compared with the baseline, in order."""
+
+    summary: Optional[Summary] = None
+    """How sure each difference is; None where nothing is compared."""
+    doses: Optional[DoseTable] = None
+    """How metrics grow with the strength; None where no vector has several."""
 
     @property
     def baselines(self) -> list[Condition]:

@@ -119,7 +119,10 @@ def _describe(plan: Plan, opened: OpenedModel, tokens: int) -> dict[str, Any]:
         "lens_error_logits": opened.lens_error,
         "max_length": plan.max_length,
         "tokens_per_batch": tokens,
-        "first_steered_layer": {name: steering.first_layer for name, steering in plan.steering.items()},
+        "steering": {
+            name: {"first_layer": steering.first_layer, "added_norms": steering.added_norms}
+            for name, steering in plan.steering.items()
+        },
     }
 
 

@@ -9,10 +9,12 @@ from llm_entropy.settings.conditions import COMPARATIVE, CONTROL, STANDARD, Comp
 from llm_entropy.settings.control import ControlSettings, ControlVectors, PlaceboSettings
 from llm_entropy.settings.metrics import (
     ALL_METRICS,
+    BASELINE_METRICS,
     COMPARISON_METRICS,
     DEFAULT_METRICS,
     KL_FROM_STANDARD,
     METRICS,
+    RESIDUAL_NORM,
     Metric,
     needs_of,
 )
@@ -34,6 +36,7 @@ Kind = Literal["causal", "masked"]
 
 __all__ = [
     "ALL_METRICS",
+    "BASELINE_METRICS",
     "COMPARATIVE",
     "COMPARISON_METRICS",
     "CONTROL",
@@ -41,6 +44,7 @@ __all__ = [
     "KL_FROM_STANDARD",
     "METRICS",
     "RANKS",
+    "RESIDUAL_NORM",
     "STANDARD",
     "AnalysisSettings",
     "Comparison",

@@ -54,6 +54,10 @@ COMPARISON_METRICS: dict[str, Metric] = {
 }
 """Metrics of a condition beside the standard one; they are always measured in a comparison."""
 
+RESIDUAL_NORM = "residual_norm"
+BASELINE_METRICS: dict[str, Metric] = {RESIDUAL_NORM: Metric("norm of the residual stream", "", "layer", ("moments",))}
+"""Metrics that the standard condition of a comparison records in any case: what a dose is measured by."""
+
 ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}
 """Every metric, by name."""
 

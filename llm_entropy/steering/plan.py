@@ -41,6 +41,13 @@ class SteeringPlan:
         """[L + 1, hidden], coefficient * direction."""
         return self.coefficients[:, None] * self.directions
 
+    @property
+    def added_norms(self) -> list[float]:
+        """[L + 1], norm of what is added at each layer: |coefficient| * norm(v), times the mean token weight's size."""
+        weight = 1.0 if self.token_weights is None else float(self.token_weights.abs().mean())
+        norms: list[float] = (weight * self.addends.norm(dim=1)).tolist()
+        return norms
+
     @cached_property
     def steered_layers(self) -> list[int]:
         """The layers, 0 .. L, at which something happens, in rising order."""

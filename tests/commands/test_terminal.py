@@ -11,14 +11,16 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llm_entropy.commands.summary import print_summary
 from llm_entropy.commands.terminal import _patient
 from llm_entropy.outputs.results import ModelResult, RunResult
-from llm_entropy.outputs.summaries import SummaryRow
+from llm_entropy.outputs.summaries import EffectRow, SummaryRow
 from llm_entropy.settings import AnalysisSettings
 from llm_entropy.store.log import run_log
 
@@ -112,24 +114,30 @@ def test_a_warning_that_holds_for_all_models_is_shown_and_written_once(
 # --- the table at the end ----------------------------------------------------------------------------------------
 
 KEY = "meta-llama_Llama-3.1-8B-Instruct-steered"
-NUMBERS = ("-3.142e-05", "1.235e+15", "+0.01235")
+NUMBERS = ("1.235e+15", "+0.01235", "+0.011 to +0.022", "< 0.001", "beyond all 20")
+METRIC_NAMES = ("attention_entropy", "perplexity")
+
+
+def effect_of(condition: str, metric: str, **columns: Any) -> EffectRow:
+    usual = {"condition": condition, "metric": metric, "mean_difference": 0.012345, "ci_low": 0.0111, "ci_high": 0.0222}
+    usual |= {"p_holm": 1e-5, "placebo_p": 1 / 21}
+    return EffectRow("last", 1.0, 20, {**usual, **columns})
 
 
 def result_of(
-    *keys: str, others: tuple[str, ...] = ("control",), baselines: tuple[str, ...] = ("standard",)
+    *keys: str, others: tuple[str, ...] = ("control",), baselines: tuple[str, ...] = ("standard",), **columns: Any
 ) -> RunResult:
-    names = ("attention_entropy", "perplexity")
-    differences = {other: 0.012345 * (place + 1) for place, other in enumerate(others)}
     models = {
         key: ModelResult(
             Path(),
             key,
             AnalysisSettings(),
             [
-                SummaryRow(key, name, "nats", baseline, -3.1416e-5, 1.23456e15, differences)
+                SummaryRow(key, name, "nats", baseline, -3.1416e-5, 1.23456e15)
                 for baseline in baselines
-                for name in names
+                for name in METRIC_NAMES
             ],
+            [effect_of(other, name, **columns) for other in others for name in METRIC_NAMES],
         )
         for key in keys
     }
@@ -139,43 +147,49 @@ def result_of(
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[str]]:
     """Return what prints the result of one model, and returns the lines, without rules and repeated spaces."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "250")
 
-    def printed(**conditions: tuple[str, ...]) -> list[str]:
-        print_summary(result_of("bert", **conditions))
+    def printed(**about: Any) -> list[str]:
+        print_summary(result_of("bert", **about))
         said = [" ".join(line.split()) for line in capsys.readouterr().out.split("\n")]
         return [line for line in said if line.strip("─- ")]
 
     return printed
 
 
-def test_one_steered_condition_has_a_column_called_difference(printed: Callable[..., list[str]]):
-    assert printed() == [
-        "Means over the sentences; difference: control - standard at the last layer",
-        "model metric unit first layer last layer difference",
-        "bert attention_entropy nats -3.142e-05 1.235e+15 +0.01235",
-        "bert perplexity nats -3.142e-05 1.235e+15 +0.01235",
+def test_a_comparison_shows_the_difference_its_interval_its_test_and_its_placebos(printed: Callable[..., list[str]]):
+    about, *lines = printed()
+    assert about.startswith("Means over the sentences at the last layer; difference: condition - standard; p: of")
+    assert lines == [
+        "model metric unit standard difference 95 % interval p (Holm) placebos",
+        "bert attention_entropy nats 1.235e+15 +0.01235 +0.011 to +0.022 < 0.001 beyond all 20",
+        "bert perplexity nats 1.235e+15 +0.01235 +0.011 to +0.022 < 0.001 beyond all 20",
         "Tables and plots: runs/one",
     ]
 
 
-def test_a_few_steered_conditions_have_a_column_each(printed: Callable[..., list[str]]):
-    assert printed(others=tuple("abcde"))[:3] == [
-        "Means over the sentences (standard); below other conditions: difference from standard at the last layer",
-        "model metric unit first layer last layer a b c d e",
-        "bert attention_entropy nats -3.142e-05 1.235e+15 +0.01235 +0.02469 +0.03703 +0.04938 +0.06173",
-    ]
+@pytest.mark.parametrize(
+    ("columns", "end"),
+    [
+        ({"placebo_p": 8 / 21}, "< 0.001 within (7 of 20)"),
+        ({"placebo_p": nan}, "< 0.001"),
+        ({"p_holm": 0.0314}, "0.031 beyond all 20"),
+        ({"p_holm": nan, "placebo_p": 1.0}, "not tested within (20 of 20)"),
+        ({"ci_low": nan, "ci_high": nan, "p_holm": 1.0}, "+0.01235 1.000 beyond all 20"),
+    ],
+)
+def test_what_is_not_known_is_left_out(printed: Callable[..., list[str]], columns: dict[str, float], end: str):
+    assert printed(**columns)[2].endswith(end)
 
 
-def test_many_steered_conditions_have_a_row_each(printed: Callable[..., list[str]]):
-    lines = printed(others=tuple("abcdef"))
-    assert lines[:4] == [
-        "Means over the sentences (standard); difference: condition - standard at the last layer",
-        "model metric unit condition first layer last layer difference",
-        "bert attention_entropy nats a -3.142e-05 1.235e+15 +0.01235",
-        "bert attention_entropy nats b -3.142e-05 1.235e+15 +0.02469",
+def test_several_steered_conditions_have_a_row_each(printed: Callable[..., list[str]]):
+    lines = printed(others=("a", "b"))
+    assert lines[1:4] == [
+        "model metric unit condition standard difference 95 % interval p (Holm) placebos",
+        "bert attention_entropy nats a 1.235e+15 +0.01235 +0.011 to +0.022 < 0.001 beyond all 20",
+        "bert attention_entropy nats b 1.235e+15 +0.01235 +0.011 to +0.022 < 0.001 beyond all 20",
     ]
-    assert len(lines) == 2 + 2 * 6 + 1
+    assert len(lines) == 2 + 2 * 2 + 1
 
 
 def test_conditions_that_are_compared_with_nothing_have_rows_of_their_own(printed: Callable[..., list[str]]):
@@ -214,11 +228,11 @@ def test_on_a_terminal_the_keys_are_folded_and_the_numbers_are_not(monkeypatch: 
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("COLUMNS", "112")
     monkeypatch.setenv("TERM", "dumb")
     print_summary(result_of(KEY))
     lines = terminal.getvalue().split("\n")
-    assert max(map(len, lines)) <= 90
+    assert max(map(len, lines)) <= 112
     assert "…" not in terminal.getvalue()
     assert sum(all(number in line for number in NUMBERS) for line in lines) == 2
     folded = "".join(cell[1] for line in lines if (cell := re.match(r" (\S+)", line)))

@@ -17,9 +17,9 @@ import shards
 from shards import SENTENCES, SHAPE
 
 from llm_entropy.outputs import records as record_files
-from llm_entropy.outputs.making import _plain, _summary_row
+from llm_entropy.outputs.making import _numbers, _plain
 from llm_entropy.outputs.results import ModelResult
-from llm_entropy.outputs.summaries import summary_rows
+from llm_entropy.outputs.summaries import effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import AnalysisSettings, ControlSettings
 
@@ -68,14 +68,15 @@ def test_each_condition_and_each_comparison_has_its_folder_and_a_placebo_none(ru
     compared += ["data/tiny_kl_from_standard.csv", "predictions/tiny_comparative_predictions.csv"]
     expected = {f"{folder}/{name}" for folder in ("standard", *(f"control/{one}" for one in STRENGTHS)) for name in own}
     expected |= {f"comparative/{one}/{name}" for one in STRENGTHS for name in compared}
-    assert files_of(run_dir) == expected | {"comparative/data/tiny_placebos.parquet"}
+    of_all = {f"comparative/data/tiny_{name}" for name in ("placebos.parquet", "summary.csv", "dose.csv")}
+    assert files_of(run_dir) == expected | of_all
     assert [condition.name for condition in tables.conditions] == ["standard", *STRENGTHS]
     assert list(tables.comparisons) == STRENGTHS
 
 
 def test_every_condition_and_every_difference_has_the_numbers_of_its_own_columns(run):
     run_dir, analysis, whole, tables = run
-    result = ModelResult(run_dir, "tiny", analysis, [])
+    result = ModelResult(run_dir, "tiny", analysis, [], [])
     for metric, width in (("entropy", SHAPE.num_layers), ("attention_entropy", SHAPE.num_blocks)):
         before = means(whole, "standard", metric, width)
         for name in STRENGTHS:
@@ -100,7 +101,7 @@ def test_lines_and_columns_are_labelled_by_the_names_of_the_conditions(run):
     labels = (run_dir / "comparative/control_-2/data/tiny_entropy_comparative.csv").read_text(encoding="utf-8")
     counts = {label: labels.count(f"({label})") for label in ("standard", "control_-2", "difference", "percent_change")}
     assert counts == dict.fromkeys(counts, len(TEXTS))
-    result = ModelResult(run_dir, "tiny", analysis, [])
+    result = ModelResult(run_dir, "tiny", analysis, [], [])
     assert set(result["control_+2"].predictions["Analysis"]) == {"control_+2"}
     both = result["comparative/control_+2"].predictions
     assert both["Analysis"][:10].tolist() == ["standard"] * 5 + ["control_+2"] * 5
@@ -124,11 +125,13 @@ def test_a_run_without_standard_has_a_folder_for_each_condition_and_compares_not
     assert not (tmp_path / "comparative").exists()
     assert tables.comparisons == {}
     assert [condition.name for condition in tables.baselines] == ["control_+1", "control_+2"]
-    assert [(row.condition, row.metric, row.mean_differences) for row in summary_rows(tables)] == [
-        ("control_+1", "margin", {}),
-        ("control_+2", "margin", {}),
+    assert [(row.condition, row.metric) for row in summary_rows(tables)] == [
+        ("control_+1", "margin"),
+        ("control_+2", "margin"),
     ]
-    assert list(ModelResult(tmp_path, "tiny", analysis, [])) == ["control_+1", "control_+2"]
+    assert effect_rows(tables, analysis.run_conditions) == []
+    assert ModelResult(tmp_path, "tiny", analysis, [], []).summary.empty
+    assert list(ModelResult(tmp_path, "tiny", analysis, [], [])) == ["control_+1", "control_+2"]
 
 
 # --- placebos ----------------------------------------------------------------------------------------------------
@@ -136,7 +139,7 @@ def test_a_run_without_standard_has_a_folder_for_each_condition_and_compares_not
 
 def test_the_placebos_have_the_mean_and_the_sample_deviation_of_their_differences(run):
     run_dir, analysis, whole, _ = run
-    frame = ModelResult(run_dir, "tiny", analysis, []).placebos
+    frame = ModelResult(run_dir, "tiny", analysis, [], []).placebos
     assert frame.columns.tolist() == [
         *("condition", "source", "kind", "metric", "layer", "mean_difference", "sd_difference", "n"),
     ]
@@ -165,8 +168,9 @@ def test_a_placebo_of_one_sentence_has_no_deviation_and_what_is_not_finite_is_no
     analysis = shards.dose(metrics=["entropy"])
     shards.write(tmp_path / "one", "tiny", shards.table(TEXTS[:1], analysis))
     shards.merge(tmp_path / "one", "tiny", analysis, csv=False, parquet=False)
-    assert files_of(tmp_path / "one") == {"comparative/data/tiny_placebos.parquet"}
-    frame = ModelResult(tmp_path / "one", "tiny", analysis, []).placebos
+    of_all = {f"comparative/data/tiny_{name}" for name in ("placebos.parquet", "summary.csv", "dose.csv")}
+    assert files_of(tmp_path / "one") == of_all, "small, and written whatever else is"
+    frame = ModelResult(tmp_path / "one", "tiny", analysis, [], []).placebos
     assert frame["sd_difference"].isna().all()
     assert np.isfinite(frame["mean_difference"]).all()
     assert set(frame["n"]) == {1}
@@ -177,7 +181,7 @@ def test_a_placebo_of_one_sentence_has_no_deviation_and_what_is_not_finite_is_no
     changed = pa.FixedSizeListArray.from_arrays(pa.array(numbers.ravel()), SHAPE.num_layers)
     shards.write(tmp_path / "bad", "tiny", whole.set_column(place, whole.schema.field(place), changed))
     shards.merge(tmp_path / "bad", "tiny", analysis)
-    frame = ModelResult(tmp_path / "bad", "tiny", analysis, []).placebos.set_index(["condition", "metric"])
+    frame = ModelResult(tmp_path / "bad", "tiny", analysis, [], []).placebos.set_index(["condition", "metric"])
     found = frame.loc[("control_random_1", "entropy")]
     assert found["n"].tolist() == [9, 7, 9, 9, 9]
     change = np.delete(numbers - np.array(whole["standard/entropy"].to_pylist(), np.float64), [2, 3], axis=0)[:, 1]
@@ -189,7 +193,7 @@ def test_a_run_without_placebos_has_an_empty_table_of_them_and_no_file(tmp_path)
     analysis = shards.comparative(metrics=["entropy"])
     shards.write(tmp_path, "tiny", shards.table(SENTENCES, analysis))
     shards.merge(tmp_path, "tiny", analysis)
-    frame = ModelResult(tmp_path, "tiny", analysis, []).placebos
+    frame = ModelResult(tmp_path, "tiny", analysis, [], []).placebos
     assert frame.empty
     assert frame.groupby("condition")["n"].sum().empty
     assert not list(tmp_path.rglob("*placebos*"))
@@ -209,16 +213,17 @@ def test_how_the_shards_were_cut_changes_no_byte_of_any_condition(tmp_path, monk
         shards.write(run_dir, "tiny", whole, num_files=num_files, seed=index, rows_per_window=20)
         shards.merge(run_dir, "tiny", analysis, chunk_bytes=50_000)
         results.append(made_files(run_dir))
-    assert len(results[0]) == 6 * 5 + 5 * 5 + 1
+    assert len(results[0]) == 6 * 5 + 5 * 5 + 3
     assert results[1] == results[0]
     shards.write(tmp_path / "whole", "tiny", whole)
     shards.merge(tmp_path / "whole", "tiny", analysis)
-    placebos = "comparative/data/tiny_placebos.parquet"  # sums of chunks, which follow the windows of the corpus
+    # sums of chunks, which follow the windows of the corpus
+    summed = {f"comparative/data/tiny_{name}" for name in ("placebos.parquet", "summary.csv", "dose.csv")}
     again = made_files(tmp_path / "whole")
-    assert {name for name in again if again[name] != results[0][name]} <= {placebos}
-    pd.testing.assert_frame_equal(
-        *(pd.read_parquet(tmp_path / folder / placebos) for folder in ("0", "whole")), rtol=1e-9, atol=1e-12
-    )
+    assert {name for name in again if again[name] != results[0][name]} <= summed
+    one, other = (ModelResult(tmp_path / folder, "tiny", analysis, [], []) for folder in ("0", "whole"))
+    for name in ("placebos", "summary", "doses"):
+        pd.testing.assert_frame_equal(getattr(one, name), getattr(other, name), rtol=1e-9, atol=1e-12)
 
 
 def test_many_conditions_are_merged_where_few_files_may_be_open(tmp_path):
@@ -227,7 +232,7 @@ def test_many_conditions_are_merged_where_few_files_may_be_open(tmp_path):
     shards.write(tmp_path, "tiny", shards.table(SENTENCES, analysis))
     with few_open_files(30):
         shards.merge(tmp_path, "tiny", analysis, parquet=False)
-    assert len(files_of(tmp_path)) == 13 * 3 + 12 * 3
+    assert len(files_of(tmp_path)) == 13 * 3 + 12 * 3 + 2
 
 
 @contextmanager
@@ -248,7 +253,7 @@ def few_open_files(more: int) -> Iterator[None]:
 
 def test_a_result_has_the_conditions_then_the_comparisons_and_no_placebo(run):
     run_dir, analysis, _, _ = run
-    result = ModelResult(run_dir, "tiny", analysis, [])
+    result = ModelResult(run_dir, "tiny", analysis, [], [])
     assert list(result) == ["standard", *STRENGTHS, *(f"comparative/{name}" for name in STRENGTHS)]
     assert len(result) == 11
     assert list(result["control_+1"]) == METRICS
@@ -261,21 +266,32 @@ def test_a_result_has_the_conditions_then_the_comparisons_and_no_placebo(run):
 
 
 def test_a_result_of_two_conditions_is_called_as_it_was(tmp_path):
-    result = ModelResult(tmp_path, "tiny", shards.comparative(), [])
+    result = ModelResult(tmp_path, "tiny", shards.comparative(), [], [])
     assert list(result) == ["standard", "control", "comparative"]
-    assert list(ModelResult(tmp_path, "tiny", AnalysisSettings(), [])) == ["standard"]
+    assert list(ModelResult(tmp_path, "tiny", AnalysisSettings(), [], [])) == ["standard"]
 
 
-def test_the_summary_has_a_difference_for_each_comparison_and_survives_json(run):
-    _, _, whole, tables = run
-    entropy, _ = rows = summary_rows(tables)
-    before = means(whole, "standard", "entropy", SHAPE.num_layers)[:, -1]
-    after = {name: means(whole, name, "entropy", SHAPE.num_layers)[:, -1] for name in STRENGTHS}
-    assert list(entropy.mean_differences) == STRENGTHS
-    assert entropy.mean_differences == pytest.approx({name: (after[name] - before).mean() for name in STRENGTHS})
+def test_the_effects_are_the_rows_of_the_summary_at_two_layers_and_survive_json(run):
+    run_dir, analysis, whole, tables = run
+    entropy = next(row for row in summary_rows(tables) if row.metric == "entropy")
     assert entropy.condition == "standard"
-    assert [_summary_row(json.loads(json.dumps(_plain(row), allow_nan=False))) for row in rows] == rows
-    bad = entropy._replace(first_layer=np.nan, mean_differences={"control_+1": float("inf"), "control_+2": 1.0})
-    again = _summary_row(json.loads(json.dumps(_plain(bad), allow_nan=False)))
-    assert np.isnan([again.first_layer, again.mean_differences["control_+1"]]).all()
-    assert (again.last_layer, again.mean_differences["control_+2"]) == (bad.last_layer, 1.0)
+    before = means(whole, "standard", "entropy", SHAPE.num_layers)
+    effects = effect_rows(tables, analysis.run_conditions)
+    summary = ModelResult(run_dir, "tiny", analysis, [], []).summary
+    for name in STRENGTHS:
+        after = means(whole, name, "entropy", SHAPE.num_layers)
+        changes = after - before
+        own = {one.at: one for one in effects if (one.columns["condition"], one.columns["metric"]) == (name, "entropy")}
+        assert own["last"].columns["mean_difference"] == pytest.approx(changes.mean(axis=0)[-1])
+        assert own["last"].num_placebos == 2
+        if own["last"].strength == 0 and "largest" not in own:
+            continue
+        rows = summary[(summary["condition"] == name) & (summary["metric"] == "entropy")].reset_index(drop=True)
+        largest = rows["effect_size"].replace([np.inf, -np.inf], np.nan).abs().idxmax()
+        assert own["largest"].columns["layer"] == rows["layer"][largest]
+    for row in effects:
+        again = json.loads(json.dumps(_plain(row), allow_nan=False))
+        columns = _numbers(again["columns"])
+        for column_name, value in row.columns.items():
+            is_lost = isinstance(value, float) and not np.isfinite(value)
+            assert np.isnan(columns[column_name]) if is_lost else columns[column_name] == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import logging
@@ -22,7 +23,7 @@ from llm_entropy.outputs import records as record_files
 from llm_entropy.outputs.parts import TOKEN_BYTES, Parts, Span, id_ranges
 from llm_entropy.outputs.results import ModelResult
 from llm_entropy.outputs.sinks import ComparisonSinks
-from llm_entropy.outputs.summaries import summary_rows
+from llm_entropy.outputs.summaries import effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import Slice, WindowNotes, shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
@@ -35,7 +36,7 @@ def merge(run_dir: Path, analysis: AnalysisSettings, **how) -> ModelTables:
 
 
 def result_of(run_dir: Path, analysis: AnalysisSettings) -> ModelResult:
-    return ModelResult(run_dir, "tiny", analysis, [])
+    return ModelResult(run_dir, "tiny", analysis, [], [])
 
 
 def made_files(run_dir: Path) -> dict[str, bytes]:
@@ -258,9 +259,12 @@ def test_neither_the_chunks_nor_the_number_of_files_change_a_byte(tmp_path, monk
         shards.write(run_dir, "tiny", whole, num_files=num_files, seed=index)
         merge(run_dir, analysis, chunk_bytes=chunk_bytes)
         results.append(made_files(run_dir))
-    assert len(results[0]) == 2 * (6 + 1 + 1 + 1) + (6 + 1 + 1 + 1)
-    for other in results[1:]:
+    assert len(results[0]) == 2 * (6 + 1 + 1 + 1) + (6 + 1 + 1 + 1) + 1
+    name = "comparative/data/tiny_summary.csv"  # sums of chunks: the same to the last digits alone
+    summaries = [pd.read_csv(io.BytesIO(files.pop(name))) for files in results]
+    for other, summary in zip(results[1:], summaries[1:], strict=True):
         assert other == results[0]
+        pd.testing.assert_frame_equal(summary, summaries[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("mode", ["standard", "control", "comparative"])
@@ -370,14 +374,14 @@ def test_without_csv_tables_are_read_from_the_records(tmp_path):
     for name, has_csv in (("with", True), ("without", False)):
         shards.write(tmp_path / name, "tiny", whole)
         merge(tmp_path / name, analysis, csv=has_csv)
-    assert not list((tmp_path / "without").rglob("*.csv"))
+    assert [path.name for path in (tmp_path / "without").rglob("*.csv")] == ["tiny_summary.csv"]
     results = {name: result_of(tmp_path / name, analysis) for name in ("with", "without")}
     for condition, metric in itertools.product(("standard", "control", "comparative"), analysis.metrics):
         expected, found = (result[condition][metric] for result in results.values())
         pd.testing.assert_frame_equal(found, expected, rtol=1e-4, atol=1e-5)
     pd.testing.assert_frame_equal(*(result["comparative"]["kl_from_standard"] for result in results.values()))
     with pytest.raises(FileNotFoundError, match=r"set output\.csv or output\.parquet"):
-        ModelResult(tmp_path / "without", "other", analysis, [])["standard"]["entropy"]
+        ModelResult(tmp_path / "without", "other", analysis, [], [])["standard"]["entropy"]
 
 
 def span(first: int, *slices: Slice) -> Span:
@@ -480,13 +484,16 @@ def test_an_interrupted_merge_leaves_no_file_and_does_not_touch_the_old_ones(tmp
 def test_the_summary_has_the_first_and_last_layer_of_each_metric(tmp_path):
     analysis = shards.comparative(metrics=["entropy", "attention_entropy"])
     whole = shards.write(tmp_path, "tiny", shards.table(MANY, analysis))
-    entropy, attention = summary_rows(merge(tmp_path, analysis))
+    tables = merge(tmp_path, analysis)
+    entropy, attention = summary_rows(tables)
     before, after = (mean_by_sentence(whole, f"{name}/entropy").mean() for name in ("standard", "control"))
     assert entropy[:4] == ("tiny", "entropy", "nats", "standard")
     np.testing.assert_allclose(entropy[4:6], [before.iloc[0], before.iloc[-1]], rtol=1e-6)
-    assert entropy.mean_differences == {"control": pytest.approx((after - before).iloc[-1], rel=1e-6)}
+    effect = next(row.columns for row in effect_rows(tables, analysis.run_conditions) if row.at == "last")
+    assert (effect["condition"], effect["metric"]) == ("control", "entropy")
+    assert effect["mean_difference"] == pytest.approx((after - before).iloc[-1], rel=1e-5)
     assert attention.metric == "attention_entropy"
     alone = AnalysisSettings(control=ControlSettings(control_vector=[0.1]), metrics=["margin"])
     shards.write(tmp_path / "alone", "tiny", shards.table(SENTENCES, alone))
     (margin,) = summary_rows(merge(tmp_path / "alone", alone))
-    assert (margin.unit, margin.condition, margin.mean_differences) == ("logits", "control", {})
+    assert (margin.unit, margin.condition) == ("logits", "control")

@@ -156,7 +156,7 @@ def test_a_complete_run_is_left_as_it_is(settings_of_whole: Settings, whole: Run
     before = everything_in(whole.run_dir)
     again = run(settings_of_whole, quiet=True, resume=True)
     assert everything_in(whole.run_dir) == before
-    assert again["gpt2"].summary == whole["gpt2"].summary
+    assert again["gpt2"].overview == whole["gpt2"].overview
     assert list(again["gpt2"]["standard"]["entropy"].index) == list(whole["gpt2"]["standard"]["entropy"].index)
 
 
@@ -167,7 +167,7 @@ def test_other_outputs_are_made_of_a_complete_run(settings: Settings):
 
 
 def test_resuming_what_was_never_begun_begins_it(settings: Settings):
-    assert run(settings, quiet=True, resume=True)["gpt2"].summary
+    assert run(settings, quiet=True, resume=True)["gpt2"].overview
 
 
 def test_an_existing_run_is_not_touched_without_being_asked(settings_of_whole: Settings, whole: RunResult):

@@ -54,7 +54,7 @@ class Summary:
     mean_condition: Floats
     mean_difference: Floats
     median_difference: Floats
-    """Of a seeded sample of 100,000 sentences where there are more."""
+    """Of a seeded sample of 25,000 sentences where there are more."""
     sd_difference: Floats
     """ddof 1."""
     effect_size: Floats
@@ -81,7 +81,7 @@ class Summary:
 def summarise(compared: Sequence[Compared], seed: int) -> Summary:
     """Return the summary of one model.
 
-    Of more than 100,000 sentences the numbers themselves are not kept: a column in which at most 2,000 of them count
+    Of more than 25,000 sentences the numbers themselves are not kept: a column in which at most 2,000 of them count
     then has the t interval and test, and `test` says so.
 
     Args:
