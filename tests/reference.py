@@ -201,7 +201,7 @@ def lens_logits(
 
 @dataclass(frozen=True)
 class Steering:
-    """What is added to the residual stream: strength * layer_weight[k] * token_weight[t] * v[k]."""
+    """What happens to the residual stream h: h + s v[k], s = strength * layer_weight[k] * token_weight[t]."""
 
     vector: Tensor
     """[hidden], [L, hidden] or [L + 1, hidden], whose row 0 acts on the embeddings."""
@@ -210,9 +210,31 @@ class Steering:
     token_weights: tuple[float, ...] | None = None
     """Numbers interpolated over the tokens."""
     strength: float = 1.0
+    operator: str = "add"
+    """Or what else happens to h; u = v / norm(v)."""
+    cap: float = 0.0
 
-    def deltas(self, num_blocks: int, num_tokens: int) -> Tensor:
-        """Return what is added at the embeddings and at each block's output, [L + 1, seq, hidden]."""
+    def steered(self, h: Tensor, layer: int, num_blocks: int) -> Tensor:
+        """Return the stream [sentence, seq, hidden] of a layer, steered; layer k + 1 is the output of block k."""
+        rows, factors = self.rows_and_factors(num_blocks, h.shape[-2])
+        v, s = rows[layer].to(h), factors[layer, :, None].to(h)
+        if not v.any():
+            return h
+        u = v / torch.linalg.vector_norm(v)
+        along = torch.einsum("bsh,h->bs", h, u)[..., None]
+        match self.operator:
+            case "add":
+                return h + s * v
+            case "add_keep_norm":
+                return (h + s * v) * (torch.linalg.norm(h, dim=-1) / torch.linalg.norm(h + s * v, dim=-1))[..., None]
+            case "project_out":
+                return h - s * along * u
+            case "cap":
+                return h + s * (along.minimum(torch.tensor(self.cap).to(h)) - along) * u
+        raise KeyError(self.operator)
+
+    def rows_and_factors(self, num_blocks: int, num_tokens: int) -> tuple[Tensor, Tensor]:
+        """Return v [L + 1, hidden] and s [L + 1, seq], at the embeddings and at each block's output."""
         vector = self.vector.double()
         weighs_embeddings = self.layer_weights is not None and len(self.layer_weights) == num_blocks + 1
         if vector.ndim == 1:
@@ -226,7 +248,7 @@ class Steering:
         elif self.layer_weights is not None:
             layer_weights[1:] = _stretched(self.layer_weights, num_blocks)
         token_weights = _stretched(self.token_weights or (1.0,), num_tokens)
-        return self.strength * layer_weights[:, None, None] * token_weights[None, :, None] * vector[:, None, :]
+        return vector, self.strength * layer_weights[:, None] * token_weights
 
 
 def _stretched(numbers: tuple[float, ...], size: int) -> Tensor:
@@ -251,20 +273,21 @@ def _hidden(output: Any) -> Tensor:
 
 
 @contextmanager
-def _hooks(model: nn.Module, layers: list[Tensor], deltas: Tensor | None) -> Iterator[None]:
-    """Append to `layers` what flows between the blocks, and add the deltas to it, by plain forward hooks."""
+def _hooks(model: nn.Module, layers: list[Tensor], steering: Steering | None) -> Iterator[None]:
+    """Append to `layers` what flows between the blocks, steered, by plain forward hooks."""
+    num_blocks = len(blocks_of(model))
 
     def before(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if layers:
             return None
-        h = arguments[0] if deltas is None else arguments[0] + deltas[0].to(arguments[0])
+        h = arguments[0] if steering is None else steering.steered(arguments[0], 0, num_blocks)
         layers.append(h)
         return (h, *arguments[1:])
 
     def after(module: nn.Module, arguments: tuple[Any, ...], output: Any) -> Any:
         h = _hidden(output)
-        if deltas is not None:
-            h = h + deltas[len(layers)].to(h)
+        if steering is not None:
+            h = steering.steered(h, len(layers), num_blocks)
         layers.append(h)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
@@ -295,8 +318,7 @@ def observe_all(
     """Run sentences of one length, so that there is no padding, and return all that each shows."""
     layers: list[Tensor] = []
     num_blocks = len(blocks_of(model))
-    deltas = None if steering is None else steering.deltas(num_blocks, len(sentences[0]))
-    with torch.no_grad(), _hooks(model, layers, deltas):
+    with torch.no_grad(), _hooks(model, layers, steering):
         output = model(input_ids=torch.tensor(sentences), output_attentions=True)
     assert len(layers) == num_blocks + 1
     assert len(output.attentions) == num_blocks

@@ -380,6 +380,8 @@ def vectors_of(who: Subject) -> dict[str, Steering]:
 def settings_of(steering: Steering, strengths: tuple[float, ...]) -> ControlSettings:
     return ControlSettings(
         control_vector=steering.vector,
+        operator=steering.operator,  # type: ignore[arg-type]
+        cap=steering.cap if steering.operator == "cap" else None,
         strengths=list(strengths),
         layer_weights=None if steering.layer_weights is None else list(steering.layer_weights),
         token_weights=None if steering.token_weights is None else list(steering.token_weights),
@@ -396,13 +398,33 @@ def test_each_of_five_conditions_is_what_the_reference_expects(
 ) -> None:
     if is_tight:
         monkeypatch.setattr("llm_entropy.measure.budget.STATES_BYTES", 1)
-    who, sentences = subject(family), readings(family, positions)
-    shape, vectors = who.view.shape, vectors_of(who)
+    assert_conditions(subject(family), readings(family, positions), vectors_of(subject(family)), STRENGTHS)
+
+
+@pytest.mark.parametrize(("family", "positions"), [("gpt2", "all"), ("llama", "all"), ("albert", "each")])
+def test_each_operator_is_what_the_reference_expects(family: str, positions: str) -> None:
+    who = subject(family)
+    vectors = {
+        name: dataclasses.replace(who.steering, operator=name, cap=0.1)
+        for name in ("add_keep_norm", "project_out", "cap")
+    }
+    strengths = {name: (-0.4, 1.0) for name in vectors}
+    assert_conditions(who, readings(family, positions), vectors, strengths)
+
+
+def assert_conditions(
+    who: Subject,
+    sentences: tuple[Reading, ...],
+    vectors: dict[str, Steering],
+    all_strengths: dict[str, tuple[float, ...]],
+) -> None:
+    """Assert that the program and the reference agree on a comparison under several vectors and strengths."""
+    shape, family = who.view.shape, who.family
     settings = AnalysisSettings(
         compare_control=True,
         metrics=list(METRICS),
         top_k=TOP_K,
-        conditions={name: settings_of(vectors[name], strengths) for name, strengths in STRENGTHS.items()},
+        conditions={name: settings_of(vectors[name], strengths) for name, strengths in all_strengths.items()},
     )
     plans = plan_conditions(
         settings.run_conditions,
@@ -413,7 +435,7 @@ def test_each_of_five_conditions_is_what_the_reference_expects(
     )
     records = EntropyModule(who.view, Lens(who.view), settings, plans).predict_step(batch_of(sentences), 0)
     want = {STANDARD: expected(who, sentences, STANDARD)}
-    for name, strengths in STRENGTHS.items():
+    for name, strengths in all_strengths.items():
         for strength in strengths:
             steering = dataclasses.replace(vectors[name], strength=strength)
             want[f"{name}_{strength:+g}"] = [

@@ -100,7 +100,8 @@ def _forward(
         for block in dict.fromkeys(view.blocks):
             hooks.callback(block.register_forward_pre_hook(lambda *_: reading.before_block()).remove)
         if plan is not None:
-            hooks.enter_context(steer(view.blocks, plan, (batch.host or batch).attention_mask))
+            host = batch.host or batch
+            hooks.enter_context(steer(view.blocks, plan, host.attention_mask, host.input_ids))
         kept = hooks.enter_context(keep_outputs(view, keep))
         if behind is not None:
             hooks.enter_context(start_behind(view, *behind))

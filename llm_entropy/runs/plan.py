@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
@@ -17,8 +17,9 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loading import ModelSource, find_model
-from llm_entropy.settings import ModelSettings, Settings, to_plain
+from llm_entropy.settings import ControlSettings, ModelSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.tokens import special_tokens_of
 from llm_entropy.store.fingerprints import fingerprint
 from llm_entropy.store.windows import Task, plan_scheme
 
@@ -30,6 +31,8 @@ SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
 """Packages of which another minor version may make other records; another patch differs in the last digits at most."""
 SHAPING = ("direction", "layer_weights", "token_weights")
 """Settings of a vector that an identity names, beside what they come to: so that a difference is understood."""
+CHOICES = ("operator", "cap", "blocks", "tokens")
+"""As `SHAPING`, where they are not the usual ones: the identities of runs that know none of them stay what they are."""
 LAST_DIGITS = ("numba",)
 """Packages that compile the arithmetic, and do not decide what is computed."""
 
@@ -96,6 +99,7 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         num_blocks=shape.num_blocks,
         hidden_size=shape.hidden_size,
         seed=settings.seed,
+        special=special_tokens_of(source.tokenizer, source.architecture.kind),
     )
     max_length = data.max_length or source.most_tokens
     encoder = Encoder(
@@ -154,7 +158,8 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
     }
     for condition in settings.analysis.run_conditions:
         if (steering := condition.steering) is not None:
-            about = {name: to_plain(getattr(steering.control, name)) for name in SHAPING}
+            about = {name: to_plain(getattr(steering.control, name)) for name in (*SHAPING, *CHOICES)}
+            about = {name: value for name, value in about.items() if name in SHAPING or value != _usual(name)}
             about |= {
                 "strength": steering.strength,
                 "placebo": None if steering.placebo is None else steering.placebo.kind,
@@ -233,10 +238,18 @@ def _minor(version: str) -> list[str]:
     return version.partition("+")[0].split(".")[:2]
 
 
+def _usual(name: str) -> Any:
+    return next(item.default for item in fields(ControlSettings) if item.name == name)
+
+
 def _steering_hash(plan: SteeringPlan) -> str:
     tensors = [plan.directions, plan.coefficients, plan.token_weights]
     numbers = [b"-" if tensor is None else tensor.cpu().numpy().tobytes() for tensor in tensors]
-    return _hash(plan.operator.encode() + b"".join(numbers))
+    # What is as it always was stays out, so that the runs of old have the hashes that they had.
+    chosen = [] if plan.tokens == "all" else [plan.tokens, sorted(plan.special.ids), plan.special.close_sentences]
+    more = [] if plan.cap is None else [plan.cap]
+    about = json.dumps([*more, *chosen]) if more or chosen else ""
+    return _hash(plan.operator.encode() + b"".join(numbers) + about.encode())
 
 
 def _hash(content: bytes) -> str:

@@ -182,7 +182,7 @@ def _read_word(text: str) -> Any:
     """Return what YAML makes of a word; the word itself where it is not YAML."""
     try:
         return get_loader("yaml")(text)  # the parser's own, which knows 1e-3 for a number
-    except yaml.YAMLError:
+    except (yaml.YAMLError, TypeError):  # jsonargparse's loader does not take keys that are numbers, as in 5:
         return text
 
 

@@ -1,6 +1,7 @@
 """How a model is steered: the settings of one vector."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, Optional, Union
@@ -9,6 +10,9 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.settings.fields import ARRAYS, make_plain_
 
 VectorLike = Union[str, list[float], list[list[float]]]
+TOKENS = ("all", "last", "prompt", "no_special")
+"""Words for which tokens of a sentence are steered; beside them, slices."""
+_SLICE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?\s*)?")
 
 
 @dataclass
@@ -64,6 +68,14 @@ class ControlSettings:
     """A factor for each block (or one more, the first for the embeddings); other lengths are interpolated."""
     token_weights: Optional[list[float]] = None
     """Factors interpolated over the real tokens of each sentence."""
+    operator: Literal["add", "add_keep_norm", "project_out", "cap"] = "add"
+    """What happens to the stream: the vector is added, or added at the same norm, projected out, or capped along it."""
+    cap: Optional[float] = None
+    """Largest component along the vector that `operator: cap` leaves."""
+    blocks: Optional[Union[str, list[int]]] = None
+    """Which blocks are steered: their numbers, or a slice as "8:12" (in quotes); null: all that the vector has."""
+    tokens: str = "all"
+    """Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice of them as "5:"."""
     placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
     """Placebos that are run beside the vector, at the largest of its strengths; needs compare_control."""
 
@@ -78,6 +90,25 @@ class ControlSettings:
                 f"analysis.control.strengths: got {self.strengths} beside analysis.control.strength {self.strength:g}; "
                 "give one of the two"
             )
+        self._check_cap()
+        _check_blocks(self.blocks)
+        if self.tokens not in TOKENS and not is_slice(self.tokens):
+            raise ReportedError(
+                f"analysis.control.tokens: got {self.tokens!r}; expected one of {', '.join(TOKENS)}, or a slice as '5:'"
+            )
+
+    def _check_cap(self) -> None:
+        if self.operator == "cap" and self.cap is None:
+            raise ReportedError(
+                "analysis.control.cap: got null, but analysis.control.operator is cap; give a number, the largest "
+                "component along the vector that is left"
+            )
+        if self.operator != "cap" and self.cap is not None:
+            raise ReportedError(
+                f"analysis.control.cap: got {self.cap:g}, but analysis.control.operator is {self.operator}; "
+                "set the operator to cap, or leave the cap out"
+            )
+        _check_finite("analysis.control.cap", None if self.cap is None else [self.cap])
 
     @property
     def has_vector(self) -> bool:
@@ -99,3 +130,24 @@ class ControlSettings:
 def _check_finite(key: str, numbers: Optional[Sequence[float]]) -> None:
     if numbers is not None and (not numbers or not all(math.isfinite(number) for number in numbers)):
         raise ReportedError(f"{key}: got {numbers}; expected finite numbers")
+
+
+def is_slice(text: str) -> bool:
+    """Whether a text is a slice as Python writes it, `start:stop` or `start:stop:step`."""
+    return _SLICE.fullmatch(text) is not None and as_slice(text).step != 0
+
+
+def as_slice(text: str) -> slice:
+    """Return the slice that a text is, for which `is_slice` holds."""
+    found = _SLICE.fullmatch(text)
+    assert found is not None, text
+    return slice(*(None if part is None else int(part) for part in found.groups()))
+
+
+def _check_blocks(blocks: Optional[Union[str, list[int]]]) -> None:
+    if blocks is None or (is_slice(blocks) if isinstance(blocks, str) else blocks):
+        return
+    raise ReportedError(
+        f"analysis.control.blocks: got {blocks!r}; expected a list of block numbers, or a slice as '8:12' (in quotes), "
+        "or null for all"
+    )

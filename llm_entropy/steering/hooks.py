@@ -1,8 +1,8 @@
 """Steering: a plan on a model's blocks, for as long as a `with` lasts.
 
 At every block k the residual stream h becomes `operator`(h): with `add`, h + strength * layer_weight[k] *
-token_weight[t] * v[k]. Later blocks read the steered stream, so that the intervention propagates: a vector at block k
-first shows at layer k + 1.
+token_weight[t] * v[k]; `operators` has the others. Later blocks read the steered stream, so that the intervention
+propagates: a vector at block k first shows at layer k + 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from llm_entropy.steering.plan import SteeringPlan, token_weights_for
 
 
 @contextmanager
-def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tensor) -> Iterator[None]:
+def steer(
+    blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tensor, input_ids: Tensor | None = None
+) -> Iterator[None]:
     """Steer whole forwards of one batch over `blocks`, until the `with` ends, however it ends.
 
     Tensors are replaced, never changed in place, and the hooks stand before the others of a block: whatever else reads
@@ -34,6 +36,7 @@ def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tenso
         plan: What acts, on the model's device.
         attention_mask: [batch, seq], 0 at padding, as the model gets it; best on the CPU, where looking at it takes no
             waiting for the device.
+        input_ids: [batch, seq], beside the mask; only plans that leave out special tokens need it.
     """
     assert attention_mask.ndim == 2, f"attention mask {tuple(attention_mask.shape)}, expected [batch, seq]"
     assert len(plan.directions) == len(blocks) + 1, f"{len(plan.directions)} rows for {len(blocks)} blocks"
@@ -42,7 +45,7 @@ def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tenso
         yield
         return
     device = plan.directions.device
-    token_weights = token_weights_for(plan, attention_mask)[..., None].to(device, non_blocking=True)
+    token_weights = token_weights_for(plan, attention_mask, input_ids)[..., None].to(device, non_blocking=True)
     # All applications of a steered module are hooked, so that each can be told from the others by counting.
     steered = {id(blocks[layer - 1]) for layer in layers if layer > 0}
     applied = [(layer, block) for layer, block in enumerate(blocks, start=1) if id(block) in steered]
@@ -54,7 +57,7 @@ def steer(blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tenso
             f"hidden state {tuple(hidden.shape)}, but the attention mask given to `steer` is "
             f"{tuple(token_weights.shape[:-1])}"
         )
-        return OPERATORS[plan.operator](hidden, plan.directions[layer], plan.coefficients[layer], token_weights)
+        return OPERATORS[plan.operator](hidden, plan.action(layer), token_weights)
 
     def steer_input(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if index > 0:

@@ -13,7 +13,10 @@ from torch.nn import functional
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import Condition, ControlSettings
+from llm_entropy.settings.control import as_slice
+from llm_entropy.steering.operators import PROJECTING, Action
 from llm_entropy.steering.placebo import placebo_directions
+from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens, steered_tokens
 from llm_entropy.steering.vectors import choose_vector, resolve_vector
 
 logger = logging.getLogger("llm_entropy")
@@ -35,6 +38,12 @@ class SteeringPlan:
     """[n], float32, interpolated over each sentence's real tokens; None: 1 at every one."""
     operator: str = "add"
     """A key of `operators.OPERATORS`."""
+    cap: float | None = None
+    """Of the operator `cap`."""
+    tokens: str = "all"
+    """Which tokens are steered, as `tokens.steered_tokens` has it."""
+    special: SpecialTokens = NO_SPECIAL
+    """The model's special tokens, for those choices of tokens that leave them out."""
 
     @property
     def addends(self) -> Tensor:
@@ -53,8 +62,25 @@ class SteeringPlan:
         """The layers, 0 .. L, at which something happens, in rising order."""
         if self.token_weights is not None and not self.token_weights.any():
             return []
-        layers: list[int] = self.addends.any(dim=1).nonzero().flatten().tolist()
+        if self.operator in PROJECTING:  # however small the product is
+            acts = (self.coefficients != 0) & self.directions.any(dim=1)
+        else:
+            acts = self.addends.any(dim=1)
+        layers: list[int] = acts.nonzero().flatten().tolist()
         return layers
+
+    @cached_property
+    def units(self) -> Tensor:
+        """[L + 1, hidden], float32: the directions at length 1; a row of zeros stays one."""
+        largest = self.directions.abs().amax(dim=1, keepdim=True)
+        rows = self.directions / largest.where(largest > 0, 1.0)  # squares of very large or small numbers are none
+        norms = rows.norm(dim=1, keepdim=True)
+        units: Tensor = rows / norms.where(norms > 0, 1.0)
+        return units
+
+    def action(self, layer: int) -> Action:
+        """Return what acts at a layer, for its operator."""
+        return Action(self.directions[layer], self.units[layer], self.coefficients[layer], self.cap)
 
     @property
     def first_layer(self) -> int | None:
@@ -70,6 +96,7 @@ class SteeringPlan:
             return self
         moved = replace(self, directions=self.directions.to(device), coefficients=self.coefficients.to(device))
         moved.__dict__["steered_layers"] = self.steered_layers  # asking the device for them would wait for it
+        moved.__dict__["units"] = self.units.to(device)
         return moved
 
     def at_strength(self, strength: float, key: str) -> SteeringPlan:
@@ -92,7 +119,13 @@ class SteeringPlan:
 
 
 def plan_conditions(
-    conditions: Iterable[Condition], *, model: str, num_blocks: int, hidden_size: int, seed: int
+    conditions: Iterable[Condition],
+    *,
+    model: str,
+    num_blocks: int,
+    hidden_size: int,
+    seed: int,
+    special: SpecialTokens = NO_SPECIAL,
 ) -> dict[str, SteeringPlan]:
     """Work out how each steered condition steers a model; a vector is read once for all of its conditions.
 
@@ -102,6 +135,7 @@ def plan_conditions(
         num_blocks: L.
         hidden_size: Width of the residual stream.
         seed: Of the run, for placebos.
+        special: The model's special tokens.
 
     Returns:
         The plans, by the conditions' names.
@@ -121,7 +155,7 @@ def plan_conditions(
                 chosen.value, key=chosen.key, model=model, num_blocks=num_blocks, hidden_size=hidden_size
             )
             plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
-            whole[steering.source] = plan, vector.ndim == 1
+            whole[steering.source] = replace(plan, special=special), vector.ndim == 1
         plan, is_one_direction = whole[steering.source]
         if (placebo := steering.placebo) is not None:
             directions = placebo_directions(
@@ -163,10 +197,11 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, key: str, num_blo
     | [L, hidden]     | row k at block k                      | the same; the first weight must be 0      |
     | [L + 1, hidden] | row 0 at the embeddings with weight 1 | row 0 at the embeddings, the first weight |
 
-    Any other number of layer weights than L or L + 1 is interpolated over the blocks, with a warning.
+    Any other number of layer weights than L or L + 1 is interpolated over the blocks, with a warning. Where the
+    settings choose `blocks`, the others and the embeddings get coefficient 0.
 
     Args:
-        control: Layer weights and token weights.
+        control: Operator, blocks, tokens, layer weights and token weights.
         vector: [hidden], [L, hidden] or [L + 1, hidden], as `vectors.resolve_vector` returns it.
         key: Where these settings are, for messages.
         num_blocks: L.
@@ -176,7 +211,8 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, key: str, num_blo
         The plan, on the vector's device.
 
     Raises:
-        ReportedError: L + 1 layer weights whose first is not 0, for a vector that has no row for the embeddings.
+        ReportedError: L + 1 layer weights whose first is not 0, for a vector that has no row for the embeddings; blocks
+            that the model, or the vector, does not have.
     """
     assert sign in (-1, 1), f"sign {sign}"
     has_embedding_row = vector.ndim == 2 and len(vector) == num_blocks + 1
@@ -192,9 +228,59 @@ def plan_steering(control: ControlSettings, vector: Tensor, *, key: str, num_blo
     acts_on_embeddings = has_embedding_row or (vector.ndim == 1 and weighs_embeddings)
     rows = torch.zeros(num_blocks + 1, vector.shape[-1], dtype=torch.float32, device=vector.device)
     rows[0 if acts_on_embeddings else 1 :] = vector
-    coefficients = sign * _weights_by_layer(given, num_blocks, key).to(vector.device)
-    tokens = control.token_weights
-    return SteeringPlan(rows, coefficients, None if tokens is None else torch.as_tensor(tokens, dtype=torch.float32))
+    coefficients = _weights_by_layer(given, num_blocks, key).to(vector.device)
+    if control.operator in PROJECTING:
+        rows = sign * rows  # what is turned is the direction: taking it out of the stream twice is another thing
+    else:
+        coefficients = sign * coefficients
+    if control.blocks is not None:
+        coefficients = coefficients * _chosen_layers(control.blocks, rows, key).to(vector.device)
+    weights = control.token_weights
+    return SteeringPlan(
+        rows,
+        coefficients,
+        None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
+        operator=control.operator,
+        cap=control.cap,
+        tokens=control.tokens,
+    )
+
+
+def _chosen_layers(blocks: str | list[int], rows: Tensor, key: str) -> Tensor:
+    """Return 1 for the layers of the chosen blocks, 0 for the others and the embeddings, [L + 1].
+
+    Args:
+        blocks: As `ControlSettings.blocks`.
+        rows: [L + 1, hidden], the vector by layer.
+        key: Where the settings are, for messages.
+
+    Raises:
+        ReportedError: The model has no such block, or the vector is 0 at all of them.
+    """
+    num_blocks = len(rows) - 1
+    shown, sizes = f"{key}.blocks: got {blocks!r}", f"the model has {num_blocks} blocks"
+    if isinstance(blocks, str):
+        asked = as_slice(blocks)
+        chosen = list(range(num_blocks)[asked])
+        ends = [end for end in (asked.start, asked.stop) if end is not None]
+        beyond = next((end for end in ends if not -num_blocks <= end <= num_blocks), None)
+        if beyond is not None or not chosen:
+            problem = "no block" if beyond is None else f"up to {beyond}"
+            raise ReportedError(f"{shown}, {problem}, but {sizes}; expected some of 0:{num_blocks}")
+    else:
+        chosen = blocks
+        beyond = next((block for block in chosen if not 0 <= block < num_blocks), None)
+        if beyond is not None:
+            raise ReportedError(f"{shown}, block {beyond}, but {sizes}; expected numbers from 0 to {num_blocks - 1}")
+    has_numbers: list[int] = rows[1:].any(dim=1).nonzero().flatten().tolist()
+    if has_numbers and not set(chosen) & set(has_numbers):
+        words = ", ".join(map(str, has_numbers[:8])) + (", ..." if len(has_numbers) > 8 else "")
+        raise ReportedError(
+            f"{shown}, where the vector is 0; it has numbers for block {words} alone; expected one of them"
+        )
+    layers = torch.zeros(num_blocks + 1)
+    layers[[block + 1 for block in chosen]] = 1.0
+    return layers
 
 
 def _weights_by_layer(given: Tensor | None, num_blocks: int, key: str) -> Tensor:
@@ -209,25 +295,29 @@ def _weights_by_layer(given: Tensor | None, num_blocks: int, key: str) -> Tensor
     return torch.cat([torch.ones(1, device=given.device), given])
 
 
-def token_weights_for(plan: SteeringPlan, attention_mask: Tensor) -> Tensor:
+def token_weights_for(plan: SteeringPlan, attention_mask: Tensor, input_ids: Tensor | None = None) -> Tensor:
     """Spread the token weights over the real tokens of each sentence, special tokens included; padding gets 0.
 
-    A sentence gets the same numbers whatever it is batched with and on whichever side it is padded.
+    Tokens that the plan does not choose get 0, too; the weights of the others are those that they have without a
+    choice. A sentence gets the same numbers whatever it is batched with and on whichever side it is padded.
 
     Args:
-        plan: Whose `token_weights` count; without any, every real token gets 1.
+        plan: Whose `token_weights` and `tokens` count; without weights, every chosen token gets 1.
         attention_mask: [batch, seq], 0 at padding.
+        input_ids: [batch, seq]; only plans that leave out special tokens need it.
 
     Returns:
         [batch, seq], float32, on the mask's device.
     """
     is_real = attention_mask != 0
+    chosen = steered_tokens(plan.tokens, attention_mask, input_ids, plan.special)
     if plan.token_weights is None:
-        return is_real.float()
+        return chosen.float()
     lengths: list[int] = is_real.sum(dim=1).tolist()
     curves = {length: interpolate(plan.token_weights, length) for length in set(lengths) if length}
     if not curves:
         return is_real.float()
     # The sentences' curves end to end are the real positions in reading order, wherever the padding lies.
     in_order = torch.cat([curves[length] for length in lengths if length]).to(attention_mask.device)
-    return torch.zeros(is_real.shape, device=attention_mask.device).masked_scatter(is_real, in_order)
+    spread = torch.zeros(is_real.shape, device=attention_mask.device).masked_scatter(is_real, in_order)
+    return spread.where(chosen, 0.0)

@@ -154,3 +154,18 @@ def test_the_type_of_a_key_is_found_through_mappings_and_sections():
     assert type_below(int, "more", "named.any.inner.number") is None
     with pytest.raises(ReportedError, match=r"^named\.any: got the key 'iner', which .*'inner'$"):
         type_below(steered, "iner", "named.any")
+
+
+@pytest.mark.parametrize(
+    ("words", "blocks", "tokens"),
+    [
+        (["--analysis.control.blocks", "8:12"], "8:12", "all"),
+        (["--analysis.control.blocks=[1, 2]"], [1, 2], "all"),
+        (["--analysis.control.tokens", "5:"], None, "5:"),
+        (["--analysis.control.tokens=-3:"], None, "-3:"),
+        (["--analysis.control.tokens", "last"], None, "last"),
+    ],
+)
+def test_slices_of_blocks_and_tokens_are_taken_as_they_are_written(words: list[str], blocks: Any, tokens: str) -> None:
+    control = to_settings(settings_parser(prog="x").read(words)).analysis.control
+    assert (control.blocks, control.tokens) == (blocks, tokens)
