@@ -31,7 +31,7 @@ from llm_entropy.settings import (
     default_models,
 )
 from llm_entropy.settings.fields import holds_arrays, plain_value
-from llm_entropy.steering.vectors import as_vector
+from llm_entropy.steering.tensors import as_vector
 
 Section = TypeVar("Section")
 Model = Union[str, Path, Mapping[str, Any], ModelSettings]

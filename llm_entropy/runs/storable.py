@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlSettings, ControlVectors, Settings
 from llm_entropy.settings.fields import holds_arrays
-from llm_entropy.steering.vectors import as_vector
+from llm_entropy.steering.tensors import as_vector
 from llm_entropy.store import files
 from llm_entropy.store.manifest import SENTENCES
 

@@ -46,12 +46,22 @@ def read_content(path: Path) -> Any:
         raise ReportedError(f"{path}: got a file that cannot be read as {path.suffix}: {reason[:200]}") from error
 
 
+class _SavedState:
+    """Takes the place of an object that was saved whole: it has the object's entries, and none of its code."""
+
+
+_OBJECTS = ("steering_vectors.steering_vector.SteeringVector",)
+"""Classes whose objects are read as mappings of their entries."""
+
+
 def _read_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             # Which pickle protocol a file was written with is no news to the user: it is read or it is refused.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_SavedState, name) for name in _OBJECTS]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        return vars(content) if isinstance(content, _SavedState) else content
     except pickle.UnpicklingError as error:
         # The message of torch advises the user to switch the protection off.
         raise ReportedError(

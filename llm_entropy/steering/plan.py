@@ -152,7 +152,12 @@ def plan_conditions(
         if steering.source not in whole:
             chosen = choose_vector(steering.control, steering.key)
             vector = resolve_vector(
-                chosen.value, key=chosen.key, model=model, num_blocks=num_blocks, hidden_size=hidden_size
+                chosen.value,
+                key=chosen.key,
+                model=model,
+                num_blocks=num_blocks,
+                hidden_size=hidden_size,
+                operator=steering.control.operator,
             )
             plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
             whole[steering.source] = replace(plan, special=special), vector.ndim == 1

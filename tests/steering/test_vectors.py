@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -283,6 +285,180 @@ def test_a_name_of_a_file_that_differs_from_its_content_is_spoken_of(
     ]
 
 
+# --- what others write -------------------------------------------------------------------------------------------
+
+ROWS = torch.arange(1.0, BLOCKS + 1)[:, None] * VECTOR
+EACH = VECTOR.expand(BLOCKS, HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (VECTOR[None], VECTOR),
+        (VECTOR[None, None], VECTOR),
+        (ROWS[:, None], ROWS),
+        (ROWS[None], ROWS),
+        ([VECTOR], VECTOR),
+        ([VECTOR[None]] * BLOCKS, EACH),
+        ({"vector": VECTOR[None, None]}, VECTOR),
+        ({2: VECTOR[None]}, at_block(2)),
+        ({"layer_2": VECTOR[None, None]}, at_block(2)),
+        ({"2": VECTOR.requires_grad_(False).clone().requires_grad_()}, at_block(2)),
+        ({"transformer.h.2": VECTOR}, at_block(2)),
+        ({"gpt_neox.layers.2": VECTOR}, at_block(2)),
+        ({"bert.encoder.layer.2": VECTOR}, at_block(2)),
+        ({"model.decoder.layers.2": VECTOR}, at_block(2)),
+    ],
+)
+def test_axes_of_one_are_left_out_wherever_a_vector_is_kept(tmp_path: Path, content: Any, expected: Tensor) -> None:
+    torch.save(content, tmp_path / "v.pt")
+    vector = resolve(tmp_path / "v.pt")
+    assert torch.equal(vector, expected)
+    assert not vector.requires_grad
+    if isinstance(content, Tensor):
+        assert torch.equal(resolve(content), expected)
+        np.save(tmp_path / "v.npy", content.numpy())
+        assert torch.equal(resolve(tmp_path / "v.npy"), expected)
+
+
+def test_one_row_of_a_model_with_one_block_is_its_row() -> None:
+    assert resolve_vector(VECTOR[None], key=KEY, model="m", num_blocks=1, hidden_size=HIDDEN).shape == (1, HIDDEN)
+
+
+def test_the_assistant_axis_is_told_from_what_it_was_made_of(tmp_path: Path) -> None:
+    made_from = {"default_mean": 3 * ROWS, "role_mean": 2 * ROWS, "n_default": 1, "n_roles": 275}
+    torch.save({"axis": ROWS, **made_from}, tmp_path / "axis.pt")
+    assert torch.equal(resolve(tmp_path / "axis.pt"), ROWS)
+    torch.save({"vector": ROWS.bfloat16(), "type": "pos_3", "role": "pirate"}, tmp_path / "pirate.pt")
+    assert torch.equal(resolve(tmp_path / "pirate.pt"), ROWS.bfloat16().float())
+    torch.save({"axis": ROWS, "default_mean": ROWS}, tmp_path / "axis.pt")
+    with pytest.raises(ReportedError, match=r"got 2 tensors, among them axis, default_mean; expected a single tensor"):
+        resolve(tmp_path / "axis.pt")
+
+
+def hook_point(vector: Any = VECTOR, **about: Any) -> dict[str, Any]:
+    return {"steering_vector": vector, "steering_coefficient": 2.0, "action": "add", "bias": None, **about}
+
+
+def test_hook_points_of_lm_eval_are_vectors_times_their_coefficients(tmp_path: Path) -> None:
+    expected = 2 * at_block(2) - 0.5 * at_block(1)
+    points = {"layers.2": hook_point(bias=VECTOR), "h.1": hook_point(VECTOR[None], steering_coefficient=-0.5)}
+    for content in (points, [{"hookpoint": name, **about} for name, about in points.items()]):
+        torch.save(content, tmp_path / "steer.pt")
+        assert torch.equal(resolve(tmp_path / "steer.pt"), expected)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        (
+            {"layers.2": hook_point(action="clamp")},
+            r"layers\.2: got action 'clamp', .*; expected 'add'; .* operator: project",
+        ),
+        (
+            {"layers.2": hook_point(steering_coefficient="much")},
+            r"layers\.2: got steering_coefficient much; expected a num",
+        ),
+        ({"layers.2": hook_point(torch.ones(2, 6))}, r"layers\.2: got shape \[2, 6\]; expected \[hidden\]"),
+        ({"layers.2.mlp": hook_point()}, r"got a vector for layers\.2\.mlp, which is not known as the residual stream"),
+        ({"layers.9": hook_point()}, r"got a vector for block 9 \(layers\.9\); expected one each for blocks 0 to 3"),
+    ],
+)
+def test_hook_points_at_which_nothing_is_added_are_refused(tmp_path: Path, point: Any, message: str) -> None:
+    torch.save(point, tmp_path / "steer.pt")
+    with pytest.raises(ReportedError, match=rf"steer\.pt: {message}"):
+        resolve(tmp_path / "steer.pt")
+
+
+def saved_whole(path: Path, monkeypatch: pytest.MonkeyPatch, name: str, **entries: Any) -> Path:
+    """Write an object of a class of another package, which is not there when the file is read."""
+    package, _, _ = name.partition(".")
+    module = ModuleType(name.rpartition(".")[0])
+    kind = type(name.rpartition(".")[2], (), {"__module__": module.__name__})
+    setattr(module, kind.__name__, kind)
+    saved = kind()
+    vars(saved).update(entries)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, package, ModuleType(package))
+        patch.setitem(sys.modules, module.__name__, module)
+        torch.save(saved, path)
+    return path
+
+
+def test_an_object_of_steering_vectors_is_read_without_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "steering_vectors.steering_vector.SteeringVector"
+    entries = {"layer_activations": {2: VECTOR}, "layer_type": "decoder_block"}
+    path = saved_whole(tmp_path / "v.pt", monkeypatch, name, **entries)
+    assert torch.equal(resolve(path), at_block(2))
+    path = saved_whole(tmp_path / "v.pt", monkeypatch, name, **{**entries, "layer_type": "mlp"})
+    with pytest.raises(ReportedError, match=r"got layer_type 'mlp'; expected 'decoder_block'"):
+        resolve(path)
+    # What it holds is held to the same rules, and so are all other classes.
+    trace = tmp_path / "trace"
+    for other, more in ((name, {"extra": Evil(trace)}), ("other_vectors.steering_vector.SteeringVector", {})):
+        path = saved_whole(tmp_path / "v.pt", monkeypatch, other, **entries, **more)
+        with pytest.raises(ReportedError, match="pickled code or objects beside them, which are refused and never run"):
+            resolve(path)
+    assert not trace.exists()
+
+
+# --- a folder with a file for each block -------------------------------------------------------------------------
+
+
+def test_a_folder_with_a_file_for_each_block_is_read_by_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(VECTOR, tmp_path / "vec_layer_1_Llama-2-7b-chat-hf.pt")
+    torch.save({"vector": 2 * VECTOR[None], "layer": 3}, tmp_path / "vec_layer_3_Llama-2-7b-chat-hf.pt")
+    np.save(tmp_path / "2.npy", VECTOR.numpy())
+    (tmp_path / "readme.md").write_text("of layer 0")
+    with caplog.at_level(logging.INFO, "llm_entropy"):
+        vector = resolve(tmp_path)
+    assert torch.equal(vector, at_block(1) + at_block(2) + 2 * at_block(3))
+    assert caplog.messages == [f"{tmp_path}: a file each for blocks 1, 2, 3, as their names say"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"vec_layer_1_a.pt": VECTOR, "vec_layer_1_b.pt": VECTOR},
+            r": got a second vector, beside that of vec_layer_1_a",
+        ),
+        ({"vec_layer_1.pt": VECTOR, "mean.pt": VECTOR}, r"mean\.pt: got a name that numbers no block, in a folder"),
+        (
+            {"vec_layer_9.pt": VECTOR},
+            r": got a vector for block 9 \(vec_layer_9\.pt\); expected one each for blocks 0 to 3",
+        ),
+        ({"vec_layer_1.pt": ROWS}, r"vec_layer_1\.pt: got shape \[4, 6\]; expected \[hidden\]"),
+        ({"vec_layer_1.pt": {3: VECTOR}}, r"vec_layer_1\.pt: got a vector for 3 inside; expected one for block 1"),
+        (
+            {"vec_layer_1.pt": VECTOR, "vec_layer_2.pt": VECTOR[:5]},
+            r"widths 5 \(vec_layer_2\.pt\), 6 \(vec_layer_1\.pt\)",
+        ),
+        ({"attn_out_2.pt": VECTOR}, r"attn_out_2\.pt: got a vector for attn_out_2, which is not known"),
+    ],
+)
+def test_a_folder_that_is_not_one_vector_is_refused(tmp_path: Path, files: dict[str, Any], message: str) -> None:
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    with pytest.raises(ReportedError, match=message):
+        resolve(tmp_path)
+
+
+def test_directions_that_are_made_to_be_projected_out_are_read_for_that(tmp_path: Path) -> None:
+    torch.save({"vector": VECTOR, "mode": "project_out"}, tmp_path / "v.pt")
+    sizes = {"key": KEY, "model": "gpt2", "num_blocks": BLOCKS, "hidden_size": HIDDEN}
+    for operator in ("project_out", "cap"):
+        assert torch.equal(resolve_vector(tmp_path / "v.pt", **sizes, operator=operator), VECTOR)
+    with pytest.raises(
+        ReportedError, match=r"got mode 'project_out': .*; expected vectors that are added, or operator"
+    ):
+        resolve_vector(tmp_path / "v.pt", **sizes)
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -349,16 +525,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         ({"layer.1": VECTOR, "mean": VECTOR}, "among them mean"),
         ({4: VECTOR}, r"a vector for block 4 \(4\); expected one each for blocks 0 to 3"),
         ({-1: VECTOR}, "a vector for block -1"),
-        ({1: VECTOR, "1": VECTOR}, "a second vector for block 1"),
-        ({1: VECTOR, 2: torch.ones(5)}, r"widths \[5, 6\]"),
-        ({1: torch.ones(2, 6)}, r"shape \[2, 6\] for block 1"),
+        ({1: VECTOR, "1": VECTOR}, r"a second vector, beside that of 1, for block 1 \(1\)"),
+        ({1: VECTOR, 2: torch.ones(5)}, r"widths 5 \(2\), 6 \(1\); expected one width"),
+        ({1: torch.ones(2, 6)}, r"1: got shape \[2, 6\]; expected \[hidden\]"),
+        ({"layer.3": VECTOR * float("nan")}, r"layer\.3: got NaN or infinity in 6 of 6 numbers"),
         ({"vector": torch.tensor(1.0)}, "got no tensor"),
         ({"vector": VECTOR, "extra": {"bias": VECTOR}}, r"tensors inside of extra\.bias"),
         ({"steering_vector": [VECTOR, VECTOR]}, "tensors inside of steering_vector"),
         ({"vector": VECTOR, "layer": 4}, r"a vector for block 4 \(layer 4\); expected one each for blocks 0 to 3"),
         ({"vector": VECTOR, "layers": [1, 2]}, r"layers \[1, 2\] for a single vector; expected one number"),
         ({"vector": VECTOR, "layer": "10-20"}, "layer '10-20' for a single vector; expected one number"),
-        ({"vector": torch.ones(BLOCKS, HIDDEN), "layer": 2}, r"shape \[4, 6\] for block 2 \(layer 2\)"),
+        ({"vector": torch.ones(BLOCKS, HIDDEN), "layer": 2}, r"vector: got shape \[4, 6\]; expected \[hidden\]"),
         ({"layer.2": VECTOR, "layer": 3}, r"layer 3 beside a vector for layer\.2; expected one word"),
         ({"vector": VECTOR, "meta": {"layer": 1, "target_layer": 2}}, r"meta.target_layer 2 beside .* meta.layer 1"),
         ({"blocks.2.hook_resid_mid": VECTOR}, r"a vector for blocks\.2\.hook_resid_mid, which is not known"),
@@ -371,17 +548,17 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
 )
 def test_content_that_is_no_vector_is_refused(tmp_path: Path, content: Any, message: str) -> None:
     torch.save(content, tmp_path / "v.pt")
-    with pytest.raises(ValueError, match=rf"^{KEY}: .*v\.pt: got .*{message.removeprefix('got ')}"):
+    with pytest.raises(ValueError, match=rf"^{KEY}: .*v\.pt: (.*got )?.*{message.removeprefix('got ')}"):
         resolve(tmp_path / "v.pt")
 
 
-def test_a_missing_file_an_unknown_suffix_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_a_missing_file_an_unknown_suffix_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.pt: got no such file; expected a vector file"):
         resolve(tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"got the suffix '\.txt'; expected one of \.pt, \.pth, .*\.gguf"):
         resolve(tmp_path / "v.txt")
     (tmp_path / "v.pt").mkdir()
-    with pytest.raises(ValueError, match="got no such file"):
+    with pytest.raises(ValueError, match=r"v\.pt: got a folder without vector files; expected \.pt, \.pth, .*\.gguf"):
         resolve(tmp_path / "v.pt")
 
 
@@ -469,7 +646,7 @@ def test_a_short_list_is_repeated_with_a_warning_that_says_so(caplog: pytest.Log
         (torch.full((HIDDEN,), float("inf")), "NaN or infinity in 6 of 6"),
         (torch.ones(HIDDEN, dtype=torch.long), "type torch.int64"),
         ([VECTOR, VECTOR[:5]], r"a list of tensors of the shapes \[\[5\], \[6\]\]; expected \[hidden\] for each"),
-        ([torch.ones(1, HIDDEN)] * BLOCKS, r"a list of tensors of the shapes \[\[1, 6\]\]"),
+        ([torch.ones(2, HIDDEN)] * BLOCKS, r"got shape \[2, 6\]; expected \[hidden\]"),
         ([VECTOR, 1.0], "got float; expected a tensor"),
         (np.array(["a"] * HIDDEN), "type <U1; expected floating-point"),
         (torch.ones(HIDDEN, dtype=torch.complex64), "type torch.complex64; expected floating-point"),
