@@ -115,6 +115,11 @@ def _from_hook_points(content: Any) -> Any:
 
 
 def _hooked(name: str, about: Mapping[str, Any]) -> Tensor:
+    if about.get("head_index") is not None:
+        raise ReportedError(
+            f"{name}: got head_index {about['head_index']}, for the output of an attention head; expected a vector of "
+            "the residual stream"
+        )
     action, coefficient = about.get("action", "add"), about.get("steering_coefficient", 1.0)
     if action != "add":
         raise ReportedError(

@@ -94,11 +94,21 @@ def _read_numpy(path: Path) -> Any:
         raise ReportedError("it holds no array, or pickled objects, which are refused and never run") from error
 
 
-def _read_gguf(path: Path) -> Any:
+def import_gguf() -> Any:
+    """Return the package of GGUF files, an extra.
+
+    Raises:
+        ReportedError: It is not installed.
+    """
     try:
         import gguf
     except ModuleNotFoundError as error:
         raise ReportedError("GGUF files need a package that is not installed: pip install gguf") from error
+    return gguf
+
+
+def _read_gguf(path: Path) -> Any:
+    gguf = import_gguf()
     reader = gguf.GGUFReader(path)
     entries = {
         name: field.contents()

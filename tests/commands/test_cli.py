@@ -263,8 +263,8 @@ def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFi
     [
         ("merg", "the nearest known command is 'merge'"),
         ("Status", "the nearest known command is 'status'"),
-        ("extract", "known are predict, plan, merge, status"),
-        ("corpus.csv", "known are predict, plan, merge, status"),
+        ("extract", "known are predict, plan, merge, status, convert-vector"),
+        ("corpus.csv", "known are predict, plan, merge, status, convert-vector"),
     ],
 )
 def test_an_unknown_command_is_an_error_whatever_follows_it(
