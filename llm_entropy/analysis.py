@@ -62,6 +62,10 @@ def run_analysis(
     strengths: Optional[Sequence[float]] = None,
     layer_weights: Optional[Weights] = None,
     token_weights: Optional[Weights] = None,
+    operator: Literal["add", "add_keep_norm", "project_out", "cap"] = "add",
+    cap: Optional[float] = None,
+    blocks: Union[str, Sequence[int], None] = None,
+    tokens: str = "all",
     placebo: Union[Mapping[str, int], PlaceboSettings, None] = None,
     conditions: Optional[Mapping[str, Union[Mapping[str, Any], ControlSettings]]] = None,
     seed: int = 0,
@@ -102,9 +106,14 @@ def run_analysis(
         strengths: Several factors, instead of `strength`: each is a condition, as `control_-1`, `control_+0.5`.
         layer_weights: [blocks], or [blocks + 1] with the first for the embeddings; other lengths are interpolated.
         token_weights: Interpolated over the real tokens of each sentence.
+        operator: What happens to the stream; `llm_entropy.steering.operators` has the formulas.
+        cap: Of the operator `cap`: the largest component along the vector that is left.
+        blocks: Which blocks are steered: numbers, or a slice as "8:12"; None: all that the vector has.
+        tokens: Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice as "5:".
         placebo: How many placebos of each kind are run beside the vector, as `{"random": 20}`; needs `compare_control`.
         conditions: Further steered conditions, by name: each a mapping with `control_vector` or `control_vectors`, and
-            any of `direction`, `strength`, `strengths`, `layer_weights`, `token_weights`, `placebo`.
+            any of `direction`, `strength`, `strengths`, `layer_weights`, `token_weights`, `operator`, `cap`, `blocks`,
+            `tokens`, `placebo`.
         seed: Of every random choice.
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
@@ -128,6 +137,10 @@ def run_analysis(
         strengths=cast(Any, strengths),
         layer_weights=cast(Any, layer_weights),
         token_weights=cast(Any, token_weights),
+        operator=operator,
+        cap=cap,
+        blocks=cast(Any, blocks),
+        tokens=tokens,
         placebo=PlaceboSettings() if placebo is None else cast(Any, placebo),
     )
     analysis = AnalysisSettings(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch import Tensor
 from llm_entropy import analysis, run_analysis
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import (
+    ControlSettings,
     ControlVectors,
     DataSettings,
     ModelSettings,
@@ -143,3 +146,11 @@ def test_numbers_and_arrays_of_a_notebook_leave_a_configuration_that_is_plain(tm
     assert config["models"] == {"tiny": str(model)}
     assert (config["analysis"]["num_sentences"], control["strength"], control["layer_weights"]) == (2, -1.0, [1.0, 1.0])
     assert control["control_vector"] == str(result.run_dir / "control_vector.safetensors")
+
+
+def test_every_setting_of_a_vector_is_an_argument(passed: dict[str, Any]) -> None:
+    chosen = {"operator": "cap", "cap": np.float32(0.5), "blocks": np.array([1, 2]), "tokens": "5:"}
+    control = settings_of(passed, control_vector=[0.1], **chosen).analysis.control
+    assert (control.operator, control.cap, control.blocks, control.tokens) == ("cap", 0.5, [1, 2], "5:")
+    names = {item.name for item in fields(ControlSettings)} - {"enabled"}
+    assert names <= set(inspect.signature(run_analysis).parameters)

@@ -204,6 +204,11 @@ def _write_lm_eval(path: Path, rows: Mapping[int, Tensor], model: Target, source
         f"{model.blocks}.{block}": {HOOKED: row.clone(), "steering_coefficient": 1.0, "action": "add", "bias": None}
         for block, row in steered.items()
     }
+    if len(points) > 1:
+        logger.info(
+            "lm-evaluation-harness up to 0.4.9.1 adds the last of a file's vectors at every hook point; later releases "
+            "add each at its own"
+        )
     torch.save(points, path)
 
 

@@ -80,9 +80,9 @@ def _is_special(input_ids: Tensor | None, special: SpecialTokens) -> Tensor:
 
 def _sliced(is_real: Tensor, chosen: slice) -> Tensor:
     """Return the real tokens whose numbers in their sentence are in a slice."""
-    lengths: list[int] = is_real.sum(dim=1).tolist()
-    numbers = is_real.cumsum(dim=1) - 1
-    taken = torch.zeros(len(lengths), max(lengths, default=0) + 1, dtype=torch.bool)
-    for row, length in enumerate(lengths):
+    lengths, rows = is_real.sum(dim=1).unique(return_inverse=True)
+    taken = torch.zeros(len(lengths), is_real.shape[1] + 1, dtype=torch.bool)
+    for row, length in enumerate(lengths.tolist()):
         taken[row, list(range(length)[chosen])] = True
-    return is_real & taken.to(is_real.device).gather(1, numbers.clamp(min=0))
+    numbers = is_real.cumsum(dim=1) - 1
+    return is_real & taken.to(is_real.device)[rows].gather(1, numbers.clamp(min=0))
