@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional, Union
 
 from jsonargparse import Namespace
 
@@ -10,6 +10,7 @@ from llm_entropy.commands.table import DONE
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import ModelSettings
 from llm_entropy.settings.configuration import CommandParser
+from llm_entropy.settings.control import is_slice
 
 if TYPE_CHECKING:
     from llm_entropy.steering.convert import Target
@@ -31,6 +32,7 @@ def parser(program: str) -> CommandParser:
     convert.add_argument("--model", help="The model that it is for: hub name, folder, or builtin:...; for its sizes.")
     convert.add_argument("--num-blocks", type=int, help="How many blocks the model has, where no --model tells.")
     convert.add_argument("--hidden-size", type=int, help="Width of the residual stream, where no --model tells.")
+    convert.add_argument("--blocks", help="Which blocks keep their vectors: a slice as 1:, or numbers as 3,5.")
     convert.add_argument("--force", action="store_true", help="Replace OUT, if it is there.")
     return convert
 
@@ -41,8 +43,26 @@ def run(chosen: Namespace) -> int:
     from llm_entropy.store.log import run_log
 
     with run_log(quiet=False):
-        print(convert_vector(chosen.source, chosen.target, to=chosen.to, model=_target(chosen), overwrite=chosen.force))
+        path = convert_vector(
+            chosen.source,
+            chosen.target,
+            to=chosen.to,
+            model=_target(chosen),
+            blocks=_blocks(chosen.blocks),
+            overwrite=chosen.force,
+        )
+        print(path)
     return DONE
+
+
+def _blocks(given: Optional[str]) -> Union[str, list[int], None]:
+    """Return a choice of blocks."""
+    if given is None or is_slice(given):
+        return given
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError as error:
+        raise ReportedError(f"--blocks: got {given!r}; expected a slice as 1:, or numbers as 3,5") from error
 
 
 def _target(chosen: Namespace) -> Target:

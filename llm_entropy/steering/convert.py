@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.steering.contents import HOOKED, Found
+from llm_entropy.steering.blocks import chosen_blocks
+from llm_entropy.steering.contents import HOOKED, Found, found_rows
 from llm_entropy.steering.files import CONTROL_VECTOR, import_gguf
-from llm_entropy.steering.placement import EMBEDDINGS
+from llm_entropy.steering.placement import EMBEDDINGS, Place
 from llm_entropy.steering.vectors import read_vectors, vector_path
 from llm_entropy.store.files import written_whole
 
@@ -51,7 +52,13 @@ class Format(NamedTuple):
 
 
 def convert_vector(
-    source: str | Path, target: str | Path, *, to: str | None = None, model: Target = UNKNOWN, overwrite: bool = False
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str | None = None,
+    model: Target = UNKNOWN,
+    blocks: str | list[int] | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a control vector in another format, whole or not at all.
 
@@ -60,6 +67,7 @@ def convert_vector(
         target: The file to write.
         to: A key of `FORMATS_OUT`; None: as the suffix of `target` says.
         model: What is known of the model; formats need of it what the source does not tell.
+        blocks: Numbers of blocks, or a slice as "1:", which alone keep their vectors; None: all.
         overwrite: Whether a file that is there is replaced.
 
     Returns:
@@ -79,7 +87,7 @@ def convert_vector(
     given = vector_path(str(source))
     found = read_vectors(given)
     try:
-        vector = chosen.takes(found, model)
+        vector = chosen.takes(found if blocks is None else _only(found, blocks, model), model)
     except ReportedError as error:
         raise ReportedError(f"{given}: {error}") from error
     try:
@@ -109,6 +117,16 @@ def _format_of(path: Path, to: str | None) -> str:
 # --- what a format takes -----------------------------------------------------------------------------------------
 
 TELL = "give --model, or --num-blocks"
+
+
+def _only(found: Found, blocks: str | list[int], model: Target) -> Found:
+    """Return the vectors of the chosen blocks alone."""
+    if model.num_blocks is None:
+        raise ReportedError(f"got blocks {blocks!r}, but not how many the model has; {TELL}")
+    vector = _as_tensor(found, model)
+    each = vector.expand(model.num_blocks, -1) if vector.ndim == 1 else vector[len(vector) - model.num_blocks :]
+    chosen = chosen_blocks(blocks, model.num_blocks, "blocks")
+    return found_rows((Place(block, 0, f"block {block}"), block, each[block]) for block in sorted(set(chosen)))
 
 
 def _as_tensor(found: Found, model: Target) -> Tensor:
@@ -182,7 +200,7 @@ def _write_gguf(path: Path, rows: Mapping[int, Tensor], model: Target, source: s
     if 0 in directions:
         logger.warning(
             "got a vector for block 0, which becomes direction.0: llama.cpp refuses a file that has it, repeng and "
-            "llm_entropy read it; for llama.cpp leave block 0 unsteered: make its row zero"
+            "llm_entropy read it; for llama.cpp leave block 0 out, as with --blocks 1:"
         )
     writer = gguf.GGUFWriter(path, CONTROL_VECTOR)
     try:
@@ -204,6 +222,8 @@ def _write_lm_eval(path: Path, rows: Mapping[int, Tensor], model: Target, source
         f"{model.blocks}.{block}": {HOOKED: row.clone(), "steering_coefficient": 1.0, "action": "add", "bias": None}
         for block, row in steered.items()
     }
+    if model.model_type == UNKNOWN.model_type:
+        logger.info("hook points are called layers.0, layers.1 ..., as in Llama; --model gives those of other families")
     if len(points) > 1:
         logger.info(
             "lm-evaluation-harness up to 0.4.9.1 adds the last of a file's vectors at every hook point; later releases "

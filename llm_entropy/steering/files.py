@@ -46,12 +46,8 @@ def read_content(path: Path) -> Any:
         raise ReportedError(f"{path}: got a file that cannot be read as {path.suffix}: {reason[:200]}") from error
 
 
-class _SavedState:
-    """Takes the place of an object that was saved whole: it has the object's entries, and none of its code."""
-
-
-_OBJECTS = ("steering_vectors.steering_vector.SteeringVector",)
-"""Classes whose objects are read as mappings of their entries."""
+_SavedVector = type("SteeringVector", (), {"__module__": "steering_vectors.steering_vector"})
+"""Takes the place of steering-vectors' class where an object was saved whole: its entries, and none of its code."""
 
 
 def _read_torch(path: Path) -> Any:
@@ -59,9 +55,9 @@ def _read_torch(path: Path) -> Any:
         with warnings.catch_warnings():
             # Which pickle protocol a file was written with is no news to the user: it is read or it is refused.
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            with torch.serialization.safe_globals([(_SavedState, name) for name in _OBJECTS]):
+            with torch.serialization.safe_globals([_SavedVector]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
-        return vars(content) if isinstance(content, _SavedState) else content
+        return vars(content) if isinstance(content, _SavedVector) else content
     except pickle.UnpicklingError as error:
         # The message of torch advises the user to switch the protection off.
         raise ReportedError(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import Condition, ControlSettings
-from llm_entropy.settings.control import as_slice
+from llm_entropy.steering.blocks import chosen_blocks
 from llm_entropy.steering.operators import PROJECTING, Action
 from llm_entropy.steering.placebo import placebo_directions
 from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens, steered_tokens
@@ -262,28 +262,15 @@ def _chosen_layers(blocks: str | list[int], rows: Tensor, key: str) -> Tensor:
     Raises:
         ReportedError: The model has no such block, or the vector is 0 at all of them.
     """
-    num_blocks = len(rows) - 1
-    shown, sizes = f"{key}.blocks: got {blocks!r}", f"the model has {num_blocks} blocks"
-    if isinstance(blocks, str):
-        asked = as_slice(blocks)
-        chosen = list(range(num_blocks)[asked])
-        ends = [end for end in (asked.start, asked.stop) if end is not None]
-        beyond = next((end for end in ends if not -num_blocks <= end <= num_blocks), None)
-        if beyond is not None or not chosen:
-            problem = "no block" if beyond is None else f"up to {beyond}"
-            raise ReportedError(f"{shown}, {problem}, but {sizes}; expected some of 0:{num_blocks}")
-    else:
-        chosen = blocks
-        beyond = next((block for block in chosen if not 0 <= block < num_blocks), None)
-        if beyond is not None:
-            raise ReportedError(f"{shown}, block {beyond}, but {sizes}; expected numbers from 0 to {num_blocks - 1}")
+    chosen = chosen_blocks(blocks, len(rows) - 1, f"{key}.blocks")
     has_numbers: list[int] = rows[1:].any(dim=1).nonzero().flatten().tolist()
     if has_numbers and not set(chosen) & set(has_numbers):
         words = ", ".join(map(str, has_numbers[:8])) + (", ..." if len(has_numbers) > 8 else "")
         raise ReportedError(
-            f"{shown}, where the vector is 0; it has numbers for block {words} alone; expected one of them"
+            f"{key}.blocks: got {blocks!r}, where the vector is 0; it has numbers for block {words} alone; expected "
+            "one of them"
         )
-    layers = torch.zeros(num_blocks + 1)
+    layers = torch.zeros(len(rows))
     layers[[block + 1 for block in chosen]] = 1.0
     return layers
 

@@ -32,6 +32,9 @@ def test_sizes_and_the_format_may_be_given(tmp_path: Path, capsys: pytest.Captur
     torch.save(ROWS, tmp_path / "v.pt")
     convert(tmp_path / "v.pt", tmp_path / "w.pth", "--to", "lm-eval", "--num-blocks", 3, "--hidden-size", 4)
     assert list(torch.load(tmp_path / "w.pth", weights_only=True)) == ["layers.0", "layers.1", "layers.2"]
+    for blocks, names in (("1:", ["layers.1", "layers.2"]), ("0,2", ["layers.0", "layers.2"])):
+        convert(tmp_path / "v.pt", tmp_path / "w.pt", "--num-blocks", 3, "--blocks", blocks, "--force")
+        assert list(torch.load(tmp_path / "w.pt", weights_only=True)) == names
     convert(tmp_path / "v.pt", tmp_path / "w.npy")
     convert(tmp_path / "v.pt", tmp_path / "w.npy", "--force")
     np.testing.assert_array_equal(np.load(tmp_path / "w.npy"), ROWS.numpy())
@@ -45,6 +48,7 @@ def test_sizes_and_the_format_may_be_given(tmp_path: Path, capsys: pytest.Captur
         (["--model", "builtin:tiny-gpt2", "--num-blocks", 3], "got --model beside --num-blocks or --hidden-size"),
         (["--model", "builtin:tiny-bert"], "got width 4; expected"),
         (["--model", "nowhere/at-all"], "nowhere"),
+        (["--blocks", "first"], "--blocks: got 'first'; expected a slice as 1:, or numbers as 3,5"),
         (["--to", "onnx"], "--to: got 'onnx'; expected one of safetensors, npy, gguf, lm-eval"),
     ],
 )

@@ -197,3 +197,25 @@ def test_a_missing_gguf_package_is_named_before_anything_is_written(
         convert_vector(save(tmp_path / "source.pt", ROWS), tmp_path / "v.gguf", model=GPT2)
     assert not (tmp_path / "v.gguf").exists()
     assert ".gguf" in files.FORMATS
+
+
+@pytest.mark.parametrize("name", FORMATS_OUT)
+@pytest.mark.parametrize("content", [ONE, ROWS + 1, {0: ONE, 2: 2 * ONE}, torch.stack([ONE] * (BLOCKS + 1))])
+def test_blocks_that_are_not_chosen_lose_their_vectors(
+    tmp_path: Path, name: str, content: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    needs(name)
+    source = save(tmp_path / "source.pt", content)
+    target = convert_vector(source, tmp_path / PATHS[name], model=GPT2, blocks="1:")
+    plans = [
+        plan_of(control, resolve(path), num_blocks=BLOCKS)
+        for control, path in ((ControlSettings(blocks="1:"), source), (ControlSettings(), target))
+    ]
+    assert torch.equal(plans[0].addends, plans[1].addends)
+    assert not any("direction.0" in message for message in caplog.messages)
+    for blocks, model, message in (
+        ([3], GPT2, r"source\.pt: blocks: got \[3\], block 3, but the model has 3 blocks"),
+        ("1:", Target(), r"source\.pt: got blocks '1:', but not how many the model has; give --model, or --num-blocks"),
+    ):
+        with pytest.raises(ReportedError, match=message):
+            convert_vector(source, tmp_path / PATHS[name], model=model, blocks=blocks, overwrite=True)
