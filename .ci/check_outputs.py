@@ -8,30 +8,39 @@ import json
 import sys
 from pathlib import Path
 
-import yaml
+from llm_entropy.settings import Settings
+from llm_entropy.settings.configuration import read_config
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def expected_files(models: list[str], metrics: list[str]) -> set[str]:
+def expected_files(settings: Settings) -> set[str]:
     """Return the paths that a comparative run has to leave, relative to its folder."""
+    metrics, conditions = settings.analysis.metrics, settings.analysis.run_conditions
+    shown = [condition for condition in conditions if condition.keeps_tokens]
     paths = {"config.yaml", "run.json", "run.log"}
     paths |= {f"standard/plots/models_{metric}.png" for metric in metrics}
-    for model in models:
-        for condition in ("standard", "control"):
+    for model in settings.models:
+        for condition in shown:
+            folder = condition.folder
             for name in (*metrics, "token_probabilities"):
-                paths |= {f"{condition}/data/{model}_{name}.csv", f"{condition}/plots/{model}_{name}.png"}
-            paths |= {f"{condition}/data/{model}.parquet", f"{condition}/predictions/{model}_predictions.csv"}
-        for metric in metrics:
+                paths |= {f"{folder}/data/{model}_{name}.csv", f"{folder}/plots/{model}_{name}.png"}
+            paths |= {f"{folder}/data/{model}.parquet", f"{folder}/predictions/{model}_predictions.csv"}
+        for condition in shown[1:]:
+            folder = condition.comparison_folder
+            for metric in metrics:
+                paths |= {
+                    f"{folder}/data/{model}_{metric}_comparative.csv",
+                    f"{folder}/plots/{model}_{metric}_comparison.png",
+                    f"{folder}/plots/{model}_{metric}_differences.png",
+                }
             paths |= {
-                f"comparative/data/{model}_{metric}_comparative.csv",
-                f"comparative/plots/{model}_{metric}_comparison.png",
-                f"comparative/plots/{model}_{metric}_differences.png",
+                f"{folder}/plots/{model}_layer_impact.png",
+                f"{folder}/predictions/{model}_comparative_predictions.csv",
             }
-        paths |= {
-            f"comparative/plots/{model}_layer_impact.png",
-            f"comparative/predictions/{model}_comparative_predictions.csv",
-        }
+        names = ["data/{}_summary.csv", "data/{}_dose.csv", "data/{}_placebos.parquet", "plots/{}_summary.png"]
+        names += [f"plots/{{}}_{metric}_dose_response.png" for metric in metrics]
+        paths |= {f"comparative/{name.format(model)}" for name in names}
     return paths
 
 
@@ -56,16 +65,17 @@ def problem_of(path: Path) -> str | None:
 
 def main(config: Path, run_dir: Path) -> int:
     """Print what is missing or broken, and the counts; return the exit status."""
-    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    num_sentences = settings["analysis"]["num_sentences"]
-    expected = expected_files(list(settings["models"]), settings["analysis"]["metrics"])
+    settings = read_config(config)
+    num_sentences = settings.analysis.num_sentences
+    expected = expected_files(settings)
     found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     problems = [f"{name} is missing" for name in sorted(expected - found)]
     problems += [f"{name} {problem}" for name in sorted(found) if (problem := problem_of(run_dir / name))]
     problems += [f"{name} is a file that was left half-written" for name in sorted(found) if "tmp" in Path(name).suffix]
 
     for name in sorted(expected & found):
-        if name.startswith(("standard/data", "control/data")) and name.endswith(".csv") and "token_prob" not in name:
+        is_of_sentences = name.startswith(("standard/data/", "control/")) and "/data/" in name
+        if is_of_sentences and name.endswith(".csv") and "token_prob" not in name:
             with (run_dir / name).open(encoding="utf-8", newline="") as file:
                 num_rows = sum(1 for _ in csv.DictReader(file))
             if num_rows != num_sentences:

@@ -51,8 +51,13 @@ class SteeringPlan:
         return self.coefficients[:, None] * self.directions
 
     @property
-    def added_norms(self) -> list[float]:
-        """[L + 1], norm of what is added at each layer: |coefficient| * norm(v), times the mean token weight's size."""
+    def added_norms(self) -> list[float] | None:
+        """[L + 1], norm of what is added at each layer: |coefficient| * norm(v), times the mean token weight's size.
+
+        None for an operator that takes off what there is, of whatever size.
+        """
+        if self.operator in PROJECTING:
+            return None
         weight = 1.0 if self.token_weights is None else float(self.token_weights.abs().mean())
         norms: list[float] = (weight * self.addends.norm(dim=1)).tolist()
         return norms

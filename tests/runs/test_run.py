@@ -253,7 +253,8 @@ def test_the_manifest_counts_rows_that_were_skipped_and_sentences_that_were_cut(
         about = manifest["models"][model]
         assert (about["num_cut"], about["num_unread"], about["num_examples"]) == (1, 0, len(READ))
         assert about["max_length"] == 60
-        assert about["first_steered_layer"] == {"control": 1}
+        assert about["steering"]["control"]["first_layer"] == 1
+        assert len(about["steering"]["control"]["added_norms"]) == about["shape"]["num_blocks"] + 1
         assert about["lens_error_logits"] < 1e-4
         (process,) = about["processes"]
         assert process["num_records"] == about["num_records"] == len(READ)
