@@ -224,6 +224,10 @@ class RowStatistics(NamedTuple):
     """[top slot, row, k]: z - m of these tokens."""
     square: Optional[Tensor] = None
     """sum p (z - m)^2."""
+    log_power: Optional[Tensor] = None
+    """ln sum exp(a (z - m)) of an order a."""
+    top1: Optional[Tensor] = None
+    """The token with the largest logit, int64; of equal logits the one with the lowest id."""
     cross: Optional[Tensor] = None
     """[pair, row]: sum p_a (z_b - m_b), the logit of slot b expected under the distribution of slot a."""
 

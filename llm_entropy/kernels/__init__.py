@@ -36,6 +36,8 @@ class Backend(Protocol):
         top_slots: Sequence[int],
         top_k: int,
         square: bool,
+        order: Optional[float],
+        top1: bool,
         pairs: Sequence[tuple[int, int]],
     ) -> RowStatistics: ...
 
@@ -68,6 +70,8 @@ def lens_statistics(
     top_slots: Sequence[int] = (),
     top_k: int = 1,
     square: bool = False,
+    order: Optional[float] = None,
+    top1: bool = False,
     pairs: Sequence[tuple[int, int]] = (),
     backend: Optional[str] = None,
 ) -> RowStatistics:
@@ -84,6 +88,8 @@ def lens_statistics(
         top_slots: The slots of which the largest logits are named.
         top_k: How many of them.
         square: Whether `square` is wanted.
+        order: The order a of which `log_power` is wanted, above 0; None: it is not.
+        top1: Whether `top1` is wanted.
         pairs: Slots a and b of which `cross` is wanted.
         backend: A key of `BACKENDS`; None: what `choose_backend` says.
 
@@ -91,7 +97,9 @@ def lens_statistics(
         The statistics, each [slot, row], float32.
     """
     run = _backend(backend or choose_backend(states.device))
-    rows = run(states, unembedding, top_slots=top_slots, top_k=top_k, square=square, pairs=pairs)
+    rows = run(
+        states, unembedding, top_slots=top_slots, top_k=top_k, square=square, order=order, top1=top1, pairs=pairs
+    )
     return rows._replace(top_ids=_with_masked_tokens(rows.top, rows.top_ids))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,8 @@ def lens_statistics(
     top_slots: Sequence[int],
     top_k: int,
     square: bool,
+    order: Optional[float],
+    top1: bool,
     pairs: Sequence[tuple[int, int]],
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
@@ -42,7 +44,8 @@ def lens_statistics(
     vocab_size = len(unembedding.weight)
     # The slots of a row lie together: a tile holds both slots of each pair.
     inputs = _scaled(states.transpose(0, 1).float(), unembedding).reshape(-1, width)
-    running = _Running.start(num_slots, num_rows, list(top_slots), min(top_k, vocab_size), square, list(pairs))
+    wanted = _Wanted(list(top_slots), min(top_k, vocab_size), square, order, top1, list(pairs))
+    running = _Running.start(num_slots, num_rows, wanted)
     tile = max(1, TILE_ROWS // num_slots)
     space = torch.empty(min(num_rows, tile) * num_slots * min(VOCAB_CHUNK, vocab_size))
     for first_token in range(0, vocab_size, VOCAB_CHUNK):
@@ -69,46 +72,57 @@ def _scaled(values: Tensor, unembedding: Unembedding) -> Tensor:
     return values if factor == 1.0 else values * factor
 
 
+class _Wanted(NamedTuple):
+    """What is asked for beside the statistics that are always made."""
+
+    top_slots: list[int]
+    top_k: int
+    square: bool
+    order: Optional[float]
+    top1: bool
+    pairs: list[tuple[int, int]]
+
+
 class _Running(NamedTuple):
     """What is known of every row after some chunks of the vocabulary; `epilogue.add_chunk` says what each array is."""
 
     square: bool
+    order: float
     pairs: Integers
     top_slots: Integers
     maximum: Floats
     second: Floats
     sums: Doubles
+    powers: Doubles
+    top1: Integers
     gaps: Doubles
     top: Floats
     top_ids: Integers
 
     @classmethod
-    def start(
-        cls,
-        num_slots: int,
-        num_rows: int,
-        top_slots: list[int],
-        top_k: int,
-        square: bool,
-        pairs: list[tuple[int, int]],
-    ) -> _Running:
-        """Return what is known at first."""
+    def start(cls, num_slots: int, num_rows: int, wanted: _Wanted) -> _Running:
+        """Return what is known at first; what is not asked for has no slots."""
+        num_top = len(wanted.top_slots)
         return cls(
-            square=square,
-            pairs=np.array(pairs, np.int64).reshape(-1, 2),
-            top_slots=np.array(top_slots, np.int64),
+            square=wanted.square,
+            order=wanted.order or 0.0,
+            pairs=np.array(wanted.pairs, np.int64).reshape(-1, 2),
+            top_slots=np.array(wanted.top_slots, np.int64),
             maximum=np.full((num_rows, num_slots), -np.inf, np.float32),
             second=np.full((num_rows, num_slots), -np.inf, np.float32),
             sums=np.zeros((num_rows, num_slots, 3)),
-            gaps=np.zeros((num_rows, len(pairs))),
-            top=np.full((num_rows, len(top_slots), top_k), -np.inf, np.float32),
-            top_ids=np.zeros((num_rows, len(top_slots), top_k), np.int64),
+            powers=np.zeros((num_rows, 0 if wanted.order is None else num_slots)),
+            top1=np.zeros((num_rows, num_slots if wanted.top1 else 0), np.int64),
+            gaps=np.zeros((num_rows, len(wanted.pairs))),
+            top=np.full((num_rows, num_top, wanted.top_k), -np.inf, np.float32),
+            top_ids=np.zeros((num_rows, num_top, wanted.top_k), np.int64),
         )
 
     def add(self, logits: Floats, rows: slice, first_token: int) -> None:
         """Take a chunk of the logits [row, slot, token] of some rows."""
         maximum, second, sums = self.maximum[rows], self.second[rows], self.sums[rows]
-        gaps, top, top_ids = self.gaps[rows], self.top[rows], self.top_ids[rows]
+        powers, top1, gaps = self.powers[rows], self.top1[rows], self.gaps[rows]
+        top, top_ids = self.top[rows], self.top_ids[rows]
 
         def work(first: int, stop: int) -> None:
             add_chunk(
@@ -117,11 +131,14 @@ class _Running(NamedTuple):
                 stop,
                 first_token,
                 self.square,
+                self.order,
                 self.pairs,
                 self.top_slots,
                 maximum,
                 second,
                 sums,
+                powers,
+                top1,
                 gaps,
                 top,
                 top_ids,
@@ -144,6 +161,8 @@ class _Running(NamedTuple):
             top_ids=_by_slot(self.top_ids),
             top=top - maximum[top_slots].unsqueeze(-1),
             square=(second_moment / exp).float() if self.square else None,
+            log_power=_by_slot(self.powers).log().float() if self.order else None,
+            top1=_by_slot(self.top1) if self.top1.shape[1] else None,
             cross=(mean[weights] - _by_slot(self.gaps) / exp[weights]).float() if len(weights) else None,
         )
 

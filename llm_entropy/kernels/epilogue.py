@@ -159,6 +159,24 @@ def _sums(z: Floats, m: Any, square: bool) -> Any:
 
 
 @numba.njit(forceinline=True, fastmath=_REORDERED)
+def _power(z: Floats, m: Any, order: Any) -> Any:
+    """Return sum exp(order (z - m))."""
+    total = _ZERO
+    for j in range(len(z)):
+        total += _exp(_bounded(order * (z[j] - m)))
+    return total
+
+
+@numba.njit(forceinline=True)
+def _place(z: Floats, largest: Any) -> int:
+    """Return where the largest of some numbers is first found; 0 where they are none."""
+    for j in range(len(z)):
+        if z[j] == largest:
+            return j
+    return 0
+
+
+@numba.njit(forceinline=True, fastmath=_REORDERED)
 def _gap(za: Floats, zb: Floats, ma: Any, mb: Any) -> Any:
     """Return sum e_a ((z_a - m_a) - (z_b - m_b)); no finite number where a token is masked."""
     total = np.float32(0.0)
@@ -211,8 +229,9 @@ def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -
 
 # The last, for it is compiled here and now.
 @compiled(
-    "void(float32[:, :, ::1], int64, int64, int64, boolean, int64[:, ::1], int64[::1], float32[:, ::1], "
-    "float32[:, ::1], float64[:, :, ::1], float64[:, ::1], float32[:, :, ::1], int64[:, :, ::1])"
+    "void(float32[:, :, ::1], int64, int64, int64, boolean, float64, int64[:, ::1], int64[::1], float32[:, ::1], "
+    "float32[:, ::1], float64[:, :, ::1], float64[:, ::1], int64[:, ::1], float64[:, ::1], float32[:, :, ::1], "
+    "int64[:, :, ::1])"
 )
 def add_chunk(
     logits: Floats,
@@ -220,11 +239,14 @@ def add_chunk(
     stop: int,
     first_token: int,
     square: bool,
+    order: float,
     pairs: Integers,
     top_slots: Integers,
     maximum: Floats,
     second: Floats,
     sums: Doubles,
+    powers: Doubles,
+    top1: Integers,
     gaps: Doubles,
     top: Floats,
     top_ids: Integers,
@@ -237,11 +259,14 @@ def add_chunk(
         stop: One past the last.
         first_token: The id of the chunk's first token.
         square: Whether sum e (z - m)^2 is wanted.
+        order: The order a of the powers; 0: none are wanted.
         pairs: [pair, 2], slots a and b.
         top_slots: [top slot].
         maximum: [row, slot], m, minus infinity at first; changed, as are all below.
         second: [row, slot], the second largest logit, minus infinity at first.
         sums: [row, slot, 3], sum e, sum e (z - m), sum e (z - m)^2.
+        powers: [row, slot], sum exp(a (z - m)); no slots where none are wanted.
+        top1: [row, slot], the token with the largest logit, the lowest id of equal ones; no slots: it is not wanted.
         gaps: [row, pair], sum e_a ((z_a - m_a) - (z_b - m_b)): nothing where both are alike.
         top: [row, top slot, k], the largest logits, the largest first; minus infinity at first.
         top_ids: [row, top slot, k], their tokens; of equal logits the one with the lowest id goes first.
@@ -257,7 +282,12 @@ def add_chunk(
             if not m <= second[row, slot]:
                 below = _second_largest(z.view(np.int32), m)
                 second[row, slot] = max(second[row, slot], below, min(maximum[row, slot], m))
+            if top1.shape[1] > 0 and not m <= maximum[row, slot]:  # seldom: few chunks have the largest so far
+                top1[row, slot] = first_token + _place(z, m)
             _add_sums(z, m, square, slot, maximum[row], sums[row], moved)
+            if order > 0.0 and maximum[row, slot] != -np.inf:
+                before = np.exp(order * moved[slot, 0]) * powers[row, slot]
+                powers[row, slot] = before + _power(z, maximum[row, slot], np.float32(order))
             largest[slot] = m
         for pair in range(len(pairs)):
             a, b = pairs[pair]

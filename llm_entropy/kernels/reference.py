@@ -66,10 +66,12 @@ def lens_statistics(
     top_slots: Sequence[int],
     top_k: int,
     square: bool,
+    order: Optional[float],
+    top1: bool,
     pairs: Sequence[tuple[int, int]],
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
-    wanted = _Wanted(list(top_slots), top_k, square, list(pairs))
+    wanted = _Wanted(list(top_slots), top_k, square, order, top1, list(pairs))
     num_slots, num_rows, _ = states.shape
     tiles = [
         _tile_statistics(states[:, rows], unembedding, wanted) for rows in _tiles(num_rows, num_slots, unembedding)
@@ -84,6 +86,8 @@ class _Wanted(NamedTuple):
     top_slots: list[int]
     top_k: int
     square: bool
+    order: Optional[float]
+    top1: bool
     pairs: list[tuple[int, int]]
 
 
@@ -100,6 +104,10 @@ class _Sums(NamedTuple):
     """sum exp(z - m) (z - m)."""
     second_moment: Optional[Tensor]
     """sum exp(z - m) (z - m)^2."""
+    power: Optional[Tensor]
+    """sum exp(a (z - m))."""
+    top1: Optional[Tensor]
+    """The token with the largest logit."""
     cross: Optional[Tensor]
     """[pair, row], sum exp(z_a - m_a) (z_b - m_b); minus infinity where a token is masked in b and not in a."""
     top: Tensor
@@ -122,6 +130,8 @@ def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) 
         top_ids=sums.top_ids,
         top=sums.top - sums.maximum[wanted.top_slots].unsqueeze(-1),
         square=None if sums.second_moment is None else (sums.second_moment / sums.exp).float(),
+        log_power=None if sums.power is None else sums.power.log().float(),
+        top1=sums.top1,
         cross=None if sums.cross is None else (sums.cross / sums.exp[[a for a, _ in wanted.pairs]]).float(),
     )
 
@@ -145,6 +155,8 @@ def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
         exp=exp.sum(-1).to(wide),
         first_moment=weighted.sum(-1).to(wide),
         second_moment=(weighted * shifted).sum(-1).to(wide) if wanted.square else None,
+        power=None if wanted.order is None else (wanted.order * shifted).exp().sum(-1).to(wide),
+        top1=logits.argmax(-1) + first_token if wanted.top1 else None,
         cross=torch.stack(cross).to(wide) if cross else None,
         top=top,
         top_ids=top_ids + first_token,
@@ -155,6 +167,9 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
     """Return the sums over two parts of the vocabulary, of which `a` comes first."""
     maximum = torch.maximum(a.maximum, b.maximum)
     second = torch.maximum(torch.maximum(a.second, b.second), torch.minimum(a.maximum, b.maximum))
+    top1 = None
+    if a.top1 is not None and b.top1 is not None:
+        top1 = torch.where(b.maximum > a.maximum, b.top1, a.top1)
     a, b = _shift(a, maximum, wanted), _shift(b, maximum, wanted)
 
     def plus(x: Optional[Tensor], y: Optional[Tensor]) -> Optional[Tensor]:
@@ -168,6 +183,8 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
         exp=a.exp + b.exp,
         first_moment=a.first_moment + b.first_moment,
         second_moment=plus(a.second_moment, b.second_moment),
+        power=plus(a.power, b.power),
+        top1=top1,
         cross=plus(a.cross, b.cross),
         top=top[..., : wanted.top_k],
         top_ids=top_ids[..., : wanted.top_k],
@@ -179,7 +196,10 @@ def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
     # where all tokens are masked so far there is nothing to shift
     step = torch.where(sums.maximum == -torch.inf, 0.0, sums.maximum - maximum).to(sums.exp.dtype)
     factor = step.exp()
-    first, second, cross = sums.first_moment, sums.second_moment, sums.cross
+    first, second, power, cross = sums.first_moment, sums.second_moment, sums.power, sums.cross
+    if power is not None:
+        assert wanted.order is not None
+        power = (wanted.order * step).exp() * power
     if cross is not None:
         # sum e_a (z_b - m_b) with e_a = exp(z_a - m_a): the maxima of both slots move
         weights, others = [a for a, _ in wanted.pairs], [b for _, b in wanted.pairs]
@@ -189,6 +209,7 @@ def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
         exp=factor * sums.exp,
         first_moment=factor * (first + step * sums.exp),
         second_moment=None if second is None else factor * (second + 2 * step * first + step.square() * sums.exp),
+        power=power,
         cross=cross,
     )
 

@@ -40,6 +40,15 @@ MASKED = -1e25
 """What is below is no logit but a masked token, whatever the temperature has made of its bias."""
 
 
+class _Wanted(NamedTuple):
+    """What is asked for of each slot beside the statistics that are always made."""
+
+    top_k: int
+    square: bool
+    order: Optional[float]
+    top1: bool
+
+
 class _Launch(NamedTuple):
     """Slots that go through the same program."""
 
@@ -149,18 +158,22 @@ class _Partial(NamedTuple):
     top: Optional[Tensor]
     """[first or second, split, slot and row, k], the largest logits, if they are wanted."""
     top_ids: Optional[Tensor]
+    top1: Optional[Tensor]
+    """[first or second, split, slot and row], the token with the largest logit, if it is wanted."""
+    power: Optional[Tensor]
+    """[first or second, split, slot and row], float32: sum exp(a (z - m)), if it is wanted."""
 
     @classmethod
-    def empty(
-        cls, launch: _Launch, splits: int, num_rows: int, *, top_k: int, square: bool, device: torch.device
-    ) -> _Partial:
+    def empty(cls, launch: _Launch, splits: int, num_rows: int, wanted: _Wanted, device: torch.device) -> _Partial:
         units, num_flat = 2 if launch.second else 1, len(launch.first) * num_rows
-        sums = torch.empty((5 if square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
+        sums = torch.empty((5 if wanted.square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
         cross = torch.empty((splits, num_flat), dtype=torch.float32, device=device) if launch.second else None
-        if not launch.top:
-            return cls(sums, cross, None, None)
-        top = torch.empty((units, splits, num_flat, top_k), dtype=torch.float32, device=device)
-        return cls(sums, cross, top, torch.empty_like(top, dtype=torch.int64))
+        top = top_ids = None
+        if launch.top:
+            top = torch.empty((units, splits, num_flat, wanted.top_k), dtype=torch.float32, device=device)
+            top_ids = torch.empty_like(top, dtype=torch.int64)
+        top1 = torch.empty_like(sums[0], dtype=torch.int64) if wanted.top1 else None
+        return cls(sums, cross, top, top_ids, top1, None if wanted.order is None else torch.empty_like(sums[0]))
 
 
 class _Sums(NamedTuple):
@@ -171,6 +184,9 @@ class _Sums(NamedTuple):
     exp: Tensor
     first_moment: Tensor
     second_moment: Optional[Tensor]
+    power: Optional[Tensor]
+    top1: Optional[Tensor]
+    """int64."""
     cross: Optional[Tensor]
     """Of pairs, [pair, row]: sum exp(z_a - m_a) (z_b - m_b)."""
     top: Optional[Tensor]
@@ -192,20 +208,20 @@ class _Sums(NamedTuple):
         )
 
 
-def _run(states: Tensor, decoder: _Decoder, launch: _Launch, top_k: int, square: bool) -> _Sums:
+def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: _Wanted) -> _Sums:
     """Return the sums of the slots of a launch: first slots, then second ones."""
     num_rows, vocab_size, device = states.shape[1], decoder.weight.shape[0], states.device
     per_split = _tokens_per_split(len(launch.first) * num_rows, vocab_size, device)
     splits = triton.cdiv(vocab_size, per_split)
-    partial = _Partial.empty(launch, splits, num_rows, top_k=top_k, square=square, device=device)
-    _start(states, decoder, launch, per_split, partial)
+    partial = _Partial.empty(launch, splits, num_rows, wanted, device)
+    _start(states, decoder, launch, per_split, partial, wanted.order or 0.0)
     if partial.top_ids is not None:
         # a row that is no number leaves places empty: its tokens mean nothing, but they have to be some
         partial.top_ids.clamp_(max=vocab_size - 1)
-    return _join(partial, num_rows)
+    return _join(partial, num_rows, wanted.order or 0.0)
 
 
-def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial) -> None:
+def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, order: float) -> None:
     """Start the programs of a launch, which fill `partial`."""
     splits, num_flat = partial.sums.shape[2:]
     top_k = 0 if partial.top is None else partial.top.shape[-1]
@@ -229,6 +245,7 @@ def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, p
         field=partial.sums.stride(0),
         slot_stride=states.stride(0),
         row_stride=states.stride(1),
+        order=order,
         SOFTCAP=decoder.softcap,
         SQUARE=len(partial.sums) == 5,
         PAIRED=bool(launch.second),
@@ -238,9 +255,9 @@ def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, p
     )
 
 
-def _join(partial: _Partial, num_rows: int) -> _Sums:
+def _join(partial: _Partial, num_rows: int, order: float) -> _Sums:
     """Join the splits of the vocabulary."""
-    sums, cross = partial.sums, partial.cross
+    sums, cross, power, top1 = partial.sums, partial.cross, partial.power, partial.top1
     m, second, s, t = sums[:4]
     maximum = m.amax(1)
     maximum = torch.where(maximum < MASKED, torch.nan, maximum)  # a row whose tokens are all masked
@@ -251,6 +268,8 @@ def _join(partial: _Partial, num_rows: int) -> _Sums:
         seconds = torch.maximum(seconds, m.topk(2, dim=1).values[:, 1])
     seconds = torch.where(seconds < MASKED, -torch.inf, seconds)
     top, top_ids = _join_top(partial.top, partial.top_ids)
+    if top1 is not None:
+        top1 = top1.gather(1, m.argmax(1, keepdim=True)).squeeze(1)  # of equal splits the first, with the lower ids
 
     def per_slot(joined: Tensor) -> Tensor:
         return joined.reshape(-1, num_rows, *joined.shape[2:])
@@ -261,6 +280,8 @@ def _join(partial: _Partial, num_rows: int) -> _Sums:
         exp=per_slot((factor * s).sum(1)),
         first_moment=per_slot((factor * (t + step * s)).sum(1)),
         second_moment=per_slot((factor * (sums[4] + step * (2 * t + step * s))).sum(1)) if len(sums) == 5 else None,
+        power=None if power is None else per_slot(((order * step).exp() * power).sum(1)),
+        top1=None if top1 is None else per_slot(top1),
         # the weights' maximum moves as well as that of the logits
         cross=None if cross is None else per_slot((factor[:1] * (cross + step[1:] * s[:1])).sum(1)),
         top=None if top is None else per_slot(top),
@@ -286,18 +307,19 @@ def lens_statistics(
     top_slots: Sequence[int] = (),
     top_k: int = 1,
     square: bool = False,
+    order: Optional[float] = None,
+    top1: bool = False,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
     if states.stride(2) != 1:
         states = states.contiguous()
     decoder = _Decoder.of(unembedding)
-    top_k = min(top_k, decoder.weight.shape[0])
+    wanted = _Wanted(min(top_k, decoder.weight.shape[0]), square, order, top1)
     together = max(1, ROWS_TOGETHER // states.shape[0])
     with torch.cuda.device_of(states):
         parts = [
-            _statistics(part, decoder, tuple(top_slots), top_k, square, tuple(pairs))
-            for part in states.split(together, dim=1)
+            _statistics(part, decoder, tuple(top_slots), wanted, tuple(pairs)) for part in states.split(together, dim=1)
         ]
     if len(parts) == 1:
         return parts[0]
@@ -313,19 +335,19 @@ def _statistics(
     states: Tensor,
     decoder: _Decoder,
     top_slots: tuple[int, ...],
-    top_k: int,
-    square: bool,
+    wanted: _Wanted,
     pairs: tuple[tuple[int, int], ...],
 ) -> RowStatistics:
     """Return the statistics of rows few enough to be looked at together."""
     num_slots, num_rows, _ = states.shape
-    maximum, log_sum, mean, runner_up, moment = torch.empty(
-        (5, num_slots, num_rows), dtype=torch.float32, device=states.device
+    maximum, log_sum, mean, runner_up, moment, log_power = torch.empty(
+        (6, num_slots, num_rows), dtype=torch.float32, device=states.device
     )
+    top1 = torch.empty((num_slots, num_rows), dtype=torch.int64, device=states.device)
     top: dict[int, tuple[Tensor, Tensor]] = {}
     cross: dict[tuple[int, int], Tensor] = {}
     for launch in _launches(num_slots, top_slots, pairs):
-        sums = _run(states, decoder, launch, top_k, square)
+        sums = _run(states, decoder, launch, wanted)
         index = _index(launch.slots, states.device)
         maximum[index] = sums.maximum
         log_sum[index] = sums.exp.log().float()
@@ -333,12 +355,16 @@ def _statistics(
         runner_up[index] = sums.second - sums.maximum
         if sums.second_moment is not None:
             moment[index] = (sums.second_moment / sums.exp).float()
+        if sums.power is not None:
+            log_power[index] = sums.power.log().float()
+        if sums.top1 is not None:
+            top1[index] = sums.top1
         top |= sums.top_of(launch)
         cross |= sums.cross_of(launch)
     cross |= {(slot, slot): mean[slot] for slot in range(num_slots)}
     others = tuple(dict.fromkeys(pair for pair in pairs if pair not in cross))
     cross |= _cross_of_others(states, decoder, maximum, log_sum, others)
-    no_ids = torch.empty((0, num_rows, top_k), dtype=torch.int64, device=states.device)
+    no_ids = torch.empty((0, num_rows, wanted.top_k), dtype=torch.int64, device=states.device)
     return RowStatistics(
         maximum=maximum,
         log_sum=log_sum,
@@ -346,7 +372,9 @@ def _statistics(
         runner_up=runner_up,
         top_ids=torch.stack([top[slot][0] for slot in top_slots]) if top_slots else no_ids,
         top=torch.stack([top[slot][1] for slot in top_slots]) if top_slots else no_ids.float(),
-        square=moment if square else None,
+        square=moment if wanted.square else None,
+        log_power=None if wanted.order is None else log_power,
+        top1=top1 if wanted.top1 else None,
         cross=torch.stack([cross[pair] for pair in pairs]) if pairs else None,
     )
 
@@ -364,7 +392,7 @@ def _cross_of_others(
     if decoder.softcap:
         # tanh stands between: the same program once more, for its cross term alone
         launch = _Launch.of_pairs(pairs, top=False)
-        return _run(states, decoder, launch, top_k=1, square=False).cross_of(launch)
+        return _run(states, decoder, launch, _Wanted(1, False, None, False)).cross_of(launch)
     return _expected_cross(states, decoder, maximum, log_sum, pairs)
 
 

@@ -106,6 +106,24 @@ def _add_block(z, m, second, s, t, q, SQUARE: tl.constexpr):
 
 
 @triton.jit
+def _add_power(z, m, power, order):
+    """Add a block of logits to sum exp(order (z - m)), of the maximum m before it; call it before `_add_block`.
+
+    The step has no bound: times a small order, even a large one leaves something of the sum before.
+    """
+    larger = tl.maximum(m, tl.max(z, 1))
+    return tl.exp(order * (m - larger)) * power + tl.sum(tl.exp(order * (z - larger[:, None])), 1)
+
+
+@triton.jit
+def _add_top1(z, tokens, num_tokens, m, top1):
+    """Return the token with the largest logit so far, m being the largest before; call it before `_add_block`."""
+    block_max = tl.max(z, 1)
+    first = tl.min(tl.where(z == block_max[:, None], tokens[None, :], num_tokens - 1), 1)
+    return tl.where(block_max > m, first, top1)
+
+
+@triton.jit
 def _add_candidates(z, tokens, top, top_ids, TOP_K: tl.constexpr):
     """Put the `TOP_K` largest logits of a block among the candidates, each in the place of the smallest one.
 
@@ -161,6 +179,8 @@ def statistics(
     cross_ptr,  # [split, slot and row], or None
     top_ptr,  # [first or second, split, slot and row, candidate], or None
     top_ids_ptr,  # the same, int64
+    top1_ptr,  # int64 [first or second, split, slot and row], or None
+    power_ptr,  # [first or second, split, slot and row], or None
     num_slots,  # of the launch, a pair counted once
     num_rows,  # of a slot
     num_tokens,
@@ -173,6 +193,7 @@ def statistics(
     token_stride,
     inner,  # logits are outer * (product + bias), or outer * tanh(inner * (product + bias))
     outer,
+    order,  # of the powers
     WIDTH: tl.constexpr,
     WIDEN: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -210,6 +231,9 @@ def statistics(
     a_t = a_s
     a_q = a_s
     b_m, b_second, b_s, b_t, b_q, cross = a_m, a_m, a_s, a_s, a_s, a_s
+    a_power, b_power = a_s, a_s
+    a_top1 = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
+    b_top1 = a_top1
     if TOP_K > 0:
         # Places beyond TOP_K are never the smallest; the ids of empty places are no tokens.
         place = tl.arange(0, CANDIDATES)[None, :] + tl.zeros((BLOCK_ROWS, 1), dtype=tl.int32)
@@ -224,12 +248,20 @@ def statistics(
         a_z, b_z = _products(a_rows, b_rows, token_rows, WIDTH, WIDEN, PAIRED, BLOCK_ROWS, BLOCK_TOKENS, BLOCK_WIDTH)
         a_z = _finish(a_z, tokens, bias_ptr, num_tokens, inner, outer, SOFTCAP)
         a_m_before, a_s_before = a_m, a_s
+        if top1_ptr is not None:
+            a_top1 = _add_top1(a_z, tokens, num_tokens, a_m, a_top1)
+        if power_ptr is not None:
+            a_power = _add_power(a_z, a_m, a_power, order)
         a_m, a_second, a_s, a_t, a_q, a_e, _ = _add_block(a_z, a_m, a_second, a_s, a_t, a_q, SQUARE)
         if TOP_K > 0:
             a_top, a_top_ids = _add_candidates(a_z, tokens, a_top, a_top_ids, TOP_K)
         if PAIRED:
             b_z = _finish(b_z, tokens, bias_ptr, num_tokens, inner, outer, SOFTCAP)
             b_m_before = b_m
+            if top1_ptr is not None:
+                b_top1 = _add_top1(b_z, tokens, num_tokens, b_m, b_top1)
+            if power_ptr is not None:
+                b_power = _add_power(b_z, b_m, b_power, order)
             b_m, b_second, b_s, b_t, b_q, _, b_shifted = _add_block(b_z, b_m, b_second, b_s, b_t, b_q, SQUARE)
             # written as the first moment is: a slot that equals its partner has exactly its mean as cross term
             step = b_m_before - b_m
@@ -244,6 +276,14 @@ def statistics(
         _store_sums(sums_ptr, second_at, field, b_m, b_second, b_s, b_t, b_q, row_exists, SQUARE)
         tl.store(cross_ptr + at, cross, mask=row_exists)
     _store_sums(sums_ptr, at, field, a_m, a_second, a_s, a_t, a_q, row_exists, SQUARE)
+    if top1_ptr is not None:
+        tl.store(top1_ptr + at, a_top1.to(tl.int64), mask=row_exists)
+        if PAIRED:
+            tl.store(top1_ptr + second_at, b_top1.to(tl.int64), mask=row_exists)
+    if power_ptr is not None:
+        tl.store(power_ptr + at, a_power, mask=row_exists)
+        if PAIRED:
+            tl.store(power_ptr + second_at, b_power, mask=row_exists)
     if TOP_K > 0:
         kept = row_exists[:, None] & (place < TOP_K)
         tl.store(top_ptr + at[:, None] * TOP_K + place, a_top, mask=kept)

@@ -22,6 +22,7 @@ from llm_entropy.schema import RowStatistics, Unembedding
 SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
 PAIRS = [(3, 0), (3, 1), (5, 0), (1, 4), (2, 5)]
 TOP_SLOTS = [3, 5]
+ORDER = 0.5
 UNEMBEDDINGS = {
     "plain": Unembedding(torch.empty(0)),
     "temperature": Unembedding(torch.empty(0), temperature=0.7),
@@ -75,7 +76,8 @@ def true_logits(states: Tensor, unembedding: Unembedding) -> Tensor:
 
 
 def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> RowStatistics:
-    wanted = {"top_slots": TOP_SLOTS, "top_k": 3, "square": True, "pairs": PAIRS, **options}
+    wanted = {"top_slots": TOP_SLOTS, "top_k": 3, "square": True, "order": ORDER, "top1": True, "pairs": PAIRS}
+    wanted |= options
     return kernels.lens_statistics(states, unembedding, **wanted)
 
 
@@ -91,6 +93,7 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
         "log_sum": z.logsumexp(-1) - m.squeeze(-1),
         "mean": (p * (z - m)).sum(-1),
         "square": (p * (z - m) ** 2).sum(-1),
+        "log_power": (ORDER * (z - m)).logsumexp(-1),
         "runner_up": z.topk(2).values[..., 1] - m.squeeze(-1),
         "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
         "top": z[TOP_SLOTS].topk(3).values - m[TOP_SLOTS],
@@ -102,6 +105,28 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
             got.double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
     assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
+    assert torch.equal(seen.top1, z.argmax(-1))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("order", [0.05, 0.9, 1.1, 2.0, 30.0])
+def test_powers_of_any_order_are_those_of_the_full_row(order: float, unembedding: Unembedding, backend: str) -> None:
+    states = make_states()
+    z = true_logits(states, unembedding)
+    seen = statistics_of(states, unembedding, order=order, backend=backend)
+    expected = (order * (z - z.amax(-1, keepdim=True))).logsumexp(-1)
+    torch.testing.assert_close(seen.log_power.double(), expected, rtol=1e-5, atol=2e-5 * max(1.0, order))
+
+
+@pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("negative_zero", [False, True])
+def test_of_equal_logits_the_lowest_token_is_the_most_likely(negative_zero: bool, backend: str) -> None:
+    weight = torch.full((VOCAB, WIDTH), -1.0)
+    weight[[20, 60, 61, VOCAB - 1]] = 0.0
+    if negative_zero:  # 0 is no larger
+        weight[20] = -0.0
+    seen = statistics_of(torch.ones(2, 3, WIDTH), Unembedding(weight), top_slots=[1], pairs=[(0, 1)], backend=backend)
+    assert (seen.top1 == 20).all()
 
 
 def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path: Path) -> None:
@@ -111,7 +136,8 @@ def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path
         from llm_entropy.schema import Unembedding
         torch.manual_seed(0)
         states, decoder = torch.randn(4, 30, 16), Unembedding(torch.randn(3001, 16))
-        rows = lens_statistics(states, decoder, top_slots=[3], square=True, pairs=[(0, 3), (3, 1)], backend="compiled")
+        wanted = {"top_slots": [3], "square": True, "order": 0.5, "top1": True, "pairs": [(0, 3), (3, 1)]}
+        rows = lens_statistics(states, decoder, **wanted, backend="compiled")
         torch.save(tuple(rows), sys.argv[1])
     """
     for name in ("compiled.pt", "read.pt"):
@@ -167,12 +193,14 @@ def test_masked_tokens_are_as_if_they_were_not_there(
         "log_sum": z.logsumexp(-1) - m.squeeze(-1),
         "mean": (p * (z - m)).sum(-1),
         "square": (p * (z - m) ** 2).sum(-1),
+        "log_power": (ORDER * (z - m)).logsumexp(-1),
         "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
     }
     for name, expected in truth.items():
         torch.testing.assert_close(
             getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
         )
+    assert torch.equal(seen.top1, left[z.argmax(-1)])
     real = min(3, len(left))
     best = z[TOP_SLOTS].topk(real)
     assert torch.equal(seen.top_ids[..., :real], left[best.indices])
@@ -194,7 +222,8 @@ def test_a_row_without_a_token_that_is_not_masked_is_no_number(backend: str) -> 
     seen = statistics_of(make_states(), everything, backend=backend)
     for values in (seen.log_sum - seen.mean, seen.mean, seen.runner_up, seen.square, seen.cross):
         assert values.isnan().all()
-    assert ((seen.top_ids >= 0) & (seen.top_ids < VOCAB)).all()
+    for ids in (seen.top_ids, seen.top1):
+        assert ((ids >= 0) & (ids < VOCAB)).all()
 
 
 @pytest.mark.usefixtures("blocks")
@@ -224,19 +253,20 @@ def test_logits_that_are_no_numbers_are_not_hidden(backend: str) -> None:
     seen = statistics_of(states, Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
     assert seen.mean[TOP_SLOTS[0], 3].isnan()
     assert seen.mean.isnan().sum() == 1
-    assert (seen.top_ids < VOCAB).all()
+    for ids in (seen.top_ids, seen.top1):
+        assert ((ids >= 0) & (ids < VOCAB)).all()
 
 
 def test_a_vocabulary_of_one_token_is_certain(backend: str) -> None:
     seen = statistics_of(make_states(), Unembedding(torch.randn(1, WIDTH)), top_k=1, backend=backend)
-    assert not seen.log_sum.any()
-    assert not seen.mean.any()
+    for values in (seen.log_sum, seen.mean, seen.log_power, seen.top1):
+        assert not values.any()
 
 
 def test_what_is_not_asked_for_is_left_open(backend: str) -> None:
     seen = kernels.lens_statistics(make_states(), Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
-    assert seen.square is None
-    assert seen.cross is None
+    for values in (seen.square, seen.log_power, seen.top1, seen.cross):
+        assert values is None
     assert len(seen.top_ids) == len(seen.top) == 0
 
 
@@ -255,7 +285,7 @@ def test_a_common_offset_of_the_logits_changes_nothing(backend: str) -> None:
     states, weight = make_states(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1))
     near = statistics_of(states, Unembedding(weight, torch.zeros(VOCAB)), backend=backend)
     far = statistics_of(states, Unembedding(weight, torch.full((VOCAB,), -300.0)), backend=backend)
-    for name in ("log_sum", "mean", "runner_up", "square", "cross"):
+    for name in ("log_sum", "mean", "runner_up", "square", "log_power", "cross"):
         torch.testing.assert_close(getattr(near, name), getattr(far, name), rtol=1e-4, atol=1e-4)
 
 
@@ -265,7 +295,7 @@ def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch
     weight = torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(1)).to(dtype)
     half = statistics_of(states, Unembedding(weight), backend=backend)
     full = statistics_of(states.float(), Unembedding(weight.float()), backend=backend)
-    for name in ("maximum", "log_sum", "mean", "runner_up", "square"):
+    for name in ("maximum", "log_sum", "mean", "runner_up", "square", "log_power", "top1"):
         assert torch.equal(getattr(half, name), getattr(full, name))
 
 
@@ -295,6 +325,7 @@ def test_a_device_without_float64_keeps_within_the_budget(vocab_size: int, monke
         "log_sum": z.logsumexp(-1) - m.squeeze(-1),
         "mean": (p * (z - m)).sum(-1),
         "square": (p * (z - m) ** 2).sum(-1),
+        "log_power": (ORDER * (z - m)).logsumexp(-1),
         "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
     }
     for name, expected in truth.items():

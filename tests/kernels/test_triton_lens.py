@@ -30,7 +30,12 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def statistics_of_logits(
-    z: Tensor, top_slots: tuple[int, ...] = (), top_k: int = 1, pairs: tuple[tuple[int, int], ...] = ()
+    z: Tensor,
+    top_slots: tuple[int, ...] = (),
+    top_k: int = 1,
+    pairs: tuple[tuple[int, int], ...] = (),
+    order: float | None = None,
+    top1: bool = False,
 ) -> RowStatistics:
     m = z.amax(-1, keepdim=True)
     p, shifted = z.softmax(-1), z - m
@@ -43,6 +48,8 @@ def statistics_of_logits(
         top_ids=top.indices,
         top=top.values,
         square=(p * shifted**2).sum(-1),
+        log_power=None if order is None else (order * shifted).logsumexp(-1),
+        top1=z.argmax(-1) if top1 else None,
         cross=torch.stack([(p[a] * shifted[b]).sum(-1) for a, b in pairs]) if pairs else None,
     )
 
@@ -65,14 +72,16 @@ def assert_close(seen: RowStatistics, expected: RowStatistics, tolerance: float 
 def test_shapes_need_be_no_multiple_of_a_block(num_rows: int, vocab_size: int, width: int) -> None:
     states, weight = normal(3, num_rows, width), normal(vocab_size, width, seed=1)
     pairs = ((0, 2), (1, 1))
-    seen = lens_statistics(states, Unembedding(weight), top_slots=(1,), top_k=2, square=True, pairs=pairs)
-    assert_close(seen, statistics_of_logits(states.double() @ weight.double().T, (1,), 2, pairs))
+    wanted: dict[str, Any] = {"top_slots": (1,), "top_k": 2, "pairs": pairs, "order": 0.5, "top1": True}
+    seen = lens_statistics(states, Unembedding(weight), square=True, **wanted)
+    assert_close(seen, statistics_of_logits(states.double() @ weight.double().T, **wanted))
 
 
 def test_splits_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     vocab_size = 2 * triton_lens.SPLIT_UNIT + 7
     unembedding = Unembedding(normal(vocab_size, 16, seed=1), normal(vocab_size, seed=2))
     options: dict[str, Any] = {"top_slots": (2,), "top_k": 4, "square": True, "pairs": ((0, 1), (2, 1))}
+    options |= {"order": 2.0, "top1": True}
     seen, splits = [], []
     for at_least in (1, 2, 3):
         monkeypatch.setattr(triton_lens, "MIN_SPLITS", at_least)
@@ -194,6 +203,7 @@ def test_views_are_read_where_they_lie() -> None:
 def test_rows_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     states, unembedding = normal(3, 9, 16), Unembedding(normal(103, 16, seed=1), normal(103, seed=2))
     options: dict[str, Any] = {"top_slots": (0,), "top_k": 2, "square": True, "pairs": ((0, 1), (2, 1))}
+    options |= {"order": 2.0, "top1": True}
     expected = lens_statistics(states, unembedding, **options)
     for name, value in {"ROWS_TOGETHER": 18, "EXPECTED_NUMBERS": 80, "PROBABILITIES": 256}.items():
         monkeypatch.setattr(triton_lens, name, value)
@@ -265,8 +275,17 @@ def test_extra_memory_is_below_200_mb_at_the_largest_shape(monkeypatch: pytest.M
     unembedding = Unembedding(row.as_strided((vocab_size, width), (0, 1)), normal(vocab_size, dtype=torch.bfloat16))
     pairs = [(k, layers + k) for k in range(layers)] + [(layers - 1, 0)]
     with LiveBytes() as live:
-        lens_statistics(states, unembedding, top_slots=(layers - 1, 2 * layers - 1), top_k=10, square=True, pairs=pairs)
-    # the results alone are five numbers for each row
+        lens_statistics(
+            states,
+            unembedding,
+            top_slots=(layers - 1, 2 * layers - 1),
+            top_k=10,
+            square=True,
+            order=2.0,
+            top1=True,
+            pairs=pairs,
+        )
+    # the results alone are more than five numbers for each row
     assert 20 * layers * 2 * rows < live.most < 200e6
 
 
@@ -277,11 +296,12 @@ from triton.compiler import ASTSource
 from llm_entropy.kernels import triton_programs as programs
 
 def compiled(kernel, dtype, warps, **known):
-    names = kernel.arg_names
-    pointers = {"slots_ptr": "*i64", "top_ids_ptr": "*i64", "weight_ptr": dtype, "states_ptr": dtype, "bias_ptr": dtype}
+    names, numbers = kernel.arg_names, ("inner", "outer", "order")
+    pointers = dict.fromkeys(("slots_ptr", "top_ids_ptr", "top1_ptr"), "*i64")
+    pointers |= dict.fromkeys(("weight_ptr", "states_ptr", "bias_ptr"), dtype)
     signature, attributes = {}, {}
     for at, name in enumerate(names):
-        kind = pointers.get(name, "*fp32") if name.endswith("_ptr") else "fp32" if name in ("inner", "outer") else "i32"
+        kind = pointers.get(name, "*fp32") if name.endswith("_ptr") else "fp32" if name in numbers else "i32"
         signature[name] = "constexpr" if name in known else kind
         if name not in known and (name.endswith("_ptr") or name.endswith("_stride")):
             attributes[at,] = [["tt.divisibility", 16]]
@@ -293,7 +313,7 @@ def compiled(kernel, dtype, warps, **known):
 
 both = {"WIDTH": 4096, "WIDEN": False}
 one = {**both, "SOFTCAP": False, "SQUARE": False, "PAIRED": False, "TOP_K": 0, "CANDIDATES": 1, "GROUP": 8}
-no = {"bias_ptr": None, "cross_ptr": None, "top_ptr": None, "top_ids_ptr": None}
+no = dict.fromkeys(("bias_ptr", "cross_ptr", "top_ptr", "top_ids_ptr", "top1_ptr", "power_ptr"))
 all = {**one, "SOFTCAP": True, "SQUARE": True, "PAIRED": True, "TOP_K": 5, "CANDIDATES": 8}
 block = {"BLOCK_ROWS": 128, "BLOCK_TOKENS": 128}
 print(json.dumps({
