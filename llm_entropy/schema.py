@@ -256,6 +256,16 @@ class LayerStatistics(NamedTuple):
     """sum p_standard (z - m): the logit expected under the first condition's distribution at the same layer."""
 
 
+class AttentionStatistics(NamedTuple):
+    """What metrics of the attention are made from: of the attention row of each record, by block and head."""
+
+    entropy: Tensor
+    """[block, record, head]: -sum_j a_j ln a_j, in nats, float32."""
+    attended: Optional[Tensor] = None
+    """[block, record, head], int64: how many tokens the row may see; one head for all if they see the same. None if it
+    was not asked for."""
+
+
 class NamedTokens(NamedTuple):
     """The tokens that one condition names for the records of a batch."""
 

@@ -47,6 +47,9 @@ class Architecture:
     """How many rows of the position table are never a token's."""
     execution: Callable[[nn.Module], list[nn.Module]] = lambda blocks: list(blocks.children())
     """The blocks in the order in which they run, a shared one as often as it runs."""
+    own_mask: Optional[str] = None
+    """In the attention module, a buffer [1, 1, position, position] of where it may look, beside the mask it is given;
+    for a family that is `eager_only`."""
     eager_only: bool = False
     """Whether its attention does not go through transformers' interface, or needs more than fused attention does."""
 
@@ -74,7 +77,7 @@ _ROBERTA = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": _GPT2,
-    "gpt_neo": replace(_GPT2, eager_only=True),
+    "gpt_neo": replace(_GPT2, own_mask="attention.bias", eager_only=True),  # its windows
     "gpt_neox": Architecture("causal", "gpt_neox", "layers", "attention", "lm_head", "final_layer_norm"),
     "opt": Architecture(
         kind="causal",
@@ -234,6 +237,8 @@ class ModelView:
     """What the logits are multiplied with."""
     softcap: Optional[float]
     """The cap of the logits, or None."""
+    own_mask: Optional[str] = None
+    """The name of a buffer of its attention modules, as in `Architecture`."""
 
     def unembedding(self, temperature: float) -> Unembedding:
         """Return the decoder, and what the model applies to its logits, with the user's temperature."""
@@ -269,6 +274,7 @@ def view_model(model: PreTrainedModel) -> ModelView:
         decoder=decoder,
         scale=architecture.scale(config),
         softcap=architecture.softcap(config),
+        own_mask=architecture.own_mask,
     )
 
 

@@ -12,7 +12,7 @@ from tiny_models import FAMILIES, make_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_entropy.models.attention import check_attention, read_attention_entropy, rows
+from llm_entropy.models.attention import attended, check_attention, read_attention_entropy, rows
 from llm_entropy.models.attention.interface import EAGER, READABLE, AttentionInputs, attention_implementation
 from llm_entropy.models.attention.widened import in_float32
 from llm_entropy.models.families import ARCHITECTURES, ModelView, run_base, view_model
@@ -62,7 +62,13 @@ def _keep_map(maps: list[Tensor], module: nn.Module, args: Any, output: tuple[Te
 
 @cache
 def truth(family: str, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
-    """Return what the maps of the same model in float64 say, sentence by sentence."""
+    """Return the entropies [block, record, head] of the maps, sentence by sentence."""
+    return torch.cat([-torch.xlogy(a, a).sum(-1) for a in maps_of(family, lengths)], dim=2).transpose(1, 2)
+
+
+@cache
+def maps_of(family: str, lengths: tuple[int, ...] = LENGTHS) -> list[Tensor]:
+    """Return the maps [block, head, seq, seq] of each sentence, of the same model in float64."""
     view = view_model(make_model(family).double())
     found = []
     for length in lengths:
@@ -74,8 +80,8 @@ def truth(family: str, lengths: tuple[int, ...] = LENGTHS) -> Tensor:
         for handle in handles:
             handle.remove()
         assert len(maps) == len(view.blocks)
-        found.append(torch.stack([-torch.xlogy(a, a).sum(-1)[0].T for a in maps]))
-    return torch.cat(found, dim=1)
+        found.append(torch.stack([a[0] for a in maps]))
+    return found
 
 
 def assert_close(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
@@ -98,6 +104,49 @@ def test_families_outside_of_the_interface_show_their_maps(family: str) -> None:
     view = view_model(make_model(family))
     check_attention(view, family)
     assert_close(read(view, *sentences()), truth(family))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_that_a_row_may_see_are_those_that_have_a_weight_in_its_map(family: str) -> None:
+    view = view_of(family) if family in THROUGH_THE_INTERFACE else view_model(make_model(family))
+    expected = torch.cat([(maps > 0).sum(-1) for maps in maps_of(family)], dim=2).transpose(1, 2)
+    for padded_to, lengths in ((0, LENGTHS), (61, LENGTHS), (0, LENGTHS[:1])):
+        input_ids, mask = sentences(lengths, padded_to)
+        with read_attention_entropy(view, *mask.nonzero(as_tuple=True), counts=True) as entropies:
+            run_base(view, input_ids, mask)
+        counts = entropies.stack_attended()
+        assert counts is not None
+        num_tokens = sum(lengths)
+        assert torch.equal(counts.expand(-1, -1, expected.shape[2]), expected[:, :num_tokens]), (padded_to, lengths)
+    assert len(set(expected[0, :, 0].tolist())) > 3, "rows that all see the same prove little"
+
+
+def test_what_is_not_counted_is_not_there() -> None:
+    input_ids, mask = sentences()
+    with torch.no_grad(), read_attention_entropy(view_of("gpt2"), *mask.nonzero(as_tuple=True)) as entropies:
+        run_base(view_of("gpt2"), input_ids, mask)
+    assert entropies.stack_attended() is None
+
+
+@pytest.mark.parametrize("tile", [1, 2**22])
+def test_every_mask_is_counted(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attended, "TILE", tile)
+    for name, (query, _, mask, is_causal, _) in masks(make_inputs(7)).items():
+        batch, _, length, _ = query.shape
+        row, position = torch.ones(batch, length).nonzero(as_tuple=True)
+        steps = torch.arange(length)
+        seen = (steps <= steps[:, None] if is_causal else torch.ones(length, length, dtype=torch.bool))[None, None]
+        if mask is not None:
+            seen = mask.expand(batch, -1, -1, -1)
+            seen = seen if seen.dtype == torch.bool else seen > -torch.inf
+        expected = seen.expand(batch, -1, length, length)[row, :, position].sum(-1)
+        count = attended.AttendedTokens(row, position)
+        assert torch.equal(count(mask, length, is_causal=is_causal), expected), name
+        own = (steps[:, None] - steps < 3).expand(1, 1, -1, -1)
+        both = (seen & own).expand(batch, -1, length, length)[row, :, position].sum(-1)
+        if mask is not None or not is_causal:
+            assert torch.equal(count(mask, length, is_causal=is_causal, own_mask=own), both), name
 
 
 @pytest.mark.parametrize("family", THROUGH_THE_INTERFACE)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.models.attention.attended import AttendedTokens
 from llm_entropy.models.attention.interface import (
     EAGER,
     READABLE,
@@ -36,18 +38,27 @@ class AttentionEntropies:
 
     def __init__(self) -> None:
         self._entropies: list[Tensor] = []
+        self._attended: list[Tensor] = []
 
-    def append(self, entropies: Tensor) -> None:
-        """Keep the entropies [record, head] of the next block."""
+    def append(self, entropies: Tensor, attended: Optional[Tensor]) -> None:
+        """Keep the entropies [record, head] of the next block, and how many tokens its rows may see."""
         self._entropies.append(entropies)
+        if attended is not None:
+            self._attended.append(attended)
 
     def stack(self) -> Tensor:
         """Return [block, record, head] in nats, float32: of the blocks that ran."""
         return torch.stack(self._entropies)
 
+    def stack_attended(self) -> Optional[Tensor]:
+        """Return how many tokens each row may see, [block, record, head], one head for all if they see the same."""
+        return torch.stack(self._attended) if self._attended else None
+
 
 @contextmanager
-def read_attention_entropy(view: ModelView, rows: Tensor, positions: Tensor) -> Iterator[AttentionEntropies]:
+def read_attention_entropy(
+    view: ModelView, rows: Tensor, positions: Tensor, *, counts: bool = False
+) -> Iterator[AttentionEntropies]:
     """Read -sum_j a_j ln a_j of the attention rows asked for, in the forward pass that runs inside of the context.
 
     A row sums over the keys that the position may see: padding, and what a causal mask or a window hides, has weight
@@ -58,14 +69,16 @@ def read_attention_entropy(view: ModelView, rows: Tensor, positions: Tensor) -> 
         view: A model that was loaded to read its attention: `sdpa_and_entropy`, or eager.
         rows: [record], the row of the batch of each record.
         positions: [record], the position in that row whose attention is read.
+        counts: Whether it is counted, too, how many tokens each of these rows may see.
     """
-    entropies = AttentionEntropies()
+    entropies, attended = AttentionEntropies(), AttendedTokens(rows, positions)
     implementation = attention_implementation(view.model)
     if implementation == READABLE:
         compute = RowEntropies(rows, positions)
 
         def read_inputs(inputs: AttentionInputs) -> None:
-            entropies.append(compute(inputs))
+            count = attended(inputs.mask, inputs.key.shape[2], is_causal=inputs.is_causal) if counts else None
+            entropies.append(compute(inputs), count)
 
         with reading_attention(view.attentions, read_inputs):
             yield entropies
@@ -73,12 +86,20 @@ def read_attention_entropy(view: ModelView, rows: Tensor, positions: Tensor) -> 
 
     assert implementation == EAGER, f"no attention can be read of a model that was loaded with {implementation!r}"
 
-    def read_map(block: int, module: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> Any:
-        attended, weights = output
-        entropies.append(torch.special.entr(weights[rows, :, positions].float()).sum(dim=-1))
-        return attended, None
+    def read_map(
+        block: int, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: tuple[Tensor, Tensor]
+    ) -> Any:
+        states, weights = output
+        count = None
+        if counts:
+            own = None if view.own_mask is None else module.get_buffer(view.own_mask)
+            mask, is_causal = options["attention_mask"], view.kind == "causal"
+            count = attended(mask, weights.shape[-1], is_causal=is_causal, own_mask=own)
+        entropies.append(torch.special.entr(weights[rows, :, positions].float()).sum(dim=-1), count)
+        return states, None
 
-    with hooks_on_applications(view.attentions, nn.Module.register_forward_hook, read_map):
+    register = partial(nn.Module.register_forward_hook, with_kwargs=True)
+    with hooks_on_applications(view.attentions, register, read_map):
         yield entropies
 
 
