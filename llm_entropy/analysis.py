@@ -53,6 +53,7 @@ def run_analysis(
     lens: Literal["logit", "raw", "tuned"] = "logit",
     lens_path: Union[str, Path, None] = None,
     metrics: Union[str, Sequence[str]] = DEFAULT_METRICS,
+    renyi_order: float = 2.0,
     top_k: int = 5,
     tracked_tokens: int = 3,
     control_vector: Optional[Vector] = None,
@@ -96,6 +97,7 @@ def run_analysis(
         lens: How a layer becomes logits.
         lens_path: Folder of a tuned lens.
         metrics: Name or names of the metrics, keys of `llm_entropy.METRICS`.
+        renyi_order: Order a of the metric `renyi_entropy`, ln(sum p^a) / (1 - a): above 0, not within 0.02 of 1.
         top_k: How many tokens the predictions list.
         tracked_tokens: For how many of them the probability is followed over the layers.
         control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
@@ -153,6 +155,7 @@ def run_analysis(
         lens=lens,
         lens_path=cast(Any, lens_path),
         metrics=cast(Any, metrics),
+        renyi_order=renyi_order,
         top_k=top_k,
         tracked_tokens=tracked_tokens,
         control=control,

@@ -246,6 +246,10 @@ class LayerStatistics(NamedTuple):
     """Second largest z - m."""
     square: Optional[Tensor] = None
     """sum p (z - m)^2."""
+    log_power: Optional[Tensor] = None
+    """ln sum exp(a (z - m)), a being `order`."""
+    top1: Optional[Tensor] = None
+    """The token with the largest logit, int64."""
     target: Optional[Tensor] = None
     """z_y - m of the target token y."""
     target_rank: Optional[Tensor] = None
@@ -254,6 +258,8 @@ class LayerStatistics(NamedTuple):
     """sum p_final (z - m): the logit expected under the final layer's distribution of the same condition."""
     standard_cross: Optional[Tensor] = None
     """sum p_standard (z - m): the logit expected under the first condition's distribution at the same layer."""
+    order: float = 2.0
+    """a in `log_power`."""
 
 
 class AttentionStatistics(NamedTuple):
@@ -369,7 +375,7 @@ def column(condition: str, name: str) -> str:
 def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[str, str]) -> pa.Schema:
     """Return the Arrow schema of a model's shards: one row per (sentence, position), columns for each condition.
 
-    Metrics are fixed-size lists of float32, a number per layer; `attention_entropy` holds blocks x heads numbers, the
+    Metrics are fixed-size lists of float32, a number per layer; those of attention hold blocks x heads numbers, the
     heads of block 0 first, of a placebo their mean over the heads; `tracked_probabilities` tracked x layers, the layers
     of the first token first. Unit, axis and shape are in each field's metadata. A text stands in the first record that
     a part has of its sentence, and is null in the others: copies would grow with the square of a document's length.

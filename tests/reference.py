@@ -370,7 +370,7 @@ class Expected:
 
     target: int
     metrics: dict[str, Any]
-    """[layer], or for `attention_entropy` [block, head]."""
+    """[layer], or for those of attention [block, head]."""
     ranks: tuple[Any, Any]
     """[layer] least and greatest rank of the target, which differ where logits are as good as equal."""
     logits: Any
@@ -381,18 +381,45 @@ class Expected:
         """[layer, vocab]."""
         return softmax(self.logits, axis=-1)
 
+    @property
+    def top1(self) -> Any:
+        """[layer], the most likely token."""
+        return np.argmax(self.logits, axis=-1)
+
+
+def num_attended(config: Any, block: int, position: int, length: int) -> int:
+    """Return how many tokens a position of a sentence may attend to in a block, from the words of the configuration."""
+    is_local = block in [k for k, kind in enumerate(getattr(config, "layer_types", None) or ()) if "sliding" in kind]
+    match config.model_type:
+        case "mistral":
+            return min(position + 1, config.sliding_window)
+        case "gemma2":
+            return min(position + 1, config.sliding_window) if is_local else position + 1
+        case "gpt_neo":
+            is_local = config.attention_layers[block] == "local"
+            return min(position + 1, config.window_size) if is_local else position + 1
+        case "modernbert":
+            reach = config.local_attention // 2 if is_local else length
+            return sum(abs(position - other) <= reach for other in range(length))
+        case "bert" | "roberta" | "xlm-roberta" | "camembert" | "distilbert" | "electra" | "albert":
+            return length
+    return position + 1
+
 
 TIE = 1e-5
 """Logits that are nearer than this may change places in float32."""
 
 
-def metrics_at(logits: Any, attention: Any, target: int) -> Expected:
+def metrics_at(logits: Any, layers: Any, attention: Any, attended: Any, target: int, order: float) -> Expected:
     """Return every metric at a position.
 
     Args:
         logits: [layer, vocab], after temperature.
+        layers: [layer, hidden], the residual stream.
         attention: [block, head, seq], the position's rows.
+        attended: [block], how many tokens it may attend to.
         target: the true token, or `PREDICTED`.
+        order: of Rényi's entropy.
     """
     if target == PREDICTED:
         target = int(np.argmax(logits[-1]))
@@ -410,12 +437,22 @@ def metrics_at(logits: Any, attention: Any, target: int) -> Expected:
         "kl_divergence": rel_entr(p, np.full(vocab, 1 / vocab)).sum(axis=-1),
         "surprisal": -log_p[:, target],
         "attention_entropy": entr(attention).sum(axis=-1),
+        "attended_entropy": _share_of_most(entr(attention).sum(axis=-1), attended[:, None]),
         "kl_to_final": rel_entr(p[-1], p).sum(axis=-1),
         "target_rank": (other > wanted).sum(axis=-1),
         "varentropy": (p * (-log_p - entropy[:, None]) ** 2).sum(axis=-1),
+        "residual_norm": np.sqrt((layers**2).sum(axis=-1)),
+        "entropy_change": np.concatenate([[np.nan], entropy[1:] - entropy[:-1]]),
+        "top1_agreement": (ordered[:, -1] == logits[:, np.argmax(logits[-1])]).astype(float),
+        "renyi_entropy": np.log((p**order).sum(axis=-1)) / (1 - order),
     }
     ranks = (other > wanted + TIE).sum(axis=-1), (other > wanted - TIE).sum(axis=-1)
     return Expected(target, metrics, ranks, logits)
+
+
+def _share_of_most(entropy: Any, attended: Any) -> Any:
+    """Return entropy / ln(attended), and NaN where there is one token alone."""
+    return np.where(attended > 1, entropy / np.log(np.maximum(attended, 2)), np.nan)
 
 
 def expected(
@@ -425,6 +462,7 @@ def expected(
     temperature: float = 1.0,
     lens: str = "logit",
     translators: dict[str, Tensor] | None = None,
+    order: float = 2.0,
 ) -> list[Expected]:
     """Return what the program should report for one sentence under one condition, position by position.
 
@@ -435,15 +473,26 @@ def expected(
         temperature: every logit is divided by it.
         lens: as `lens_logits`.
         translators: as `lens_logits`.
+        order: of Rényi's entropy.
     """
     with torch.no_grad():
         logits = (lens_logits(model, shown.layers[:, reading.positions], lens, translators) / temperature).numpy()
     attention = shown.attentions[:, :, reading.positions].double().numpy()
+    layers, length = shown.layers[:, reading.positions].numpy(), len(reading.input_ids)
+    attended = np.array(
+        [[num_attended(model.config, block, at, length) for block in range(len(attention))] for at in reading.positions]
+    )
     return [
-        metrics_at(logits[:, index], attention[:, :, index], target) for index, target in enumerate(reading.targets)
+        metrics_at(logits[:, index], layers[:, index], attention[:, :, index], attended[index], target, order)
+        for index, target in enumerate(reading.targets)
     ]
 
 
 def kl_from_standard(standard: Expected, control: Expected) -> Any:
     """Return KL(p_standard, p_control) of every layer, in nats."""
     return rel_entr(standard.probabilities, control.probabilities).sum(axis=-1)
+
+
+def top1_changed(standard: Expected, control: Expected) -> Any:
+    """Return 1 at each layer whose most likely token is another, else 0."""
+    return (standard.top1 != control.top1).astype(float)

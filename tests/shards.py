@@ -83,6 +83,8 @@ def table(
         values |= _condition(random, condition, analysis, shape, entropy, schema)
     for condition in others:
         values[column(condition.name, "kl_from_standard")] = random.lognormal(-3, 1, (num, 1)) * growth
+        is_changed = random.random((num, 1)) < growth / shape.num_layers
+        values[column(condition.name, "top1_changed")] = is_changed.astype(float)
     for condition in {comparison.baseline.name for comparison in comparisons}:
         norms = random.lognormal(2, 0.1, (num, 1)) * (1 + np.arange(shape.num_layers))
         values.setdefault(column(condition, "residual_norm"), norms)
@@ -173,8 +175,8 @@ def _entropies(random: np.random.Generator, num: int, shape: ModelShape) -> np.n
 def _condition(random, condition: Condition, analysis, shape, entropy, schema) -> dict[str, object]:
     metrics = _metrics(random, shape, entropy)
     if not condition.keeps_tokens:
-        heads = metrics["attention_entropy"].reshape(len(entropy), shape.num_blocks, -1)
-        metrics["attention_entropy"] = heads.mean(axis=2)
+        for name in (name for name, about in METRICS.items() if about.is_per_head):
+            metrics[name] = metrics[name].reshape(len(entropy), shape.num_blocks, -1).mean(axis=2)
     fields = _tokens(random, condition, shape, len(entropy), schema) if condition.keeps_tokens else {}
     fields |= {name: metrics[name] for name in analysis.metrics}
     return {column(condition.name, name): numbers for name, numbers in fields.items()}
@@ -192,6 +194,14 @@ def _metrics(random: np.random.Generator, shape: ModelShape, entropy: np.ndarray
         "target_rank": np.floor(random.lognormal(3, 1, entropy.shape) * np.linspace(2, 0, shape.num_layers)),
         "varentropy": random.gamma(2, 1, entropy.shape),
     }
+    made |= {
+        "residual_norm": random.gamma(9, 3, entropy.shape) * np.linspace(1, 4, shape.num_layers),
+        "entropy_change": np.diff(entropy, axis=1, prepend=np.nan),
+        "top1_agreement": (random.random(entropy.shape) < np.linspace(0, 1, shape.num_layers)).astype(float),
+        "attended_entropy": random.beta(4, 2, made["attention_entropy"].shape),
+        "renyi_entropy": entropy * random.beta(9, 2, entropy.shape),
+    }
+    made["attended_entropy"][random.random(len(entropy)) < 0.1] = np.nan
     assert set(made) == set(METRICS)
     return made
 

@@ -37,6 +37,7 @@ from llm_entropy.settings import (
     KL_FROM_STANDARD,
     METRICS,
     STANDARD,
+    TOP1_CHANGED,
     AnalysisSettings,
     ControlSettings,
 )
@@ -117,13 +118,15 @@ def readings(family: str, positions: str) -> tuple[Reading, ...]:
 
 
 def expected(
-    who: Subject, sentences: tuple[Reading, ...], condition: str, temperature: float = 1.0, *lens: Any
+    who: Subject, sentences: tuple[Reading, ...], condition: str, temperature: float = 1.0, *lens: Any, **order: float
 ) -> list[Expected]:
     """Return the reference's records of all sentences, one by one."""
     return [
         record
         for reading in sentences
-        for record in reference.expected(who.exact, who.observe(reading, condition), reading, temperature, *lens)
+        for record in reference.expected(
+            who.exact, who.observe(reading, condition), reading, temperature, *lens, **order
+        )
     ]
 
 
@@ -184,6 +187,13 @@ def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[st
     assert_close(tokens.tracked_probabilities, tracked.swapaxes(1, 2), f"{what} tracked probabilities")
 
 
+def assert_comparison(got: ConditionRecords, standard: list[Expected], want: list[Expected], what: str) -> None:
+    """Fail unless what compares two conditions is what the reference expects."""
+    for name, metric in ((KL_FROM_STANDARD, reference.kl_from_standard), (TOP1_CHANGED, reference.top1_changed)):
+        expected = np.stack([metric(*both) for both in zip(standard, want, strict=True)])
+        assert_close(got.metrics[name], expected, f"{what} {name}")
+
+
 def cases() -> list[tuple[str, str]]:
     """Return every family with the ways of reading it."""
     return [(family, way) for family in CAUSAL for way in ("last", "all")] + [(family, "each") for family in MASKED]
@@ -216,10 +226,10 @@ def test_the_reference_reproduces_the_models_own_logits(family: str) -> None:
         torch.testing.assert_close(logits[-1], shown.logits, rtol=1e-6, atol=5e-6)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize(("temperature", "order"), [(0.7, 2.0), (1.3, 0.5)])
 @pytest.mark.parametrize(("family", "positions"), cases())
 def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
-    family: str, positions: str, temperature: float
+    family: str, positions: str, temperature: float, order: float
 ) -> None:
     who = subject(family)
     sentences = readings(family, positions)
@@ -227,17 +237,17 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         temperature=temperature,
         compare_control=True,
         metrics=list(METRICS),
+        renyi_order=order,
         top_k=TOP_K,
         control=who.control(),
     )
     module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
     records = module.predict_step(batch_of(sentences), 0)
-    want = {condition: expected(who, sentences, condition, temperature) for condition in (STANDARD, CONTROL)}
+    want = {c: expected(who, sentences, c, temperature, order=order) for c in (STANDARD, CONTROL)}
     assert list(records.conditions) == [STANDARD, CONTROL]
     for condition, found in records.conditions.items():
         assert_records(found, want[condition], settings.metrics, f"{family} {condition}")
-    kl = [reference.kl_from_standard(*both) for both in zip(want[STANDARD], want[CONTROL], strict=True)]
-    assert_close(records.conditions[CONTROL].metrics[KL_FROM_STANDARD], np.stack(kl), f"{family} {KL_FROM_STANDARD}")
+    assert_comparison(records.conditions[CONTROL], want[STANDARD], want[CONTROL], family)
     assert records.positions.tolist() == [position for reading in sentences for position in reading.positions]
 
 
@@ -284,7 +294,7 @@ def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: 
     who = subject(family)
     view = view_model(make_model(family, attention=None))
     sentences = readings(family, "all")
-    names = [name for name in METRICS if name != "attention_entropy"]
+    names = [name for name, metric in METRICS.items() if "attention" not in metric.needs]
     settings = AnalysisSettings(compare_control=True, metrics=names, top_k=TOP_K, control=who.control())
     records = EntropyModule(view, Lens(view), settings, {CONTROL: who.plan()}).predict_step(batch_of(sentences), 0)
     for condition, found in records.conditions.items():
@@ -449,5 +459,4 @@ def assert_conditions(
     for condition, found in records.conditions.items():
         assert_records(found, want[condition], settings.metrics, f"{family} {condition}")
         if condition != STANDARD:
-            kl = [reference.kl_from_standard(*both) for both in zip(want[STANDARD], want[condition], strict=True)]
-            assert_close(found.metrics[KL_FROM_STANDARD], np.stack(kl), f"{family} {condition} {KL_FROM_STANDARD}")
+            assert_comparison(found, want[STANDARD], want[condition], f"{family} {condition}")

@@ -22,10 +22,13 @@ from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords, Example, Records
 from llm_entropy.settings import (
+    ALL_METRICS,
+    COMPARISON_METRICS,
     CONTROL,
     KL_FROM_STANDARD,
     METRICS,
     STANDARD,
+    TOP1_CHANGED,
     AnalysisSettings,
     ControlSettings,
 )
@@ -87,7 +90,12 @@ def assert_identical(a: ConditionRecords, b: ConditionRecords) -> None:
     for name, values in a.tokens._asdict().items():
         assert torch.equal(values, getattr(b.tokens, name)), name
     for name in METRICS:
-        assert torch.equal(a.metrics[name], b.metrics[name]), name
+        assert_equal(a.metrics[name], b.metrics[name], name)
+
+
+def assert_equal(a: torch.Tensor, b: torch.Tensor, what: str) -> None:
+    """Fail unless both are the same, bit for bit; empty numbers are equal."""
+    torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda text: f"{what}: {text}")
 
 
 # --- steering ------------------------------------------------------------------------------------------------------
@@ -107,6 +115,7 @@ def test_steering_by_nothing_gives_the_standard_run(family: str, what: str) -> N
     records = measure(family, batch_of(family), factor * vector_for(family), control=control)
     assert_identical(records.conditions[STANDARD], records.conditions[CONTROL])
     assert records.conditions[CONTROL].metrics[KL_FROM_STANDARD].abs().max() <= 1e-6
+    assert not records.conditions[CONTROL].metrics[TOP1_CHANGED].any()
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -124,15 +133,17 @@ def test_steering_a_block_leaves_what_lies_below_untouched_bit_for_bit(family: s
         vector[layer] = vector_for(family)
         records = measure(family, batch_of(family), vector)
         standard, control = (records.conditions[condition].metrics for condition in (STANDARD, CONTROL))
-        # These three depend on their own layer alone; the targets and `kl_to_final` depend on the last one.
-        for name in ("entropy", "margin", "varentropy"):
+        # These depend on their own layer alone; the targets and `kl_to_final` depend on the last one.
+        for name in ("entropy", "margin", "varentropy", "residual_norm", "renyi_entropy"):
             changed = standard[name] != control[name]
             assert not changed[:, :layer].any(), f"{name} below layer {layer}"
             assert changed[:, layer].any(), f"{name} at layer {layer}"
         changed = standard["attention_entropy"] != control["attention_entropy"]
         assert not changed[:, :layer].any(), f"attention below layer {layer}"
         assert layer == num_blocks or changed[:, layer].any(), f"attention above layer {layer}"
-        assert not control[KL_FROM_STANDARD][:, :layer].any()
+        for name in COMPARISON_METRICS:
+            assert not control[name][:, :layer].any()
+            assert control[name][:, layer:].any()
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -200,6 +211,28 @@ def test_nothing_is_left_to_be_decided_at_the_last_layer(family: str) -> None:
         assert condition.metrics["kl_to_final"][:, 0].min() > 1e-3
 
 
+@pytest.mark.parametrize("family", MODELS)
+def test_metrics_keep_within_their_bounds_and_are_empty_where_they_say(family: str) -> None:
+    records = measure(family, batch_of(family), vector_for(family))
+    for condition in records.conditions.values():
+        for name, values in condition.metrics.items():
+            about = ALL_METRICS[name]
+            least, most = about.bounds
+            present = values[~values.isnan()]
+            assert ((present >= least) & (present <= most * (1 + 1e-5))).all(), name
+            assert values[:, : about.first].isnan().all(), name
+            gaps = values[:, about.first :].isnan()
+            assert gaps.any() == (about.has_gaps and family in CAUSAL), name
+        if family in CAUSAL:
+            gaps = condition.metrics["attended_entropy"].isnan()
+            assert torch.equal(gaps.all(-1).all(-1), records.positions == 0)
+            assert torch.equal(gaps.any(-1).any(-1), records.positions == 0)
+        final = condition.metrics["top1_agreement"]
+        assert final[:, -1].all()
+        assert 0 < final.mean() < 1
+        assert (condition.metrics["entropy_change"][:, 1:] < 0).any()
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_mean_surprisal_at_all_positions_is_the_models_own_loss(family: str) -> None:
     records = measure(family, batch_of(family))
@@ -246,7 +279,12 @@ def assert_same_records(a: dict[tuple[int, int], Any], b: dict[tuple[int, int], 
         # all records at once: one by one, thousands of numbers take most of the time of these tests
         first, second = (torch.stack([numbers[key][name] for key in a]) for numbers in (a, b))
         torch.testing.assert_close(
-            second, first, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}, by record: {text}"
+            second,
+            first,
+            rtol=1e-5,
+            atol=1e-5,
+            equal_nan=True,
+            msg=lambda text, name=name: f"{name}, by record: {text}",
         )
 
 
@@ -317,7 +355,9 @@ def test_half_precision_weights_give_float32_statistics(family: str, dtype: torc
     for condition in records.conditions.values():
         for name, values in condition.metrics.items():
             assert values.dtype == torch.float32, name
-            assert values.isfinite().all(), name
+            about = ALL_METRICS[name]
+            present = values[records.positions > 0] if about.has_gaps else values[:, about.first :]
+            assert present.isfinite().all(), name
         assert condition.tokens.top_probabilities.dtype == condition.tokens.tracked_probabilities.dtype == torch.float32
     with torch.no_grad():
         bias = None if decoder.bias is None else decoder.bias.double()

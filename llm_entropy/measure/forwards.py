@@ -13,7 +13,7 @@ from llm_entropy.models.attention import read_attention_entropy
 from llm_entropy.models.families import ModelView, run_base
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.shared_blocks import BlockOutput, keep_outputs, start_behind
-from llm_entropy.schema import Batch
+from llm_entropy.schema import AttentionStatistics, Batch
 from llm_entropy.steering.hooks import steer
 from llm_entropy.steering.plan import SteeringPlan
 
@@ -23,8 +23,8 @@ class Forward(NamedTuple):
 
     states: Tensor
     """[layer, record, hidden], of the first condition all layers, of the others those that differ from the first's."""
-    attention: Optional[Tensor]
-    """[block, record, head], in nats, of all blocks; None if it was not asked for."""
+    attention: Optional[AttentionStatistics]
+    """Of all blocks; None if it was not asked for."""
 
 
 class Reading(NamedTuple):
@@ -33,6 +33,8 @@ class Reading(NamedTuple):
     view: ModelView
     attention: bool
     """Whether the entropy of its attention is read, too."""
+    attended: bool
+    """Whether it is counted, beside that, how many tokens are attended."""
     before_block: Callable[[], None]
     """Called before each block runs."""
 
@@ -73,9 +75,19 @@ def run_forwards(
         other, _ = _forward(reading, batch, plan, behind=None if count == 0 else (count - 1, kept[count - 1]))
         attention = other.attention
         if first.attention is not None:
-            own = [] if attention is None else [attention]
-            attention = torch.cat([first.attention[:count], *own])
+            attention = _behind(first.attention, count, attention)
         yield Forward(other.states[count:], attention)
+
+
+def _behind(first: AttentionStatistics, count: int, others: Optional[AttentionStatistics]) -> AttentionStatistics:
+    """Return the attention of `count` blocks of the first condition, and behind it that of blocks that ran again."""
+    shared = [None if own is None else own[:count] for own in first]
+    if others is None:
+        return AttentionStatistics._make(shared)
+    pairs = zip(shared, others, strict=True)
+    return AttentionStatistics._make(
+        None if one is None or other is None else torch.cat([one, other]) for one, other in pairs
+    )
 
 
 def _forward(
@@ -107,8 +119,11 @@ def _forward(
             hooks.enter_context(start_behind(view, *behind))
         states = hooks.enter_context(read_layers(view, batch.rows, batch.positions))
         runs_blocks = behind is None or behind[0] < view.shape.num_blocks - 1
-        attention = None
+        read = None
         if reading.attention and runs_blocks:
-            attention = hooks.enter_context(read_attention_entropy(view, batch.rows, batch.positions))
+            read = hooks.enter_context(
+                read_attention_entropy(view, batch.rows, batch.positions, counts=reading.attended)
+            )
         run_base(view, batch.input_ids, batch.attention_mask)
-    return Forward(states.stack(), None if attention is None else attention.stack()), kept
+    attention = None if read is None else AttentionStatistics(read.stack(), read.stack_attended())
+    return Forward(states.stack(), attention), kept

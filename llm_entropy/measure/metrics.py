@@ -1,6 +1,7 @@
-"""Metrics as arithmetic on the statistics of a vocabulary row. A metric is one function, and a row of `METRICS`.
+"""Metrics as arithmetic on statistics: of a vocabulary row, of the attention, or of the residual stream.
 
-Shapes: the statistics and each result are [condition, layer, row]. Units: nats, unless a line says otherwise.
+A metric is one function, and a row of `METRICS`. Shapes: statistics of vocabulary rows and what is made of them are
+[condition, layer, row]. Units: nats, unless a line says otherwise.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Optional
 
+import torch
 from torch import Tensor
 
-from llm_entropy.schema import LayerStatistics
+from llm_entropy.schema import AttentionStatistics, LayerStatistics
 
 
 def entropy(statistics: LayerStatistics, vocab_size: int) -> Tensor:
@@ -59,6 +61,35 @@ def varentropy(statistics: LayerStatistics, vocab_size: int) -> Tensor:
     return (_given(statistics.square) - statistics.mean.square()).clamp(min=0.0)
 
 
+def entropy_change(statistics: LayerStatistics, vocab_size: int) -> Tensor:
+    """Return H(p_layer) - H(p_(layer - 1)), below 0 where a layer prunes; NaN at layer 0 (Entropy-Lens, 2502.16570)."""
+    change = entropy(statistics, vocab_size).diff(dim=1)
+    return torch.cat([torch.full_like(change[:, :1], torch.nan), change], dim=1)
+
+
+def top1_agreement(statistics: LayerStatistics, vocab_size: int) -> Tensor:
+    """Return 1 where the most likely token is the final layer's of the same condition, else 0; without a unit."""
+    top1, log_sum = _given(statistics.top1), statistics.log_sum
+    return _flag(top1 == top1[:, -1:], log_sum, log_sum[:, -1:])
+
+
+def top1_changed(statistics: LayerStatistics, vocab_size: int) -> Tensor:
+    """Return 1 where the most likely token is not the first condition's at the same layer, else 0; without a unit."""
+    top1, log_sum = _given(statistics.top1), statistics.log_sum
+    return _flag(top1 != top1[:1], log_sum, log_sum[:1])
+
+
+def renyi_entropy(statistics: LayerStatistics, vocab_size: int) -> Tensor:
+    """Return ln(sum p^a) / (1 - a) of the order a (Rényi 1961), in [0, ln V]."""
+    a = statistics.order
+    return ((_given(statistics.log_power) - a * statistics.log_sum) / (1.0 - a)).clamp(min=0.0)
+
+
+def _flag(is_so: Tensor, log_sum: Tensor, other: Tensor) -> Tensor:
+    """Return 1 where something is so of two rows, else 0; NaN where the logits of one of them are no numbers."""
+    return torch.where((log_sum + other).isnan(), torch.nan, is_so.float())
+
+
 def _kl(mean: Tensor, log_sum: Tensor, statistics: LayerStatistics, cross: Tensor) -> Tensor:
     """Return KL(q, p) from the moments of q and the logits of p expected under q."""
     return ((mean - log_sum) - (cross - statistics.log_sum)).clamp(min=0.0)
@@ -81,15 +112,40 @@ FROM_STATISTICS: dict[str, Callable[[LayerStatistics, int], Tensor]] = {
         kl_from_standard,
         target_rank,
         varentropy,
+        entropy_change,
+        top1_agreement,
+        top1_changed,
+        renyi_entropy,
     )
 }
 """Every metric that is made from the statistics of a vocabulary row, by its name in `settings.metrics`."""
 
 
-def attention_entropy(entropies: Tensor) -> Tensor:
-    """Return -sum_j a_j ln a_j of each attention row: what was read, [record, block, head]."""
-    return entropies
+def attention_entropy(statistics: AttentionStatistics) -> Tensor:
+    """Return -sum_j a_j ln a_j of each attention row: what was read, [block, record, head]."""
+    return statistics.entropy
 
 
-FROM_ATTENTION: dict[str, Callable[[Tensor], Tensor]] = {"attention_entropy": attention_entropy}
-"""Every metric that is made from the entropies of the attention, [record, block, head], by its name."""
+def attended_entropy(statistics: AttentionStatistics) -> Tensor:
+    """Return the entropy of each row / ln(number of tokens that it may see), [block, record, head], in [0, 1].
+
+    NaN where a row sees one token alone, as the first of a causal model does.
+    """
+    attended = _given(statistics.attended)
+    return torch.where(attended > 1, statistics.entropy / attended.log(), torch.nan)
+
+
+FROM_ATTENTION: dict[str, Callable[[AttentionStatistics], Tensor]] = {
+    function.__name__: function for function in (attention_entropy, attended_entropy)
+}
+"""Every metric that is made from the attention, by its name."""
+
+
+def residual_norm(states: Tensor) -> Tensor:
+    """Return the Euclidean norm of the residual stream [..., hidden], [...], float32, in the stream's own unit."""
+    norm: Tensor = torch.linalg.vector_norm(states, dim=-1, dtype=torch.float32)
+    return norm
+
+
+FROM_STREAM: dict[str, Callable[[Tensor], Tensor]] = {"residual_norm": residual_norm}
+"""Every metric that is made from the residual stream [slot, record, hidden], by its name."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from llm_entropy.measure.budget import conditions_together, rows_together
 from llm_entropy.measure.forwards import Forward, Reading, run_forwards, shared_layers
 from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS
+from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM
 from llm_entropy.measure.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
-from llm_entropy.schema import Batch, ConditionRecords, Records
+from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records
 from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, AnalysisSettings, compared, needs_of
 from llm_entropy.steering.plan import SteeringPlan
 
@@ -58,6 +58,7 @@ class EntropyModule(L.LightningModule):
             num_tracked=analysis.tracked_tokens,
             use_sampling=analysis.use_sampling,
             needs=needs_of(name for names in self.names for name in names),
+            order=analysis.renyi_order,
         )
         self._most_rows: Optional[int] = None
         self._tokens_before = 0
@@ -143,8 +144,8 @@ class EntropyModule(L.LightningModule):
     def _measure(self, batch: Batch) -> list[ConditionRecords]:
         """Run every condition on a batch, and read them together, or in groups where a long sentence takes too much."""
         self.plans = [None if plan is None else plan.to(batch.attention_mask.device) for plan in self.plans]
-        reads_attention = "attention" in self.wanted.needs
-        reading = Reading(self.view, reads_attention, lambda: self._tell(self._tokens_before))
+        needs = self.wanted.needs
+        reading = Reading(self.view, "attention" in needs, "attended" in needs, lambda: self._tell(self._tokens_before))
         forwards = run_forwards(reading, batch, self.plans, self.slots.shared)
         first = next(forwards)
         sizes = [self._num_slots(c) for c in range(1, len(self.conditions))]
@@ -173,7 +174,7 @@ class EntropyModule(L.LightningModule):
         found = [ConditionRecords.join(own) for own in zip(*tiles, strict=True)]
         for c, forward, own in zip(together, forwards, found, strict=True):
             if forward.attention is not None:
-                own.metrics.update(self._attention_metrics(c, forward.attention.transpose(0, 1)))
+                own.metrics.update(self._attention_metrics(c, forward.attention))
         return found
 
     def _read_tile(
@@ -185,18 +186,19 @@ class EntropyModule(L.LightningModule):
         names_tokens = [self.conditions[c].keeps_tokens for c in together]
         statistics, tokens = decode(inputs, slots, unembedding, targets, uniforms, self.wanted, names_tokens)
         vocab_size = self.view.shape.vocab_size
-        names = {name for c in together for name in self.names[c] if name in FROM_STATISTICS}
-        metrics = {name: FROM_STATISTICS[name](statistics, vocab_size) for name in names}
+        names = {name for c in together for name in self.names[c]}
+        metrics = {name: make(statistics, vocab_size) for name, make in FROM_STATISTICS.items() if name in names}
+        metrics |= {name: slots.spread(make(states)) for name, make in FROM_STREAM.items() if name in names}
         return [
             ConditionRecords({name: metrics[name][place].T for name in self.names[c] if name in metrics}, tokens[place])
             for place, c in enumerate(together)
         ]
 
-    def _attention_metrics(self, condition: int, entropies: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Yield what a condition's attention [record, block, head] gives; of metrics alone, the mean over the heads."""
+    def _attention_metrics(self, condition: int, statistics: AttentionStatistics) -> Iterator[tuple[str, Tensor]]:
+        """Yield what a condition's attention gives, [record, block, head]; of a placebo the mean over the heads."""
         for name in self.names[condition]:
             if name in FROM_ATTENTION:
-                values = FROM_ATTENTION[name](entropies)
+                values = FROM_ATTENTION[name](statistics).transpose(0, 1)
                 yield name, values if self.conditions[condition].keeps_tokens else values.mean(dim=-1)
 
     def _tell(self, num_tokens: int) -> None:

@@ -78,6 +78,8 @@ class Wanted(NamedTuple):
     """Whether the predicted token is a sampled one."""
     needs: Collection[Need]
     """What the metrics are made from."""
+    order: float = 2.0
+    """The order of the powers."""
 
 
 def decode(
@@ -149,15 +151,24 @@ def _statistics(
         top_slots=top_slots,
         top_k=max(wanted.top_k, wanted.num_tracked),
         square="square" in wanted.needs,
+        order=wanted.order if "power" in wanted.needs else None,
+        top1="top1" in wanted.needs,
         pairs=[(a, b) for a, b in pairs if a != b],
     )
+
+    def spread(values: Optional[Tensor]) -> Optional[Tensor]:
+        return None if values is None else slots.spread(values)
+
     return rows, LayerStatistics(
         log_sum=slots.spread(rows.log_sum),
         mean=slots.spread(rows.mean),
         runner_up=slots.spread(rows.runner_up),
-        square=None if rows.square is None else slots.spread(rows.square),
+        square=spread(rows.square),
+        log_power=spread(rows.log_power),
+        top1=spread(rows.top1),
         final_cross=_cross(rows, pairs, final_pairs),
         standard_cross=_cross(rows, pairs, first_pairs),
+        order=wanted.order,
     )
 
 

@@ -102,16 +102,24 @@ class Chunk:
         return flat.reshape(len(self.table), values.type.list_size)
 
 
-def mean_by_group(values: npt.NDArray[np.float32], counts: Integers) -> npt.NDArray[np.float64]:
+def mean_by_group(
+    values: npt.NDArray[np.float32], counts: Integers, *, has_gaps: bool = False
+) -> npt.NDArray[np.float64]:
     """Return the mean of each group of consecutive rows, in float64.
 
     Args:
         values: [row, ...].
         counts: [group], how many rows each group has.
+        has_gaps: Whether NaN stands for no value and is left out; otherwise the mean is NaN.
 
     Returns:
-        [group, ...].
+        [group, ...]; NaN where a group has no value.
     """
     starts = np.cumsum(counts) - counts
-    sums = np.add.reduceat(values.astype(np.float64), starts, axis=0)
-    return np.asarray(sums / counts.reshape(-1, *[1] * (values.ndim - 1)))
+    numbers, sizes = values.astype(np.float64), counts.reshape(-1, *[1] * (values.ndim - 1))
+    if has_gaps:
+        is_there = ~np.isnan(numbers)
+        numbers = np.where(is_there, numbers, 0.0)
+        sizes = np.add.reduceat(is_there, starts, axis=0, dtype=np.int64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.add.reduceat(numbers, starts, axis=0) / sizes)

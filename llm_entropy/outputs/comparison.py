@@ -183,6 +183,6 @@ class Moments:
         return np.where(self.count > 1, np.sqrt(self.squares / np.maximum(self.count - 1, 1)), np.nan)
 
     @property
-    def missing(self) -> int:
-        """How many numbers, over all columns, were not finite."""
-        return int((self.rows - self.count).sum())
+    def missing(self) -> npt.NDArray[np.int64]:
+        """[layer], how many numbers were not finite."""
+        return self.rows - self.count

@@ -56,7 +56,7 @@ def read_comparison(run_dir: Path, model: str, comparison: Comparison, metric: s
         run_dir: The run's folder.
         model: The model's key.
         comparison: Its other condition keeps tokens.
-        metric: The metric's name; also `kl_from_standard`, which has one row per sentence.
+        metric: The metric's name; also `kl_from_standard` and `top1_changed`, which have one row per sentence.
 
     Returns:
         As `read_metric`; with four rows the index has a level `quantity` too: the names of both conditions, difference,
@@ -120,8 +120,8 @@ def _read_records(path: Path, metric: str) -> pd.DataFrame:
     table = pq.read_table(path, columns=[SENTENCE_ID, SENTENCE, metric])
     starts = np.flatnonzero(np.diff(table[SENTENCE_ID].to_numpy(), prepend=-1))
     values = table[metric].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-    means = mean_by_group(values, np.diff(starts, append=len(table)))
     about = ALL_METRICS[metric]
+    means = mean_by_group(values, np.diff(starts, append=len(table)), has_gaps=about.has_gaps)
     if about.is_per_head:
         means = mean_over_heads(means, int(table.schema.field(metric).metadata[b"shape"].split()[0]))
     numbers = means.astype(np.float32).astype(np.float64)

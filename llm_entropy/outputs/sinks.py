@@ -33,7 +33,7 @@ from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.views import Pair, View, num_points
 from llm_entropy.schema import TRACKED_TOKENS, ModelShape, column
-from llm_entropy.settings import COMPARISON_METRICS, Comparison, Condition, compared
+from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition, compared
 
 log = logging.getLogger("llm_entropy")
 
@@ -219,7 +219,8 @@ def _compare(sinks: ComparisonSinks, curves: dict[str, dict[str, Curves]]) -> Co
 
 
 def _warn_if_missing(model: str, condition: str, metric: str, builder: CurveBuilder) -> None:
-    if missing := builder.moments.missing:
+    about = ALL_METRICS[metric]
+    if not about.has_gaps and (missing := int(builder.moments.missing[about.first :].sum())):
         log.warning(
             "%s, %s: %d of the numbers of %s are not finite: null in the CSV file, left out of the mean curve",
             *(model, condition, missing, metric),

@@ -26,7 +26,7 @@ class SummaryRow(NamedTuple):
     condition: str
     """Whose the next two numbers are: the standard one, or where it was not run each of the others in turn."""
     first_layer: float
-    """Mean over the sentences at the first layer (or block)."""
+    """Mean over the sentences at the first layer (or block) that has a value."""
     last_layer: float
     """The same at the last."""
 
@@ -59,7 +59,7 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
             metric,
             ALL_METRICS[metric].unit,
             condition.name,
-            float(curve.mean[0]),
+            float(curve.mean[ALL_METRICS[metric].first]),
             float(curve.mean[-1]),
         )
         for condition in tables.baselines

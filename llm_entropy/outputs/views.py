@@ -48,7 +48,8 @@ class View:
     def rows(self, metric: str) -> Floats:
         """Return a metric, [sentence, layer]: the mean over each sentence's records, and over heads."""
         if metric not in self._rows:
-            means = mean_by_group(self.numbers(metric), self.chunk.counts)
+            has_gaps = ALL_METRICS[metric].has_gaps
+            means = mean_by_group(self.numbers(metric), self.chunk.counts, has_gaps=has_gaps)
             width = num_points(metric, self.chunk.shape)
             self._rows[metric] = means if means.shape[1] == width else mean_over_heads(means, width)
         return self._rows[metric]

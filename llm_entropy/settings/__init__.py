@@ -15,6 +15,7 @@ from llm_entropy.settings.metrics import (
     KL_FROM_STANDARD,
     METRICS,
     RESIDUAL_NORM,
+    TOP1_CHANGED,
     Metric,
     needs_of,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "RANKS",
     "RESIDUAL_NORM",
     "STANDARD",
+    "TOP1_CHANGED",
     "AnalysisSettings",
     "Comparison",
     "Condition",

@@ -3,12 +3,26 @@
 The function of a metric has its name, in `measure.metrics`.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-Need = Literal["moments", "runner_up", "square", "target", "target_rank", "final_cross", "standard_cross", "attention"]
-"""What a metric is made from: fields of `schema.LayerStatistics` (moments: those that are always made), or the model's
-own attention."""
+Need = Literal[
+    "moments",
+    "runner_up",
+    "square",
+    "power",
+    "top1",
+    "target",
+    "target_rank",
+    "final_cross",
+    "standard_cross",
+    "attention",
+    "attended",
+    "stream",
+]
+"""What a metric is made from: fields of `schema.LayerStatistics` (moments: those that are always made), the entropies
+of the model's own attention, how many tokens that may see, or the residual stream itself."""
 
 
 class Metric(NamedTuple):
@@ -26,6 +40,12 @@ class Metric(NamedTuple):
     """Of its axis in plots; logarithmic for what grows exponentially."""
     is_per_head: bool = False
     """Whether a record has a number for each attention head; tables and plots show the mean over the heads."""
+    first: int = 0
+    """The first layer (or block) that has a value; before it all are empty (NaN)."""
+    has_gaps: bool = False
+    """Whether a record may have no value (NaN); the mean over a sentence's records leaves it out."""
+    bounds: tuple[float, float] = (0.0, math.inf)
+    """The least and the largest value there can be."""
 
     @property
     def reads_target(self) -> bool:
@@ -43,19 +63,33 @@ METRICS: dict[str, Metric] = {
     "kl_to_final": Metric("KL to the final layer", "nats", "layer", ("moments", "final_cross")),
     "target_rank": Metric("rank of the target", "tokens", "layer", ("target_rank",)),
     "varentropy": Metric("varentropy", "nats squared", "layer", ("moments", "square")),
+    "residual_norm": Metric("norm of the residual stream", "", "layer", ("stream",)),
+    "entropy_change": Metric("change of entropy", "nats", "layer", ("moments",), first=1, bounds=(-math.inf, math.inf)),
+    "top1_agreement": Metric("agreement with the final token", "", "layer", ("top1",), bounds=(0.0, 1.0)),
+    "attended_entropy": Metric(
+        "attention entropy / ln(attended tokens)",
+        "",
+        "block",
+        ("attention", "attended"),
+        is_per_head=True,
+        has_gaps=True,
+        bounds=(0.0, 1.0),
+    ),
+    "renyi_entropy": Metric("Rényi entropy", "nats", "layer", ("moments", "power")),
 }
 """Every metric that `analysis.metrics` may name, in the order of the outputs."""
 
 DEFAULT_METRICS = ("entropy", "perplexity", "margin", "kl_divergence", "attention_entropy", "surprisal")
 
-KL_FROM_STANDARD = "kl_from_standard"
+KL_FROM_STANDARD, TOP1_CHANGED = "kl_from_standard", "top1_changed"
 COMPARISON_METRICS: dict[str, Metric] = {
-    KL_FROM_STANDARD: Metric("KL from standard to control", "nats", "layer", ("moments", "standard_cross"))
+    KL_FROM_STANDARD: Metric("KL from standard to control", "nats", "layer", ("moments", "standard_cross")),
+    TOP1_CHANGED: Metric("share of changed top tokens", "", "layer", ("top1",), bounds=(0.0, 1.0)),
 }
 """Metrics of a condition beside the standard one; they are always measured in a comparison."""
 
 RESIDUAL_NORM = "residual_norm"
-BASELINE_METRICS: dict[str, Metric] = {RESIDUAL_NORM: Metric("norm of the residual stream", "", "layer", ("moments",))}
+BASELINE_METRICS: dict[str, Metric] = {RESIDUAL_NORM: METRICS[RESIDUAL_NORM]}
 """Metrics that the standard condition of a comparison records in any case: what a dose is measured by."""
 
 ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}

@@ -12,6 +12,9 @@ from llm_entropy.settings.control import ControlSettings
 from llm_entropy.settings.fields import make_plain_
 from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
 
+LEAST_FROM_SHANNON = 0.02
+"""How near an order a of Rényi's entropy may come to 1: float32 leaves an error of about 1e-6 / abs(a - 1) nats."""
+
 
 @dataclass
 class AnalysisSettings:
@@ -35,6 +38,8 @@ class AnalysisSettings:
     """Folder of a tuned lens (`params.pt` or `params.safetensors`); `{model}` stands for the model's key."""
     metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
     """Names of the metrics."""
+    renyi_order: float = 2.0
+    """Order a of `renyi_entropy`, ln(sum p^a) / (1 - a)."""
     top_k: int = 5
     """How many tokens of the final layer the predictions list."""
     tracked_tokens: int = 3
@@ -50,6 +55,12 @@ class AnalysisSettings:
             _check_at_least("analysis.num_sentences", self.num_sentences, 1, "or null for the whole corpus")
         if not (math.isfinite(self.temperature) and self.temperature > 0):
             raise ReportedError(f"analysis.temperature: got {self.temperature}; expected a number above 0")
+        order = self.renyi_order
+        if not (math.isfinite(order) and order > 0 and abs(order - 1) >= LEAST_FROM_SHANNON):
+            raise ReportedError(
+                f"analysis.renyi_order: got {order}; expected a number above 0, and not within {LEAST_FROM_SHANNON} of "
+                "1, where it is the entropy"
+            )
         _check_at_least("analysis.top_k", self.top_k, 1)
         _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 1)
         if not self.metrics:

@@ -161,6 +161,13 @@ BAD_INPUT = {
     "no sentences": Bad(("--num-sentences", "0"), ("analysis.num_sentences: got 0", "at least 1", "null")),
     "too many sentences": Bad(("--num-sentences", "9"), ("analysis.num_sentences: got 9", "only 8", "null for all")),
     "a temperature of zero": Bad(("--temperature", "0"), ("analysis.temperature: got 0.0", "above 0")),
+    "an order of Rényi's entropy that is Shannon's": Bad(
+        ("--analysis.renyi_order", "1"), ("analysis.renyi_order: got 1.0", "above 0, and not within 0.02 of 1")
+    ),
+    "a negative order of Rényi's entropy": Bad(
+        ("--analysis.renyi_order=-2",), ("analysis.renyi_order: got -2.0", "above 0")
+    ),
+    "an infinite order of Rényi's entropy": Bad(("--analysis.renyi_order", ".inf"), ("analysis.renyi_order: got inf",)),
     "a negative temperature": Bad(("--temperature=-0.5",), ("analysis.temperature: got -0.5", "above 0")),
     "a temperature that is no number": Bad(("--temperature", ".nan"), ("analysis.temperature: got nan", "above 0")),
     "an unknown metric, alone": Bad(("--analysis.metrics", "entropi"), ("analysis.metrics: got 'entropi'", "margin")),

@@ -16,7 +16,7 @@ from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, Records
-from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
+from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
 from llm_entropy.steering.plan import plan_conditions
 
 MODELS = ("gpt2", "bert", "albert", "llama")
@@ -58,7 +58,7 @@ def assert_identical(a: ConditionRecords, b: ConditionRecords, names: Sequence[s
     for values, expected in zip(a.tokens, b.tokens, strict=True):
         assert torch.equal(values, expected)
     for name in names:
-        assert torch.equal(a.metrics[name], b.metrics[name]), name
+        torch.testing.assert_close(a.metrics[name], b.metrics[name], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("use_sampling", [False, True])
@@ -68,7 +68,8 @@ def test_strength_zero_is_the_standard_run_bit_for_bit(family: str, use_sampling
     found = measure(family, compare_control=True, use_sampling=use_sampling, control=control).conditions
     assert list(found) == ["standard", "control_-1", "control_+0", "control_+2"]
     assert_identical(found["control_+0"], found["standard"])
-    assert not found["control_+0"].metrics["kl_from_standard"].any()
+    for name in COMPARISON_METRICS:
+        assert not found["control_+0"].metrics[name].any()
     assert found["control_+2"].metrics["kl_from_standard"][:, -1].all()
 
 
@@ -83,7 +84,7 @@ def test_several_conditions_have_the_bits_of_runs_with_one_each(family: str, com
         compare_control=compares,
         conditions={name: {**own, "strengths": strengths[name]} for name, own in vectors.items()},
     ).conditions
-    names = [*METRICS, "kl_from_standard"] if compares else list(METRICS)
+    names = [*METRICS, *COMPARISON_METRICS] if compares else list(METRICS)
     for source, own in vectors.items():
         for strength in strengths[source]:
             alone = measure(family, compare_control=compares, conditions={source: {**own, "strength": strength}})
@@ -99,7 +100,7 @@ def test_one_of_several_strengths_alone_is_the_strength(family: str) -> None:
     one = measure(family, compare_control=True, control={**vector, "strengths": [1.5]}).conditions
     other = measure(family, compare_control=True, control={**vector, "strength": 1.5}).conditions
     assert list(one) == list(other) == ["standard", "control"]
-    assert_identical(one["control"], other["control"], [*METRICS, "kl_from_standard"])
+    assert_identical(one["control"], other["control"], [*METRICS, *COMPARISON_METRICS])
 
 
 FIVE = {
@@ -130,7 +131,8 @@ def test_groups_of_rows_and_of_conditions_give_the_same_numbers(family: str, mon
         assert list(other.conditions) == list(whole.conditions)
         for name, own in whole.conditions.items():
             for metric, values in own.metrics.items():
-                torch.testing.assert_close(other.conditions[name].metrics[metric], values, rtol=1e-4, atol=2e-5)
+                found = other.conditions[name].metrics[metric]
+                torch.testing.assert_close(found, values, rtol=1e-4, atol=2e-5, equal_nan=True)
             if own.tokens is not None:
                 assert torch.equal(other.conditions[name].tokens.target_ids, own.tokens.target_ids)
 
@@ -142,7 +144,8 @@ def test_the_records_of_a_placebo_are_metrics_alone() -> None:
         is_placebo = "random" in name
         assert (own.tokens is None) == is_placebo
         heads = [] if is_placebo else [shape.num_heads]
-        assert list(own.metrics["attention_entropy"].shape) == [sum(LENGTHS), shape.num_blocks, *heads]
+        for metric in ("attention_entropy", "attended_entropy"):
+            assert list(own.metrics[metric].shape) == [sum(LENGTHS), shape.num_blocks, *heads]
     assert not torch.equal(*(found[f"control_random_{number}"].metrics["entropy"] for number in (1, 2)))
 
 

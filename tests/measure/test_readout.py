@@ -11,10 +11,12 @@ from torch import Tensor
 from llm_entropy.measure.metrics import FROM_STATISTICS
 from llm_entropy.measure.readout import Slots, Wanted, decode
 from llm_entropy.schema import PREDICTED, NamedTokens, Unembedding
+from llm_entropy.settings import COMPARISON_METRICS
+from llm_entropy.settings.sections import LEAST_FROM_SHANNON
 
 LAYERS, ROWS, WIDTH, VOCAB = 4, 5, 16, 103
-NEEDS = ("moments", "square", "final_cross", "standard_cross", "target", "target_rank")
-EVERYTHING = Wanted(3, 2, False, NEEDS)
+NEEDS = ("moments", "square", "power", "top1", "final_cross", "standard_cross", "target", "target_rank")
+EVERYTHING = Wanted(3, 2, False, NEEDS, order=0.5)
 
 
 def make_inputs(*shared: int) -> tuple[Tensor, Tensor]:
@@ -73,11 +75,17 @@ def test_metrics_are_those_of_the_textbook_whatever_is_shared(shared: tuple[int,
         "kl_from_standard": (p[:1] * (log_p[:1] - log_p)).sum(-1),
         "target_rank": (log_p > target_log_p.unsqueeze(-1)).sum(-1).double(),
         "varentropy": (p * (-log_p - entropy.unsqueeze(-1)) ** 2).sum(-1),
+        "entropy_change": entropy.diff(dim=1, prepend=torch.full_like(entropy[:, :1], torch.nan)),
+        "top1_agreement": (z.argmax(-1) == z[:, -1:].argmax(-1)).double(),
+        "top1_changed": (z.argmax(-1) != z[:1].argmax(-1)).double(),
+        "renyi_entropy": 2 * p.sqrt().sum(-1).log(),
     }
     assert set(truth) == set(FROM_STATISTICS)
     for name, expected in truth.items():
         got = FROM_STATISTICS[name](statistics, VOCAB).double()
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            got, expected, rtol=1e-4, atol=2e-5, equal_nan=True, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("num_shared", [0, 2])
@@ -89,7 +97,8 @@ def test_conditions_that_agree_differ_in_nothing(num_shared: int) -> None:
     for use_sampling in (False, True):
         wanted = EVERYTHING._replace(use_sampling=use_sampling)
         statistics, tokens = decode(inputs, slots, make_unembedding(), targets, uniforms, wanted, [True] * 2)
-        assert not FROM_STATISTICS["kl_from_standard"](statistics, VOCAB).any()
+        for name in COMPARISON_METRICS:
+            assert not FROM_STATISTICS[name](statistics, VOCAB).any()
         assert not FROM_STATISTICS["kl_to_final"](statistics, VOCAB)[:, -1].any()
         for name in ("entropy", "surprisal", "kl_to_final", "target_rank"):
             standard, control = FROM_STATISTICS[name](statistics, VOCAB)
@@ -119,7 +128,9 @@ def test_metrics_of_a_masked_vocabulary_are_those_of_what_is_left() -> None:
             # a token that cannot be: infinitely surprising, behind all that can
             assert (got[..., 1] == (torch.inf if name == "surprisal" else num_left)).all()
             got, expected = (torch.cat([values[..., :1], values[..., 2:]], -1) for values in (got, expected))
-        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            got, expected, rtol=1e-5, atol=1e-5, equal_nan=True, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def test_a_condition_whose_tokens_are_not_asked_for_has_the_same_statistics() -> None:
@@ -129,5 +140,30 @@ def test_a_condition_whose_tokens_are_not_asked_for_has_the_same_statistics() ->
     every, _ = decode(inputs, slots, make_unembedding(), targets, uniforms, EVERYTHING, [True, True, True])
     some, tokens = decode(inputs, slots, make_unembedding(), targets, uniforms, EVERYTHING, [True, False, True])
     assert [own is None for own in tokens] == [False, True, False]
-    for values, expected in zip(some, every, strict=True):
+    assert some.order == every.order
+    for values, expected in zip(some[:-1], every[:-1], strict=True):
         assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("order", [0.02, 1 - LEAST_FROM_SHANNON, 1 + LEAST_FROM_SHANNON, 2.0, 20.0])
+def test_every_order_that_is_allowed_keeps_within_the_budget(order: float) -> None:
+    _, inputs = make_inputs(0)
+    inputs = inputs * torch.linspace(0.1, 3.0, len(inputs))[:, None, None]
+    slots, targets = Slots(LAYERS, (0, 0)), torch.zeros(ROWS, dtype=torch.int64)
+    wanted = EVERYTHING._replace(order=order)
+    statistics, _ = decode(inputs, slots, make_unembedding(), targets, torch.zeros(ROWS), wanted, [True] * 2)
+    z = slots.spread(inputs).double() @ make_unembedding().weight.double().T / 0.7
+    expected = (order * z.log_softmax(-1)).logsumexp(-1) / (1 - order)
+    found = FROM_STATISTICS["renyi_entropy"](statistics, VOCAB).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_of_logits_that_are_no_numbers_no_token_is_the_most_likely() -> None:
+    _, inputs = make_inputs(0)
+    inputs[1, 2] = torch.nan  # layer 1 of the first condition, record 2
+    inputs[-1, 3] = torch.nan  # the last layer of the second one, record 3
+    slots, targets = Slots(LAYERS, (0, 0)), torch.zeros(ROWS, dtype=torch.int64)
+    statistics, _ = decode(inputs, slots, make_unembedding(), targets, torch.zeros(ROWS), EVERYTHING, [True] * 2)
+    agreement, changed = (FROM_STATISTICS[name](statistics, VOCAB) for name in ("top1_agreement", "top1_changed"))
+    assert agreement.isnan().nonzero().tolist() == [[0, 1, 2], *([1, layer, 3] for layer in range(LAYERS))]
+    assert changed.isnan().nonzero().tolist() == [[0, 1, 2], [1, 1, 2], [1, LAYERS - 1, 3]]

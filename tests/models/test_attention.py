@@ -107,9 +107,11 @@ def test_families_outside_of_the_interface_show_their_maps(family: str) -> None:
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_tokens_that_a_row_may_see_are_those_that_have_a_weight_in_its_map(family: str) -> None:
-    view = view_of(family) if family in THROUGH_THE_INTERFACE else view_model(make_model(family))
+@pytest.mark.parametrize(
+    ("family", "eager"), [(name, False) for name in THROUGH_THE_INTERFACE] + [(name, True) for name in FAMILIES]
+)
+def test_the_tokens_that_a_row_may_see_are_those_that_have_a_weight_in_its_map(family: str, eager: bool) -> None:
+    view = view_model(make_model(family)) if eager else view_of(family)
     expected = torch.cat([(maps > 0).sum(-1) for maps in maps_of(family)], dim=2).transpose(1, 2)
     for padded_to, lengths in ((0, LENGTHS), (61, LENGTHS), (0, LENGTHS[:1])):
         input_ids, mask = sentences(lengths, padded_to)

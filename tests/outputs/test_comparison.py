@@ -63,7 +63,7 @@ def test_numbers_that_are_not_finite_are_left_out_and_counted():
     np.testing.assert_array_equal(total.deviation, [np.sqrt(8 / 3), 0.0, np.nan])
     np.testing.assert_array_equal(total.sample_deviation, [2.0, np.nan, np.nan])
     np.testing.assert_array_equal(total.count, [3, 1, 0])
-    assert total.missing == 5
+    assert total.missing.sum() == 5
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (1, 5), (5, 5), (7, 3), (10_000, 2_000), (2_001, 2_000)])

@@ -21,7 +21,7 @@ from llm_entropy.outputs.making import _numbers, _plain
 from llm_entropy.outputs.results import ModelResult
 from llm_entropy.outputs.summaries import effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import AnalysisSettings, ControlSettings
+from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, ControlSettings
 
 TEXTS = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(60)]
 METRICS = ["entropy", "attention_entropy"]
@@ -65,7 +65,8 @@ def test_each_condition_and_each_comparison_has_its_folder_and_a_placebo_none(ru
     own = ["data/tiny_entropy.csv", "data/tiny_attention_entropy.csv", "data/tiny_token_probabilities.csv"]
     own += ["data/tiny.parquet", "predictions/tiny_predictions.csv"]
     compared = ["data/tiny_entropy_comparative.csv", "data/tiny_attention_entropy_comparative.csv", "data/tiny.parquet"]
-    compared += ["data/tiny_kl_from_standard.csv", "predictions/tiny_comparative_predictions.csv"]
+    compared += ["data/tiny_kl_from_standard.csv", "data/tiny_top1_changed.csv"]
+    compared += ["predictions/tiny_comparative_predictions.csv"]
     expected = {f"{folder}/{name}" for folder in ("standard", *(f"control/{one}" for one in STRENGTHS)) for name in own}
     expected |= {f"comparative/{one}/{name}" for one in STRENGTHS for name in compared}
     of_all = {f"comparative/data/tiny_{name}" for name in ("placebos.parquet", "summary.csv", "dose.csv")}
@@ -91,9 +92,10 @@ def test_every_condition_and_every_difference_has_the_numbers_of_its_own_columns
             assert curves.other is tables.curves[name][metric]
             np.testing.assert_allclose(curves.difference.mean, (after - before).mean(axis=0), rtol=1e-9, atol=1e-9)
     for name in STRENGTHS:
-        kl = means(whole, name, "kl_from_standard", SHAPE.num_layers)
-        np.testing.assert_allclose(result[f"comparative/{name}"]["kl_from_standard"], kl, rtol=1e-6)
-        np.testing.assert_allclose(tables.comparisons[name].between["kl_from_standard"].mean, kl.mean(axis=0))
+        for metric in COMPARISON_METRICS:
+            expected = means(whole, name, metric, SHAPE.num_layers)
+            np.testing.assert_allclose(result[f"comparative/{name}"][metric], expected, rtol=1e-6)
+            np.testing.assert_allclose(tables.comparisons[name].between[metric].mean, expected.mean(axis=0))
 
 
 def test_lines_and_columns_are_labelled_by_the_names_of_the_conditions(run):
@@ -151,11 +153,10 @@ def test_the_placebos_have_the_mean_and_the_sample_deviation_of_their_difference
     }
     rows = frame.set_index(["condition", "metric"])
     for name in PLACEBOS:
-        kl = means(whole, name, "kl_from_standard", SHAPE.num_layers)
-        expected = {"kl_from_standard": kl}
+        expected = {metric: means(whole, name, metric, SHAPE.num_layers) for metric in COMPARISON_METRICS}
         for metric, width in (("entropy", SHAPE.num_layers), ("attention_entropy", SHAPE.num_blocks)):
             expected[metric] = means(whole, name, metric, width) - means(whole, "standard", metric, width)
-        assert list(dict.fromkeys(frame[frame["condition"] == name]["metric"])) == [*METRICS, "kl_from_standard"]
+        assert list(dict.fromkeys(frame[frame["condition"] == name]["metric"])) == [*METRICS, *COMPARISON_METRICS]
         for metric, changes in expected.items():
             found = rows.loc[(name, metric)]
             assert found["layer"].tolist() == list(range(changes.shape[1]))
@@ -213,7 +214,7 @@ def test_how_the_shards_were_cut_changes_no_byte_of_any_condition(tmp_path, monk
         shards.write(run_dir, "tiny", whole, num_files=num_files, seed=index, rows_per_window=20)
         shards.merge(run_dir, "tiny", analysis, chunk_bytes=50_000)
         results.append(made_files(run_dir))
-    assert len(results[0]) == 6 * 5 + 5 * 5 + 3
+    assert len(results[0]) == 6 * 5 + 5 * 6 + 3
     assert results[1] == results[0]
     shards.write(tmp_path / "whole", "tiny", whole)
     shards.merge(tmp_path / "whole", "tiny", analysis)
@@ -232,7 +233,7 @@ def test_many_conditions_are_merged_where_few_files_may_be_open(tmp_path):
     shards.write(tmp_path, "tiny", shards.table(SENTENCES, analysis))
     with few_open_files(30):
         shards.merge(tmp_path, "tiny", analysis, parquet=False)
-    assert len(files_of(tmp_path)) == 13 * 3 + 12 * 3 + 2
+    assert len(files_of(tmp_path)) == 13 * 3 + 12 * 4 + 2
 
 
 @contextmanager
@@ -257,7 +258,7 @@ def test_a_result_has_the_conditions_then_the_comparisons_and_no_placebo(run):
     assert list(result) == ["standard", *STRENGTHS, *(f"comparative/{name}" for name in STRENGTHS)]
     assert len(result) == 11
     assert list(result["control_+1"]) == METRICS
-    assert list(result["comparative/control_+1"]) == [*METRICS, "kl_from_standard"]
+    assert list(result["comparative/control_+1"]) == [*METRICS, *COMPARISON_METRICS]
     assert len(result["comparative/control_+1"].records) == result["standard"].records["position"].size
     with pytest.raises(KeyError, match=re.escape("'control_random_1': the run has standard, control_-2")):
         result["control_random_1"]

@@ -70,12 +70,51 @@ def test_every_metric_file_holds_the_mean_over_the_records_as_pandas_finds_it(tm
     for condition in ("standard", "control"):
         for metric in METRICS:
             expected = mean_by_sentence(whole, f"{condition}/{metric}").to_numpy()
-            if metric == "attention_entropy":
+            if METRICS[metric].is_per_head:
                 expected = expected.reshape(len(MANY), SHAPE.num_blocks, SHAPE.num_heads).mean(axis=2)
             header, *rows = read_csv(tmp_path / condition / "data" / f"tiny_{metric}.csv")
             assert header == ["sentence", "values"]
             assert [sentence for sentence, _ in rows] == MANY
-            np.testing.assert_allclose(to_numbers([values for _, values in rows]), expected, rtol=1e-7)
+            found = to_numbers([values for _, values in rows])
+            np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-7 if METRICS[metric].first else 0)
+
+
+def test_what_is_empty_by_definition_is_null_and_not_reported(tmp_path, caplog):
+    analysis = shards.comparative(metrics=["entropy_change", "attended_entropy"])
+    whole = shards.table(MANY[:20], analysis, records=(2,))
+    gaps = np.array(whole["standard/attended_entropy"].to_pylist())
+    gaps[:, :] = 0.5
+    gaps[::2] = np.nan  # the first record of each sentence
+    gaps[1] = np.nan  # both of the first sentence
+    place = whole.schema.get_field_index("standard/attended_entropy")
+    whole = whole.set_column(place, whole.schema.field(place), shards._array(whole.schema.field(place), gaps))
+    shards.write(tmp_path, "tiny", whole)
+    tables = merge(tmp_path, analysis)
+    assert "not finite" not in caplog.text
+    result = result_of(tmp_path, analysis)
+    change, attended = (result["standard"][metric].to_numpy() for metric in analysis.metrics)
+    assert np.isnan(change[:, 0]).all()
+    assert np.isfinite(change[:, 1:]).all()
+    assert np.isnan(attended[0]).all()
+    assert (attended[1:] == 0.5).all()
+    for metric in analysis.metrics:  # from the records, where there is no CSV file
+        (tmp_path / f"standard/data/tiny_{metric}.csv").unlink()
+        again = result_of(tmp_path, analysis)["standard"][metric].to_numpy()
+        np.testing.assert_allclose(again, change if metric == "entropy_change" else attended, rtol=1e-6)
+    row = next(row for row in summary_rows(tables) if row.metric == "entropy_change")
+    np.testing.assert_allclose(row.first_layer, change[:, 1].mean(), rtol=1e-6)
+
+
+def test_a_layer_that_should_have_a_value_and_has_none_is_reported(tmp_path, caplog):
+    analysis = AnalysisSettings(metrics=["entropy_change"])
+    whole = shards.table(MANY[:20], analysis)
+    values = np.array(whole["standard/entropy_change"].to_pylist())
+    values[3, 2] = np.nan
+    place = whole.schema.get_field_index("standard/entropy_change")
+    whole = whole.set_column(place, whole.schema.field(place), shards._array(whole.schema.field(place), values))
+    shards.write(tmp_path, "tiny", whole)
+    merge(tmp_path, analysis)
+    assert "tiny, standard: 1 of the numbers of entropy_change are not finite" in caplog.text
 
 
 def test_single_records_are_restored_bit_for_bit(tmp_path):
@@ -259,7 +298,7 @@ def test_neither_the_chunks_nor_the_number_of_files_change_a_byte(tmp_path, monk
         shards.write(run_dir, "tiny", whole, num_files=num_files, seed=index)
         merge(run_dir, analysis, chunk_bytes=chunk_bytes)
         results.append(made_files(run_dir))
-    assert len(results[0]) == 2 * (6 + 1 + 1 + 1) + (6 + 1 + 1 + 1) + 1
+    assert len(results[0]) == 2 * (6 + 1 + 1 + 1) + (6 + 2 + 1 + 1) + 1
     name = "comparative/data/tiny_summary.csv"  # sums of chunks: the same to the last digits alone
     summaries = [pd.read_csv(io.BytesIO(files.pop(name))) for files in results]
     for other, summary in zip(results[1:], summaries[1:], strict=True):

@@ -19,7 +19,7 @@ from llm_entropy.outputs.plots import condition as condition_plots
 from llm_entropy.outputs.plots.condition import draw_trajectories, spread
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.schema import ModelShape
-from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
+from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
 
 PRINT_DPI = canvas.DPI
 """What a user gets, read before `small_plots` has made it small."""
@@ -70,7 +70,7 @@ def test_a_comparative_run_has_every_figure_that_is_promised(tmp_path):
     expected = {f"{name}/plots/tiny_{metric}.png" for name in ("standard", "control") for metric in DEFAULT}
     expected |= {f"{name}/plots/tiny_token_probabilities.png" for name in ("standard", "control")}
     expected |= {f"comparative/plots/tiny_{m}_{what}.png" for m in DEFAULT for what in ("comparison", "differences")}
-    expected |= {f"comparative/plots/tiny_{what}.png" for what in ("layer_impact", "kl_from_standard")}
+    expected |= {f"comparative/plots/tiny_{what}.png" for what in ("layer_impact", *COMPARISON_METRICS)}
     assert names(drawn, tmp_path) == expected
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")} == expected
     assert not list(tmp_path.rglob("*.tmp"))
@@ -102,7 +102,7 @@ def test_many_conditions_have_their_figures_in_their_own_folders_and_under_their
     expected = {
         f"{one}/plots/tiny_{file}.png" for one in ("standard", *(f"control/{n}" for n in steered)) for file in own
     }
-    compared = ("entropy_comparison", "entropy_differences", "layer_impact", "kl_from_standard")
+    compared = ("entropy_comparison", "entropy_differences", "layer_impact", *COMPARISON_METRICS)
     expected |= {f"comparative/{name}/plots/tiny_{file}.png" for name in steered for file in compared}
     assert names(drawn, tmp_path) == expected | {"standard/plots/models_entropy.png"}
     assert len(drawn) == len(titles) + 1
@@ -110,11 +110,12 @@ def test_many_conditions_have_their_figures_in_their_own_folders_and_under_their
         "Entropy by layer, standard",
         "How the final answer emerges, standard",
     ]
-    assert [title for title, _ in titles][-4:] == [
+    assert [title for title, _ in titles][-5:] == [
         "Entropy by layer, standard and control_+2",
         "Entropy by layer, control_+2 \N{MINUS SIGN} standard",
         "Where control_+2 acts: standardised effect by metric and layer",
         "How far control_+2 moves the prediction, by layer",
+        "Where control_+2 changes the most likely token, by layer",
     ]
     assert colours == {canvas.BLUE, canvas.VERMILLION}
 
@@ -135,7 +136,7 @@ def test_a_comparison_is_lettered_with_the_names_of_its_conditions_the_long_ones
         compare_control=True, conditions={name: ControlSettings(control_vector=[0.1])}, metrics=["entropy"]
     )
     draw_model(make(tmp_path, analysis, num=3), tmp_path)
-    both, kl = figures[-4], figures[-1]
+    both, kl = figures[-5], figures[-2]
     shown = lettering.shorten(name, canvas.MOST_NAME)
     assert "…" in shown
     labels = [text.get_text() for text in both.axes[0].get_legend().get_texts()]
@@ -198,9 +199,37 @@ def test_constants_and_missing_numbers_are_drawn_without_warnings(tmp_path, tabl
         comparison.baseline = comparison.other = curves_of(rows + 1)
         comparison.difference = curves_of(rows)
         changed.curves["standard"][metric] = curves_of(rows + 1)
-    compared.between["kl_from_standard"] = curves_of(rows)
+    for metric in COMPARISON_METRICS:
+        compared.between[metric] = curves_of(rows)
     draw_model(changed, tmp_path)
     draw_side_by_side([changed], tmp_path)
+
+
+def test_bands_keep_to_the_values_that_there_can_be():
+    rows = np.array([[0.0, 0.9, -3.0], [1.0, 1.0, 5.0]])
+    bands = {metric: canvas.band(curves_of(rows), metric) for metric in ("entropy", "entropy_change", "top1_changed")}
+    for metric, low, high in (
+        ("entropy", [0, 0.9, 0], [1, 1, 5]),
+        ("entropy_change", [0, 0.9, -3], [1, 1, 5]),
+        ("top1_changed", [0, 0.9, 0], [1, 1, 1]),
+    ):
+        np.testing.assert_allclose(bands[metric], [low, high], atol=1e-12)
+
+
+@pytest.mark.parametrize("num", [1, 12])
+def test_metrics_with_empty_layers_and_flags_have_their_figures(tmp_path, num, monkeypatch):
+    impacts = []
+    original = comparative._effects
+    monkeypatch.setattr(comparative, "_effects", lambda *given: impacts.append(original(*given)) or impacts[-1])
+    new = ["residual_norm", "entropy_change", "top1_agreement", "attended_entropy", "renyi_entropy"]
+    result = make(tmp_path, shards.comparative(metrics=new), num=num)
+    drawn = draw_model(result, tmp_path) + draw_side_by_side([result], tmp_path)
+    expected = {f"comparative/plots/tiny_{name}.png" for name in COMPARISON_METRICS}
+    expected |= {f"standard/plots/models_{metric}.png" for metric in new}
+    assert expected <= names(drawn, tmp_path)
+    (_, missing), *_ = impacts
+    assert missing[:, 0].tolist() == [metric == "entropy_change" for metric in new]
+    assert missing[:, -1].tolist() == [metric == "attended_entropy" for metric in new]
 
 
 # --- what is drawn -----------------------------------------------------------------------------------------------

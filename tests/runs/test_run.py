@@ -36,6 +36,7 @@ from llm_entropy.models.loading import load_model
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.run import plan_model, run
 from llm_entropy.settings import (
+    COMPARISON_METRICS,
     CONTROL,
     KL_FROM_STANDARD,
     STANDARD,
@@ -131,8 +132,9 @@ def expected_files(mode: str, models: Iterable[str], metrics: list[str]) -> set[
             names |= {f"comparative/data/{model}_{metric}_comparative.csv" for metric in metrics}
             names |= {f"comparative/plots/{model}_{metric}_comparison.png" for metric in metrics}
             names |= {f"comparative/plots/{model}_{metric}_differences.png" for metric in metrics}
-            names |= {f"comparative/plots/{model}_{name}.png" for name in ("layer_impact", KL_FROM_STANDARD)}
-            names |= {f"comparative/data/{model}.parquet", f"comparative/data/{model}_{KL_FROM_STANDARD}.csv"}
+            names |= {f"comparative/plots/{model}_{name}.png" for name in ("layer_impact", *COMPARISON_METRICS)}
+            names |= {f"comparative/data/{model}_{name}.csv" for name in COMPARISON_METRICS}
+            names |= {f"comparative/data/{model}.parquet"}
             names.add(f"comparative/predictions/{model}_comparative_predictions.csv")
     return names | {f"{folders[0]}/plots/models_{metric}.png" for metric in metrics}
 
@@ -211,7 +213,7 @@ def test_a_comparative_table_is_control_minus_standard(compared: RunResult, mode
 def test_the_result_lists_what_was_run(compared: RunResult):
     assert list(compared) == list(MODELS)
     assert list(compared["bert"]) == [STANDARD, CONTROL, "comparative"]
-    assert list(compared["bert"]["comparative"]) == [*METRICS, KL_FROM_STANDARD]
+    assert list(compared["bert"]["comparative"]) == [*METRICS, *COMPARISON_METRICS]
     assert len(compared) == 2
     assert len(compared["gpt2"][STANDARD]) == len(METRICS)
     with pytest.raises(KeyError, match="gpt2, bert"):

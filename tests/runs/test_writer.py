@@ -212,7 +212,8 @@ def test_small_parts_hold_together_what_one_large_part_does(tmp_path: Path, sett
     )
     keys = [("sentence_id", "ascending"), ("position", "ascending")]
     pieces = pa.concat_tables([pq.read_table(path) for path in parts_of(tmp_path / "small")])
-    assert pieces.sort_by(keys).equals(pq.read_table(whole))
+    # as text, in which what is empty by definition, NaN, equals itself
+    assert repr(pieces.sort_by(keys).to_pydict()) == repr(pq.read_table(whole).to_pydict())
     assert small.windows == large.windows
 
 

@@ -108,6 +108,7 @@ def test_a_vector_stays_the_tensor_or_array_that_it_is(vector: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: AnalysisSettings(renyi_order="2"), "analysis.renyi_order: got '2' (str); expected a number"),
         (lambda: AnalysisSettings(temperature="1"), "analysis.temperature: got '1' (str); expected a number"),
         (lambda: AnalysisSettings(top_k=2.0), "analysis.top_k: got 2.0 (float); expected a whole number"),
         (lambda: AnalysisSettings(use_sampling=1), "analysis.use_sampling: got 1 (int); expected true or false"),

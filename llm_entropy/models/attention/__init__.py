@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +94,8 @@ def read_attention_entropy(
         count = None
         if counts:
             own = None if view.own_mask is None else module.get_buffer(view.own_mask)
-            mask, is_causal = options["attention_mask"], view.kind == "causal"
+            given = inspect.signature(module.forward).bind(*args, **options).arguments
+            mask, is_causal = given.get("attention_mask"), view.kind == "causal"
             count = attended(mask, weights.shape[-1], is_causal=is_causal, own_mask=own)
         entropies.append(torch.special.entr(weights[rows, :, positions].float()).sum(dim=-1), count)
         return states, None

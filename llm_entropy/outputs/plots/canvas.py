@@ -174,13 +174,14 @@ def place_legend(axes: Axes | Figure, handles: Sequence[Any], labels: Sequence[s
 
 
 def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
-    """Return one standard deviation below (not below 0: no metric is) and above the mean.
+    """Return one standard deviation below and above the mean, within what values there can be.
 
     Where the axis is logarithmic it is the deviation of the logarithms, about their mean.
     Perplexities are spread over orders of magnitude: mean - deviation is below zero for them, and says nothing.
     """
     if not is_logarithmic(metric):
-        return np.maximum(curves.mean - curves.deviation, 0), curves.mean + curves.deviation
+        least, most = ALL_METRICS[metric].bounds
+        return np.maximum(curves.mean - curves.deviation, least), np.minimum(curves.mean + curves.deviation, most)
     logarithms = np.ma.log(np.ma.masked_invalid(curves.sample.astype(np.float64)))
     middle, spread = logarithms.mean(axis=0), logarithms.std(axis=0)
     return np.exp(middle - spread).filled(np.nan), np.exp(middle + spread).filled(np.nan)

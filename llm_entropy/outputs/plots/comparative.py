@@ -42,8 +42,13 @@ from llm_entropy.outputs.plots.canvas import (
 )
 from llm_entropy.outputs.plots.condition import draw_trajectories
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
-from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, Comparison
+from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, TOP1_CHANGED, Comparison
 
+BETWEEN = {
+    KL_FROM_STANDARD: ("KL from {baseline} to {other} (nats)", "How far {other} moves the prediction, by layer"),
+    TOP1_CHANGED: ("Share of positions that change", "Where {other} changes the most likely token, by layer"),
+}
+"""What the axis and the title of each metric of `COMPARISON_METRICS` say."""
 DIFFERENCE_COLOUR = "#6a51a3"
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 MOST_ANNOTATED = 34
@@ -75,11 +80,12 @@ def draw_comparison(tables: ModelTables, compared: ComparisonTables, run_dir: Pa
         about = "no spread to divide by" if tables.num_sentences == 1 else f"{other} {MINUS} {baseline}"
         title = f"Where {other} acts: standardised effect by metric and layer"
         write_title(canvas, title, model_line(tables, about))
-    with figure(place.plot(KL_FROM_STANDARD), 6.4, 4.0, drawn) as canvas:
-        axes = canvas.add_subplot()
-        draw_trajectories(axes, compared.between[KL_FROM_STANDARD], KL_FROM_STANDARD, GREEN)
-        axes.set_ylabel(f"KL from {baseline} to {other} ({ALL_METRICS[KL_FROM_STANDARD].unit})")
-        write_title(canvas, f"How far {other} moves the prediction, by layer", model_line(tables))
+    for metric, (label, title) in BETWEEN.items():
+        with figure(place.plot(metric), 6.4, 4.0, drawn) as canvas:
+            axes = canvas.add_subplot()
+            draw_trajectories(axes, compared.between[metric], metric, GREEN)
+            axes.set_ylabel(label.format(baseline=baseline, other=other))
+            write_title(canvas, title.format(other=other), model_line(tables))
     return drawn
 
 
@@ -172,10 +178,11 @@ def _effects(compared: ComparisonTables, num_layers: int) -> tuple[npt.NDArray[n
     """Return the standardised effects, [metric, layer], and where there is none; block k stands at layer k."""
     effects = np.full((len(compared.metrics), num_layers), np.nan)
     missing = np.zeros(effects.shape, bool)
-    for row, curves in enumerate(compared.metrics.values()):
+    for row, (metric, curves) in enumerate(compared.metrics.items()):
         change = curves.difference
         effects[row, : len(change.mean)] = standardised_effect(change.mean, change.deviation)
         missing[row, len(change.mean) :] = True
+        missing[row, : ALL_METRICS[metric].first] = True
     return effects, missing
 
 
