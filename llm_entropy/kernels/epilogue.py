@@ -1,9 +1,9 @@
 """The compiled loops behind a product: a chunk of logits in, running sums of its rows brought up to date.
 
-A pass for the maximum, then one for everything else, while the chunk is still in the cache. Numba compiles the loops
-when this file is first imported, and keeps them on the disk (`code_cache`). They let go of the interpreter's lock, so
-that each thread takes a part of the rows. Sums within a chunk are float32 in as many lanes as the processor has, across
-chunks float64.
+A pass for the maximum, one for everything else, and where powers are asked for one for them, while the chunk is still
+in the cache. Numba compiles the loops when this file is first imported, and keeps them on the disk (`code_cache`). They
+let go of the interpreter's lock, so that each thread takes a part of the rows. Sums within a chunk are float32 in as
+many lanes as the processor has, across chunks float64.
 
 What the loop over rows calls is always made a part of it (`forceinline`). A function of its own is optimised once alone
 and once more with its caller, and adds up in another order each time; the process that compiles would run the one, and
