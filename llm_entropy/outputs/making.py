@@ -117,6 +117,11 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
 
 
 def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
+    if "steering" not in model:
+        raise ReportedError(
+            f"{run_dir}: its shards were written by an earlier llm_entropy and lack columns that this one reads; merge "
+            f"it with the version that wrote them, {manifest.written_by(manifest.read_manifest(run_dir))}"
+        )
     facts = {name: SteeringFacts(**about) for name, about in model["steering"].items()}
     shape = ModelShape(**model["shape"])
     source = MergeSource(key, model["name"], model["kind"], shape, ledger, facts, settings.seed)

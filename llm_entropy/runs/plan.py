@@ -20,6 +20,7 @@ from llm_entropy.models.loading import ModelSource, find_model
 from llm_entropy.settings import ControlSettings, ModelSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 from llm_entropy.steering.tokens import special_tokens_of
+from llm_entropy.store import manifest
 from llm_entropy.store.fingerprints import fingerprint
 from llm_entropy.store.windows import Task, plan_scheme
 
@@ -186,9 +187,8 @@ def check_identity(about: Mapping[str, Any], now: dict[str, Any], where: Path) -
     Raises:
         ReportedError: They differ; all differences are named.
     """
-    before, version = about["identity"], about.get("versions", {}).get("llm_entropy", "of that time")
-    commit = f" (commit {about['git_commit']})" if about.get("git_commit") else ""
-    other_program = f"resume it with the version that began it, llm_entropy {version}{commit}, or start another run"
+    before, version = about["identity"], manifest.written_by(about)
+    other_program = f"resume it with the version that began it, llm_entropy {version}, or start another run"
     if not any(key.startswith(BATCHES) for key in before):
         raise ReportedError(
             f"{where}: run.json does not say how its batches are made, as this version does; {other_program}"

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -300,3 +300,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _json(about: dict[str, Any]) -> str:
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+
+
+def written_by(about: Mapping[str, Any]) -> str:
+    """Return which llm_entropy began a run, as `run.json` says: its version, and the commit where that is known."""
+    version = about.get("versions", {}).get("llm_entropy", "of that time")
+    return f"{version} (commit {about['git_commit']})" if about.get("git_commit") else str(version)

@@ -432,7 +432,11 @@ def test_a_run_ends_with_a_table_and_with_where_to_look(predict):
     assert Path(folder).is_dir()
     (row,) = [line.split() for line in lines if line.startswith("gpt2")]
     assert row[:3] == ["gpt2", "entropy", "nats"]
-    assert len([float(number) for number in row[3:]]) == 3
+    standard, difference, low, to, high, p_value = row[3:]
+    assert to == "to"
+    assert float(low) <= float(difference) <= float(high)
+    assert float(standard) > 0
+    assert 0 <= float(p_value) <= 1
 
 
 @pytest.mark.parametrize(("name", "value"), [("RANK", "abc"), ("SLURM_PROCID", ""), ("LOCAL_RANK", "-1")])

@@ -59,8 +59,8 @@ def whole(room: Path, launch: Launcher) -> dict[str, bytes]:
     ended = launch(["predict", *WORDS, "--output.run_name=whole"])
     assert ended.status == 0, ended.said
     outputs = outputs_of(room / "runs/whole")
-    # of each model: five conditions, four of them compared, and the placebo's differences
-    assert len(outputs) == 2 * (5 * (2 + 1 + 1 + 1) + 4 * (2 + 1 + 1 + 1) + 1)
+    # of each model: five conditions, four of them compared; the placebo's differences, summary, doses
+    assert len(outputs) == 2 * (5 * (2 + 1 + 1 + 1) + 4 * (2 + 2 + 1 + 1) + 3)
     return outputs
 
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -26,9 +27,11 @@ from launcher import TORCHRUN, Launcher
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from tiny_models import CAUSAL_VOCAB, FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 
+import llm_entropy
 from llm_entropy import merge_run, run_analysis
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.encoding import Encoder, collate
+from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import view_model
@@ -134,7 +137,7 @@ def expected_files(mode: str, models: Iterable[str], metrics: list[str]) -> set[
             names |= {f"comparative/plots/{model}_{metric}_differences.png" for metric in metrics}
             names |= {f"comparative/plots/{model}_{name}.png" for name in ("layer_impact", *COMPARISON_METRICS)}
             names |= {f"comparative/data/{model}_{name}.csv" for name in COMPARISON_METRICS}
-            names |= {f"comparative/data/{model}.parquet"}
+            names |= {f"comparative/data/{model}.parquet", f"comparative/data/{model}_summary.csv"}
             names.add(f"comparative/predictions/{model}_comparative_predictions.csv")
     return names | {f"{folders[0]}/plots/models_{metric}.png" for metric in metrics}
 
@@ -382,6 +385,8 @@ def test_two_strengths_in_one_run_have_the_bytes_of_two_runs_with_one_each(folde
         alone = analyse(folders, tmp_path, conditions={name: {**control, "strength": strength}}, **options).run_dir
         for suffix in (".csv", ".parquet", ".png"):
             found = tables_of(alone, suffix)
+            # what is corrected over all conditions of a run, or shows that
+            found = {path: content for path, content in found.items() if not re.search("summary|impact", path)}
             assert any(path.startswith(f"comparative/{name}/") for path in found)
             assert any(path.startswith(f"control/{name}/") for path in found)
             assert found.items() <= tables_of(both, suffix).items()
@@ -494,6 +499,21 @@ def test_merging_makes_the_same_bytes_from_the_shards(gpt2: dict[str, str], tmp_
     again = merge_run(first.run_dir, quiet=True)
     assert {suffix: tables_of(first.run_dir, suffix) for suffix in before} == before
     pd.testing.assert_frame_equal(again["gpt2"][CONTROL]["entropy"], first["gpt2"][CONTROL]["entropy"])
+
+
+def test_shards_of_an_earlier_version_are_left_to_it(gpt2: dict[str, str], tmp_path: Path):
+    run_dir = analyse(gpt2, tmp_path, compare_control=True, control_vector=[0.3]).run_dir
+    before = tables_of(run_dir)
+    (about,) = run_dir.glob("shards/*/model.json")
+    model = json.loads(about.read_text())
+    del model["steering"]
+    about.write_text(json.dumps(model))
+    version = llm_entropy.__version__
+    with pytest.raises(
+        ReportedError, match=f"an earlier llm_entropy and lack columns.*the version that wrote them, {version}"
+    ):
+        merge_run(run_dir, quiet=True)
+    assert tables_of(run_dir) == before
 
 
 def start_anew(launch: Launcher, words: list[str], num_processes: int) -> str:
