@@ -167,6 +167,11 @@ class ModelEffects:
         facts = self._facts.get(name, SteeringFacts(0))
         return points >= (len(points) if facts.first_layer is None else facts.first_layer)
 
+    def untouched(self) -> dict[str, int]:
+        """Return how many of the lowest layers each condition leaves as they are, of those of which it is known."""
+        known = {name: self._facts[name].first_layer for name in self._effects if name in self._facts}
+        return {name: self._shape.num_layers if first is None else first for name, first in known.items()}
+
     def doses(self) -> Optional[DoseTable]:
         """Return a row for each vector of several strengths, metric and layer; None where there is none."""
         dosed = [one for dose in self._doses for one in dose.dosed()]

@@ -61,6 +61,14 @@ class PlaceboTable:
         ]
         return np.stack(means) if means else np.empty((0, width))
 
+    def by_vector(self) -> dict[str, dict[str, Floats]]:
+        """Return `mean_differences` of every vector that has placebos, then by metric."""
+        found: dict[str, dict[str, list[Floats]]] = {}
+        for (placebo, metric), moments in self._moments.items():
+            assert placebo.steering is not None
+            found.setdefault(placebo.steering.source, {}).setdefault(metric, []).append(moments.mean)
+        return {source: {metric: np.stack(means) for metric, means in own.items()} for source, own in found.items()}
+
     def write(self, path: Path, model: str) -> None:
         """Write what was collected, a row for each placebo, metric and layer; without placebos there is no file.
 

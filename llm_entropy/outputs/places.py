@@ -67,6 +67,16 @@ def place_of_comparison(run_dir: Path, comparison: Comparison, model: str) -> Pl
     return Place(run_dir / comparison.other.comparison_folder, model, is_compared=True)
 
 
+def place_of_comparisons(run_dir: Path, model: str) -> Place:
+    """Return where the files are that show all comparisons of a model together.
+
+    Args:
+        run_dir: The run's folder, or one that is laid out like it.
+        model: The model's key.
+    """
+    return Place(run_dir / COMPARATIVE, model, is_compared=True)
+
+
 def placebos_path(run_dir: Path, model: str) -> Path:
     """Return where the table of a model's placebos is, if the run has any.
 

@@ -204,6 +204,8 @@ class ModelSinks:
             {name: _compare(sinks, curves) for name, sinks in self._comparisons.items()},
             self._summary,
             self._doses,
+            self._placebos.by_vector(),
+            self._effects.untouched(),
         )
 
 

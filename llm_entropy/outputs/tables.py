@@ -86,6 +86,10 @@ class ModelTables:
     """How sure each difference is; None where nothing is compared."""
     doses: Optional[DoseTable] = None
     """How metrics grow with the strength; None where no vector has several."""
+    placebos: dict[str, dict[str, npt.NDArray[np.float64]]] = field(default_factory=dict)
+    """By vector, then by metric: [placebo, layer], mean difference of each of its placebos from the standard run."""
+    untouched: dict[str, int] = field(default_factory=dict)
+    """By condition: number of the lowest layers (and blocks) that steering does not reach, where it is known."""
 
     @property
     def baselines(self) -> list[Condition]:

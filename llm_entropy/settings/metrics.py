@@ -55,7 +55,7 @@ class Metric(NamedTuple):
 
 METRICS: dict[str, Metric] = {
     "entropy": Metric("entropy", "nats", "layer", ("moments",)),
-    "perplexity": Metric("perplexity", "", "layer", ("moments",), scale="logarithmic"),
+    "perplexity": Metric("perplexity", "", "layer", ("moments",), scale="logarithmic", bounds=(1.0, math.inf)),
     "margin": Metric("margin", "logits", "layer", ("runner_up",)),
     "kl_divergence": Metric("KL from uniform", "nats", "layer", ("moments",)),
     "surprisal": Metric("surprisal", "nats", "layer", ("moments", "target")),

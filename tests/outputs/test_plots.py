@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from llm_entropy.outputs.plots import canvas, comparative, draw_model, draw_side_by_side, lettering
+from llm_entropy.outputs.plots import canvas, comparative, draw_model, draw_side_by_side, impact, lettering
 from llm_entropy.outputs.plots import condition as condition_plots
 from llm_entropy.outputs.plots.condition import draw_trajectories, spread
 from llm_entropy.outputs.tables import Curves, ModelTables
@@ -48,7 +49,7 @@ def listen_to_titles(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         titles.append((title, subtitle))
         original(figure, title, subtitle)
 
-    for module in ("comparative", "condition"):
+    for module in ("comparative", "condition", "dose_response", "overview"):
         monkeypatch.setattr(f"llm_entropy.outputs.plots.{module}.write_title", listen)
     return titles
 
@@ -70,7 +71,7 @@ def test_a_comparative_run_has_every_figure_that_is_promised(tmp_path):
     expected = {f"{name}/plots/tiny_{metric}.png" for name in ("standard", "control") for metric in DEFAULT}
     expected |= {f"{name}/plots/tiny_token_probabilities.png" for name in ("standard", "control")}
     expected |= {f"comparative/plots/tiny_{m}_{what}.png" for m in DEFAULT for what in ("comparison", "differences")}
-    expected |= {f"comparative/plots/tiny_{what}.png" for what in ("layer_impact", *COMPARISON_METRICS)}
+    expected |= {f"comparative/plots/tiny_{what}.png" for what in ("layer_impact", *COMPARISON_METRICS, "summary")}
     assert names(drawn, tmp_path) == expected
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")} == expected
     assert not list(tmp_path.rglob("*.tmp"))
@@ -104,18 +105,21 @@ def test_many_conditions_have_their_figures_in_their_own_folders_and_under_their
     }
     compared = ("entropy_comparison", "entropy_differences", "layer_impact", *COMPARISON_METRICS)
     expected |= {f"comparative/{name}/plots/tiny_{file}.png" for name in steered for file in compared}
+    expected |= {f"comparative/plots/tiny_{file}.png" for file in ("entropy_dose_response", "summary")}
     assert names(drawn, tmp_path) == expected | {"standard/plots/models_entropy.png"}
     assert len(drawn) == len(titles) + 1
     assert [title for title, _ in titles][:2] == [
         "Entropy by layer, standard",
         "How the final answer emerges, standard",
     ]
-    assert [title for title, _ in titles][-5:] == [
+    assert [title for title, _ in titles][-7:] == [
         "Entropy by layer, standard and control_+2",
         "Entropy by layer, control_+2 \N{MINUS SIGN} standard",
         "Where control_+2 acts: standardised effect by metric and layer",
         "How far control_+2 moves the prediction, by layer",
         "Where control_+2 changes the most likely token, by layer",
+        "Entropy by strength of control",
+        "What each condition changes, by depth",
     ]
     assert colours == {canvas.BLUE, canvas.VERMILLION}
 
@@ -193,9 +197,11 @@ def test_few_sentences_shallow_and_deep_models_and_odd_keys_are_drawn_without_wa
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_constants_and_missing_numbers_are_drawn_without_warnings(tmp_path, tables, value):
     changed = copy.deepcopy(tables)
-    rows = np.full((20, 5), value)
-    compared = changed.comparisons["control"]
+    compared, summary = changed.comparisons["control"], changed.summary
+    numbers = {name: column for name, column in vars(summary).items() if column.dtype == np.float64}
+    changed.summary = replace(summary, **{name: np.full_like(column, value) for name, column in numbers.items()})
     for metric, comparison in compared.metrics.items():
+        rows = np.full((20, len(comparison.baseline.mean)), value)
         comparison.baseline = comparison.other = curves_of(rows + 1)
         comparison.difference = curves_of(rows)
         changed.curves["standard"][metric] = curves_of(rows + 1)
@@ -271,18 +277,16 @@ def test_the_differences_are_quantiles_of_the_sample_about_a_line_at_zero():
     assert any(np.array_equal(line.get_ydata(), [0, 0]) for line in axes.lines)
 
 
-def test_the_heat_map_is_centred_annotated_and_hatched_where_there_is_no_block(tables):
+def test_the_heat_map_is_centred_and_annotated_and_has_a_dash_where_there_is_no_block(tables):
     figure = Figure()
-    compared = tables.comparisons["control"]
-    comparative._draw_impact(figure, compared, tables.shape.num_layers)
+    impact.draw_impact(figure, tables, tables.comparisons["control"])
     axes = figure.axes[0]
     (image,) = axes.images
     assert image.norm.vmin == -image.norm.vmax
-    hatched = [patch.get_xy() for patch in axes.patches if patch.get_hatch()]
-    assert hatched == [(3.5, 1.5)]
-    assert len(axes.texts) == 3 * 5 - 1
-    change = compared.metrics["entropy"].difference
-    effects = np.divide(change.mean, change.deviation, out=np.zeros(5), where=change.deviation > 0)
+    assert [text.get_position() for text in axes.texts if text.get_text() == "\N{EN DASH}"] == [(4, 2)]
+    assert len(axes.texts) == 3 * 5
+    assert not axes.patches, "it is not known which layers are untouched"
+    effects = tables.summary.effect_size[tables.summary.metric == "entropy"]
     np.testing.assert_allclose(np.clip(effects, -2 * image.norm.vmax, 2 * image.norm.vmax), image.get_array()[0])
     assert axes.texts[4].get_text() == f"{effects[4]:+.2f}"
 
@@ -379,7 +383,7 @@ def test_labels_are_moved_apart_and_keep_their_order():
     ],
 )
 def test_effects_are_written_short(effect, text):
-    assert comparative._effect_text(effect) == text
+    assert impact.effect_text(effect) == text
 
 
 def test_the_metrics_of_the_schema_all_have_an_axis_label():

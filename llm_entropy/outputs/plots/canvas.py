@@ -129,6 +129,12 @@ def axis_label(metric: str) -> str:
     return f"{capital(about.label)} ({about.unit})" if about.unit else capital(about.label)
 
 
+def difference_label(metric: str) -> str:
+    """Return what an axis of differences of a metric says, with the unit."""
+    label = axis_label(metric)
+    return f"Difference in {label if label[:2].isupper() else label[0].lower() + label[1:]}"
+
+
 def is_logarithmic(metric: str) -> bool:
     """Whether a metric's axis is logarithmic."""
     return ALL_METRICS[metric].scale == "logarithmic"
@@ -173,18 +179,24 @@ def place_legend(axes: Axes | Figure, handles: Sequence[Any], labels: Sequence[s
     return legend
 
 
+def legend_columns(labels: Sequence[str], width: float) -> int:
+    """Return in how many columns a legend fits into a figure of some width in inches."""
+    column = 0.55 + 0.063 * max(map(len, labels), default=0)
+    return int(np.clip(width // column, 1, max(len(labels), 1)))
+
+
 def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
     """Return one standard deviation below and above the mean, within what values there can be.
 
     Where the axis is logarithmic it is the deviation of the logarithms, about their mean.
     Perplexities are spread over orders of magnitude: mean - deviation is below zero for them, and says nothing.
     """
+    least, most = ALL_METRICS[metric].bounds
     if not is_logarithmic(metric):
-        least, most = ALL_METRICS[metric].bounds
         return np.maximum(curves.mean - curves.deviation, least), np.minimum(curves.mean + curves.deviation, most)
     logarithms = np.ma.log(np.ma.masked_invalid(curves.sample.astype(np.float64)))
     middle, spread = logarithms.mean(axis=0), logarithms.std(axis=0)
-    return np.exp(middle - spread).filled(np.nan), np.exp(middle + spread).filled(np.nan)
+    return np.maximum(np.exp(middle - spread).filled(np.nan), least), np.exp(middle + spread).filled(np.nan)
 
 
 def band_label(metric: str) -> str:
@@ -196,16 +208,21 @@ def finish(axes: Axes, num_points: int, metric: str) -> None:
     """Label and scale the axes of a metric over depth."""
     axes.set_ylabel(axis_label(metric))
     place_depth_ticks(axes, num_points, metric)
-    if is_logarithmic(metric) and np.isfinite(axes.dataLim.minposy):  # infinite where there is nothing to draw
-        axes.set_yscale("log")
-        _label_decades(axes)
+    use_scale_of(axes, metric)
     widen_constant(axes)
 
 
-def use_both_logarithms(axes: Axes) -> None:
-    """Make the axis of signed numbers logarithmic on both sides of -1 .. 1, if they reach far beyond."""
-    low, high = axes.get_ylim()
-    if max(-low, high) > 20:
+def use_scale_of(axes: Axes, metric: str) -> None:
+    """Make the axis of a metric logarithmic, if it is one that is."""
+    if is_logarithmic(metric) and np.isfinite(axes.dataLim.minposy):  # infinite where there is nothing to draw
+        axes.set_yscale("log")
+        _label_decades(axes)
+
+
+def use_both_logarithms(axes: Axes, beyond: float = 20) -> None:
+    """Make the axis of signed numbers logarithmic on both sides of -1 .. 1, if they reach beyond some number."""
+    low, high = axes.dataLim.intervaly
+    if np.isfinite([low, high]).all() and max(-low, high) > beyond:
         axes.set_yscale("symlog", linthresh=1.0)
         axes.set_ylim(2 * min(low, -0.5), 2 * max(high, 0.5))
         _label_decades(axes)
@@ -214,8 +231,10 @@ def use_both_logarithms(axes: Axes) -> None:
 def _label_decades(axes: Axes) -> None:
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}".replace("-", MINUS))
-    if axes.get_yscale() == "symlog" or high > 10 * max(low, 1e-9):
+    if axes.get_yscale() == "symlog" or high > 100 * max(low, 1e-9):
         axes.yaxis.set_minor_formatter(NullFormatter())
+    elif high > 10 * low:
+        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else "")
     else:
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:,g}")
 

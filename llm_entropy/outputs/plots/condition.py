@@ -34,6 +34,7 @@ from llm_entropy.outputs.plots.canvas import (
     write_title,
 )
 from llm_entropy.outputs.plots.lettering import plain, token_label, wrapped
+from llm_entropy.outputs.plots.verdict import shade_untouched
 from llm_entropy.outputs.tables import Curves, ModelTables, TokenTracks
 from llm_entropy.settings import ALL_METRICS, Condition
 
@@ -73,7 +74,7 @@ def _shown(curves: Curves) -> list[str]:
     return [f"{MOST_TRAJECTORIES} of them drawn"] if curves.count > MOST_TRAJECTORIES else []
 
 
-def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str) -> None:
+def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str, num_untouched: int = 0) -> None:
     """Draw single sentences lightly, one standard deviation in grey, and the mean in black.
 
     Args:
@@ -81,6 +82,7 @@ def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str) -> N
         curves: The metric over depth.
         metric: Its name, for the axes.
         colour: Of the single sentences.
+        num_untouched: How many of the lowest layers steering does not reach.
     """
     depth = np.arange(len(curves.mean))
     rows = curves.sample[evenly_spaced(len(curves.sample), MOST_TRAJECTORIES)]
@@ -100,7 +102,10 @@ def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str) -> N
         handles, labels = [mean], ["the sentence"]
     axes.autoscale_view()
     finish(axes, len(depth), metric)
-    place_legend(axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
+    shade_untouched(axes, num_untouched, handles, labels)
+    place_legend(
+        axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2 if num_untouched else 3
+    )
 
 
 def _draw_tracks(canvas: Figure, tracks: TokenTracks) -> None:
