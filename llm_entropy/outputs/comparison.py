@@ -58,9 +58,9 @@ def percent_change(baseline: npt.ArrayLike, other: npt.ArrayLike) -> Floats:
 def standardised_effect(mean: npt.ArrayLike, deviation: npt.ArrayLike) -> Floats:
     """Return the paired effect size: mean difference / standard deviation of the differences.
 
-    Cohen's d_z (Lakens 2013, section "within-subjects designs"), here with the population deviation (ddof 0), which for
-    n sentences is sqrt(n / (n - 1)) times the usual one. 0 / 0 is 0: nothing changed, in any sentence. A difference
-    that is the same in each sentence (so with a single one) has no spread to be measured by: plus or minus infinity.
+    Cohen's d_z (Lakens 2013, section "within-subjects designs"), where the deviation is that of a sample (ddof 1).
+    0 / 0 is 0: nothing changed, in any sentence. A difference that is the same in each of several sentences has no
+    spread to be measured by: plus or minus infinity.
 
     Args:
         mean: Mean difference, any shape.

@@ -140,7 +140,7 @@ def test_a_comparison_is_lettered_with_the_names_of_its_conditions_the_long_ones
         compare_control=True, conditions={name: ControlSettings(control_vector=[0.1])}, metrics=["entropy"]
     )
     draw_model(make(tmp_path, analysis, num=3), tmp_path)
-    both, kl = figures[-5], figures[-2]
+    both, kl = figures[-6], figures[-3]
     shown = lettering.shorten(name, canvas.MOST_NAME)
     assert "…" in shown
     labels = [text.get_text() for text in both.axes[0].get_legend().get_texts()]
@@ -225,15 +225,15 @@ def test_bands_keep_to_the_values_that_there_can_be():
 @pytest.mark.parametrize("num", [1, 12])
 def test_metrics_with_empty_layers_and_flags_have_their_figures(tmp_path, num, monkeypatch):
     impacts = []
-    original = comparative._effects
-    monkeypatch.setattr(comparative, "_effects", lambda *given: impacts.append(original(*given)) or impacts[-1])
+    original = impact._impact
+    monkeypatch.setattr(impact, "_impact", lambda *given: impacts.append(original(*given)) or impacts[-1])
     new = ["residual_norm", "entropy_change", "top1_agreement", "attended_entropy", "renyi_entropy"]
     result = make(tmp_path, shards.comparative(metrics=new), num=num)
     drawn = draw_model(result, tmp_path) + draw_side_by_side([result], tmp_path)
     expected = {f"comparative/plots/tiny_{name}.png" for name in COMPARISON_METRICS}
     expected |= {f"standard/plots/models_{metric}.png" for metric in new}
     assert expected <= names(drawn, tmp_path)
-    (_, missing), *_ = impacts
+    missing = impacts[0].missing
     assert missing[:, 0].tolist() == [metric == "entropy_change" for metric in new]
     assert missing[:, -1].tolist() == [metric == "attended_entropy" for metric in new]
 

@@ -25,7 +25,7 @@ from llm_entropy.outputs.places import placebos_path
 from llm_entropy.outputs.plots import canvas, comparative, dose_response, draw_model, impact, overview, verdict
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.schema import column
-from llm_entropy.settings import AnalysisSettings, Condition, ControlSettings, compared
+from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Condition, ControlSettings, compared
 
 METRICS = ["entropy", "perplexity", "attention_entropy"]
 FIRST = 2
@@ -102,7 +102,7 @@ def with_numbers(tables: ModelTables, condition: str, metric: str, **columns: li
 def test_the_tables_hold_the_placebos_by_vector_and_the_layers_that_steering_does_not_reach(dosed, run_dir):
     rows = pq.read_table(placebos_path(run_dir, "tiny")).to_pandas()
     assert set(dosed.placebos) == {"control"}
-    assert set(dosed.placebos["control"]) == {*METRICS, "kl_from_standard"}
+    assert set(dosed.placebos["control"]) == {*METRICS, *COMPARISON_METRICS}
     for metric, means in dosed.placebos["control"].items():
         own = rows[rows.metric == metric].pivot(index="condition", columns="layer", values="mean_difference")
         np.testing.assert_array_equal(np.sort(means, axis=0), np.sort(own.to_numpy(), axis=0))
@@ -171,7 +171,7 @@ def test_every_figure_over_depth_shades_the_layers_below_the_first_steered_one(d
         assert shaded[f"{metric} by {axis}, control_+1"] == []
         assert shaded[f"{metric} by strength of control"] == []
     assert shaded["How far control_+1 moves the prediction, by layer"] == [FIRST - 0.5]
-    assert shaded["What each condition changes, by depth"] == [FIRST - 0.5] * 4
+    assert shaded["What each condition changes, by depth"] == [FIRST - 0.5] * 5
     right = shaded["Entropy by layer, standard and control_-2"][0]
     assert right < shards.SHAPE.num_layers - 0.5, "the shade of a model that is untouched ends where the axis does"
 
@@ -227,11 +227,13 @@ def test_a_difference_beyond_every_placebo_is_not_within_them_however_many_there
         assert verdict.is_within(replace(rows, placebo_p=ranks), placebos).tolist() == [False, True, True]
 
 
-def test_the_largest_effect_is_the_largest_finite_one_of_either_sign(dosed):
+def test_the_largest_effect_is_the_largest_finite_one_of_either_sign_where_steering_reaches(dosed):
     rows = verdict.verdict(dosed, steered(dosed, "control_+2"), "entropy")
+    assert np.isnan(rows.p_value).tolist() == [True, True, False, False, False]
     for sizes, layer in (
-        ([0.0, 0.3, -0.5, 0.2, np.nan], 2),
-        ([np.inf, 0.1, 0.0, 0.0, 0.0], 1),
+        ([0.0, 0.9, 0.2, -0.5, np.nan], 3),
+        ([0.0, 0.0, np.inf, 0.0, 0.1], 4),
+        ([0.0, 0.9, 0.0, 0.0, 0.0], None),
         ([0.0] * 5, None),
         ([np.nan] * 5, None),
     ):

@@ -135,7 +135,9 @@ def expected_files(mode: str, models: Iterable[str], metrics: list[str]) -> set[
             names |= {f"comparative/data/{model}_{metric}_comparative.csv" for metric in metrics}
             names |= {f"comparative/plots/{model}_{metric}_comparison.png" for metric in metrics}
             names |= {f"comparative/plots/{model}_{metric}_differences.png" for metric in metrics}
-            names |= {f"comparative/plots/{model}_{name}.png" for name in ("layer_impact", *COMPARISON_METRICS)}
+            names |= {
+                f"comparative/plots/{model}_{name}.png" for name in ("layer_impact", *COMPARISON_METRICS, "summary")
+            }
             names |= {f"comparative/data/{model}_{name}.csv" for name in COMPARISON_METRICS}
             names |= {f"comparative/data/{model}.parquet", f"comparative/data/{model}_summary.csv"}
             names.add(f"comparative/predictions/{model}_comparative_predictions.csv")

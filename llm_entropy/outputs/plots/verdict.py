@@ -68,8 +68,12 @@ def is_within(rows: Summary, placebos: Floats) -> Mask:
 
 
 def largest_effect(rows: Summary) -> int | None:
-    """Return the layer of the largest effect size that is a finite number; None where there is none."""
-    sizes = np.where(np.isfinite(rows.effect_size), np.abs(rows.effect_size), -1.0)
+    """Return the layer of the largest effect size that is a finite number; None where there is none.
+
+    Only layers that steering reaches: below them a metric may change only with the target, or with the final layer.
+    """
+    is_reached = np.isfinite(rows.effect_size) & np.isfinite(rows.p_value)
+    sizes = np.where(is_reached, np.abs(rows.effect_size), -1.0)
     return int(np.argmax(sizes)) if sizes.max(initial=0.0) > 0 else None
 
 
