@@ -311,7 +311,7 @@ def test_several_vectors_with_doses_have_their_names_in_the_files(quick, tmp_pat
 def test_the_summary_holds_each_mean_difference_its_interval_and_the_range_of_the_placebos(dosed, quick, tmp_path):
     (path,) = overview.draw_overview(dosed, tmp_path)
     assert path == tmp_path / "comparative/plots/tiny_summary.png"
-    panels = dict(zip([*METRICS, "kl_from_standard"], quick[0].axes, strict=True))
+    panels = dict(zip([*METRICS, *COMPARISON_METRICS], quick[0].axes, strict=True))
     names = ["control_-2", "control_-1", "control_+1", "control_+2"]
     for metric, axes in panels.items():
         lines = [line for line in axes.lines if line.get_zorder() == 3]
