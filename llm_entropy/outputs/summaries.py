@@ -35,7 +35,7 @@ class EffectRow(NamedTuple):
     """What one condition changes in one metric, at one layer: a row of the model's summary."""
 
     at: Literal["last", "largest"]
-    """Why this layer: it is the last one, or that of the largest effect size."""
+    """Why this layer: it is the last one, or that of the largest effect size of those that steering reaches."""
     strength: float
     """The condition's."""
     num_placebos: int
@@ -83,7 +83,10 @@ def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[Ef
         own = steering[name]
         about = own.strength, num_placebos[own.source]
         rows.append(EffectRow("last", *about, _row(tables.summary, places[-1])))
+        # Below the first steered layer surprisal and rank change with each condition's own target alone.
+        is_reached = np.isfinite(tables.summary.p_value[places])
         sizes = np.abs(tables.summary.effect_size[places])
+        sizes = np.where(is_reached, sizes, np.nan) if is_reached.any() else sizes
         if np.isfinite(sizes).any():
             largest = int(places[np.argmax(np.where(np.isfinite(sizes), sizes, -1.0))])
             rows.append(EffectRow("largest", *about, _row(tables.summary, largest)))

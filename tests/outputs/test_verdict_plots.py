@@ -365,6 +365,8 @@ def test_doses_are_shades_about_zero_the_stronger_the_darker_and_told_apart_with
     assert darkness[3] > darkness[2] + 0.1
     red, _, blue = np.transpose([to_rgb(look.colour) for look in looks[:4]])
     assert (blue > red).tolist() == [True, True, False, False]
+    uneven = overview.looks_of(conditions_of(a=vector(0.1, 0.5, 30)))
+    assert np.all(np.diff([-np.dot(to_rgb(look.colour), [0.3, 0.6, 0.1]) for look in uneven]) > 0.1)
     (only,) = overview.looks_of(conditions_of(a=vector(1)))
     assert (only.colour, only.line) == (canvas.VERMILLION, "-")
     for conditions in (

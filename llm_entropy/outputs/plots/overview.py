@@ -133,17 +133,20 @@ def looks_of(conditions: Sequence[Condition]) -> list[Look]:
     colours = BESIDE_DOSES if shades else VECTOR_COLOURS
     lines = LINES[2:] if shades else LINES
     looks = {one.name: Look(one, colours[k], lines[k % len(lines)]) for k, one in enumerate(rest)}
-    most = {source: max(abs(strength_of(one)) for one in conditions if source_of(one) == source) for source in shades}
+    sizes = {
+        source: sorted({abs(strength_of(one)) for one in conditions if source_of(one) == source}) for source in shades
+    }
     for one, source in zip(conditions, sources, strict=True):
         if source in shades:
-            looks[one.name] = _dose_look(one, shades[source], most[source])
+            looks[one.name] = _dose_look(one, shades[source], sizes[source])
     return [looks[one.name] for one in conditions]
 
 
-def _dose_look(condition: Condition, maps: tuple[str, str], most: float) -> Look:
-    """Return the look of a dose: one colour up, another down, the darker the stronger."""
+def _dose_look(condition: Condition, maps: tuple[str, str], sizes: list[float]) -> Look:
+    """Return the look of a dose: one colour up, another down, the darker the stronger, in even steps."""
     strength = strength_of(condition)
-    colour = colormaps[maps[strength > 0]](0.38 + 0.52 * abs(strength) / most)
+    share = (1 + sizes.index(abs(strength))) / len(sizes)
+    colour = colormaps[maps[strength > 0]](0.38 + 0.52 * share)
     return Look(condition, to_hex(colour), "-" if strength > 0 else "--")
 
 
