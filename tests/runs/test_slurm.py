@@ -101,7 +101,7 @@ def tables_of(run_dir: Path) -> dict[str, bytes]:
     paths = [
         path for path in run_dir.glob("*/*/*") if path.suffix in (".csv", ".parquet") and "shards" not in path.parts
     ]
-    assert len([path for path in paths if path.suffix == ".csv"]) == 2 * 4 + 4
+    assert len([path for path in paths if path.suffix == ".csv"]) == 2 * 4 + 6
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in paths}
 
 
