@@ -16,7 +16,7 @@ from llm_entropy.outputs.summaries import EffectRow
 MEANS = "Means over the sentences"
 COMPARED = (
     "Means over the sentences at the last layer; difference: condition - standard; p: of no difference, after Holm's "
-    "correction over layers and conditions; placebos: whether, and how many, vectors of the same size do as much"
+    "correction over layers and conditions; placebos: how many vectors of the same size change at least as much"
 )
 MIN_KEY_WIDTH = 12
 """Letters to a line of a model's key, where a terminal is too narrow for the whole."""

@@ -89,6 +89,7 @@ class EntropyModule(L.LightningModule):
             token_ids=host.input_ids[host.rows, host.positions],
             starts=host.starts,
             ends=host.ends,
+            # A batch without sentences, which only carries a window's notes, has records of no condition.
             conditions={condition.name: own for condition, own in zip(self.conditions, found, strict=False)},
             num_tokens=int(host.attention_mask.sum()),
             num_sentences=len(host.sentences),
