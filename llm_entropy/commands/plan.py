@@ -17,8 +17,8 @@ from llm_entropy.settings import Condition
 from llm_entropy.settings.configuration import SettingsParser, settings_parser, to_settings
 
 LEGEND = (
-    "tokens, positions: estimated from a sample; forwards: passes through the model per sentence; lenses: layers that go "
-    "through the decoder per position; at least: the time of the operations alone, at the speed of this device"
+    "tokens, positions: estimated from a sample; forwards: passes through the model per sentence; lenses: layers that "
+    "go through the decoder per position; at least: the time of the operations alone, at the speed of this device"
 )
 MEASURE = "Read the weights, and time a batch of the corpus under all conditions."
 

@@ -168,7 +168,7 @@ class ModelEffects:
         return points >= (len(points) if facts.first_layer is None else facts.first_layer)
 
     def untouched(self) -> dict[str, int]:
-        """Return how many of the lowest layers each condition leaves as they are, of those of which it is known."""
+        """Return, by condition, how many of the lowest layers steering leaves as they are, where that is known."""
         known = {name: self._facts[name].first_layer for name in self._effects if name in self._facts}
         return {name: self._shape.num_layers if first is None else first for name, first in known.items()}
 
@@ -247,7 +247,7 @@ DOSE_COLUMNS = (
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write the summary as CSV, numbers in full, what there is none of empty."""
+    """Write the summary as CSV: numbers with all their digits, an empty field where there is none."""
     import pandas as pd
 
     _write(path, pd.DataFrame({item.name: getattr(summary, item.name) for item in fields(summary)}))

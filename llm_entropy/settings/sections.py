@@ -187,7 +187,7 @@ class OutputSettings:
     run_name: Optional[str] = None
     """Name of this run's folder; null: run_{timestamp}_{id}."""
     csv: bool = True
-    """Whether metrics, token probabilities and predictions are written as CSV: leave them out beyond a million sentences."""
+    """Whether metrics, token probabilities and predictions are written as CSV; too large beyond a million sentences."""
     plots: bool = True
     """Whether plots are drawn."""
     parquet: bool = True
