@@ -89,11 +89,10 @@ def adapter_fault(folder: Path, config: Path) -> Optional[str]:
     about = _read_object(config)
     base = about.get("base_model_name_or_path")
     details = ", ".join(str(part) for part in (about.get("peft_type"), base and f"of {base}", found.name) if part)
-    instead = f"a copy without {found.name} to measure the model as it is" if is_whole else "the base"
-    return (
-        f"holds a PEFT adapter ({details}), which is not applied; merge it into its base (merge_and_unload of peft, "
-        f"then save_pretrained of model and tokenizer) and give that, or give {instead}"
+    instead = (
+        f"give a copy without {found.name} to measure the model as it is, and" if is_whole else "give its base, and"
     )
+    return f"holds a PEFT adapter ({details}), which is not applied here; {instead} the adapter's folder as its adapter"
 
 
 # --- broken files ------------------------------------------------------------------------------------------------

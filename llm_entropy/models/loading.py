@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import re
+import struct
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.errors import ReportedError
+from llm_entropy.models.adapters import find_adapter, merge_adapter
 from llm_entropy.models.attention.interface import EAGER, READABLE
 from llm_entropy.models.checkpoints import (
     ADAPTER_CONFIG,
@@ -39,6 +42,7 @@ from llm_entropy.models.checkpoints import (
     thorough_fault,
 )
 from llm_entropy.models.families import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
+from llm_entropy.models.quantised import method_of, missing_package, restore_head_
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
 
@@ -58,7 +62,7 @@ HARMLESS = re.compile(
 """Weights of which it says nothing that they are not used."""
 CLASSIFIERS = ("score", "classifier", "qa_outputs")
 """Heads of models that were trained to classify."""
-REFUSALS = (ImportError, StrictDataclassError, ArithmeticError, *UNREADABLE)
+REFUSALS = (ImportError, StrictDataclassError, ArithmeticError, struct.error, *UNREADABLE)
 """What transformers raises when it cannot get a model, or does not take its configuration."""
 CONFIG_FAULTS = (*REFUSALS, AttributeError, TypeError)
 """As `REFUSALS`, while configuration and tokenizer are read: a dtype that is none, a special token that is a number."""
@@ -84,6 +88,10 @@ class ModelSource:
     """How many tokens of a sentence the model takes; None: no limit."""
     revision: Optional[str]
     """Commit of a hub model."""
+    gguf_file: Optional[str] = None
+    """The GGUF file in `location` that holds configuration, tokenizer and weights."""
+    adapter: Optional[Path] = None
+    """Folder of an adapter that is merged into the model."""
 
     @property
     def pad_token_id(self) -> int:
@@ -103,22 +111,37 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         ReportedError: There is no such model, it cannot be reached, or its family is not known.
     """
     name = f"models.{key}: {settings.name}"
-    location = _location(f"models.{key}", settings.name)
+    location, gguf_file = _location(f"models.{key}", settings)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    with _one_error(settings, location), _quiet_transformers():
-        adapter = find_adapter_config_file(location, revision=settings.revision)
-        fault = _folder_fault(location, adapter, settings.name)
-    if fault:
-        raise ReportedError(f"{name} {fault}")
+    if gguf_file is None:
+        with _one_error(settings, location), _quiet_transformers():
+            beside = find_adapter_config_file(location, revision=settings.revision)
+            fault = _folder_fault(location, beside, settings.name)
+        if fault:
+            raise ReportedError(f"{name} {fault}")
+    else:
+        _check_gguf(name)
+        options["gguf_file"] = gguf_file
+    adapter = None if settings.adapter is None else find_adapter(key, settings.adapter)
     with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
         config = AutoConfig.from_pretrained(location, **options)
+    if package := missing_package(config):
+        raise ReportedError(
+            f"{name} has weights quantised by {method_of(config)}, which need the package {package}; run: "
+            "pip install 'llm-entropy[quantized]'"
+        )
+    if adapter is not None and method_of(config):
+        raise ReportedError(
+            f"{name} is quantised ({method_of(config)}), and an adapter is merged in full precision; give the model "
+            "that it was quantised from"
+        )
     architecture, shape = find_architecture(config, name), shape_of(config)
     if min(shape) < 1:
         sizes = ", ".join(f"{size} {number}" for size, number in shape._asdict().items())
         raise ReportedError(f"{name}: config.json says {sizes}; expected at least 1 of each; correct it")
     with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
-        commit = extract_commit_hash(cached_file(location, "config.json", revision=settings.revision), None)
+        commit = extract_commit_hash(cached_file(location, gguf_file or CONFIG, revision=settings.revision), None)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes one up where there are no files: every word would be read as unknown
         raise ReportedError(
@@ -142,12 +165,23 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         shape=shape,
         most_tokens=min(limits, default=None),
         revision=commit,
+        gguf_file=gguf_file,
+        adapter=adapter,
     )
 
 
-def weights_dtype(settings: ModelSettings, precision: str) -> torch.dtype:
-    """Return the type of a model's weights: its own `dtype`, or what `trainer.precision` says."""
-    return DTYPES[settings.dtype] if settings.dtype else PRECISION_DTYPES[precision]
+def weights_dtype(source: ModelSource, precision: str) -> torch.dtype:
+    """Return the type of a model's weights: its own `dtype`, or what `trainer.precision` says.
+
+    Args:
+        source: The model; `auto` is the type that its configuration gives, and float32 where it gives none.
+        precision: `trainer.precision`.
+    """
+    dtype = source.settings.dtype
+    if dtype == "auto":
+        written = source.config.dtype
+        return written if isinstance(written, torch.dtype) and written in DTYPES.values() else torch.float32
+    return DTYPES[dtype] if dtype else PRECISION_DTYPES[precision]
 
 
 def load_model(source: ModelSource, *, precision: str, needs_attention: bool) -> PreTrainedModel:
@@ -167,20 +201,26 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     """
     settings = source.settings
     auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
-    dtype = weights_dtype(settings, precision)
+    dtype = weights_dtype(source, precision)
     attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
     with _one_error(settings, source.location), _quiet_transformers():
         loaded: Any = auto.from_pretrained(
             source.location,
             revision=settings.revision,
             trust_remote_code=settings.trust_remote_code,
-            dtype=dtype,
+            dtype=dtype if source.adapter is None else torch.float32,
             attn_implementation=attention,
+            **({} if source.gguf_file is None else {"gguf_file": source.gguf_file}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are looked at below; transformers would only point to its own report
         )
     model, loading = loaded
     _check_weights(source, model, loading)
+    if source.adapter is not None:
+        merged: Any = merge_adapter(model, source.adapter, f"models.{source.key}: {source.name}")
+        model = merged.to(dtype)
+    if restore_head_(model, dtype):
+        log.info("models.%s: %s: its quantised decoder was dequantised once, to %s", source.key, source.name, dtype)
     model.config.use_cache = False
     fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
@@ -278,10 +318,11 @@ def _listed(keys: Sequence[str]) -> str:
 # --- where a model is --------------------------------------------------------------------------------------------
 
 
-def _location(key: str, name: str) -> str:
-    """Return what transformers loads a model from."""
+def _location(key: str, settings: ModelSettings) -> tuple[str, Optional[str]]:
+    """Return what transformers loads a model from, and the GGUF file in it, if it is one."""
+    name, gguf_file = settings.name, settings.gguf_file
     if name.startswith(BUILTIN_PREFIX):
-        return str(model_folder(name.removeprefix(BUILTIN_PREFIX)))
+        return str(model_folder(name.removeprefix(BUILTIN_PREFIX))), gguf_file
     try:
         folder = Path(name).expanduser()
         is_file, is_folder = folder.is_file(), folder.is_dir()
@@ -289,13 +330,29 @@ def _location(key: str, name: str) -> str:
         raise ReportedError(f"{key}: {name} cannot be reached ({_reason(error)}); give {_ways()}") from error
     if not name.strip() or "://" in name:
         raise ReportedError(f"{key}: got {name!r}; expected {_ways()}")
+    if is_file and folder.suffix == ".gguf" and gguf_file is None:
+        return str(folder.parent), folder.name
     if is_file:
-        inside = f"{name} is a file; give the folder that holds it, with config.json and the tokenizer"
-        gguf = "GGUF files are not read: give the folder of the model that it was made from, or its hub name"
-        raise ReportedError(f"{key}: {f'{name} is a file; {gguf}' if folder.suffix == '.gguf' else inside}")
+        raise ReportedError(
+            f"{key}: {name} is a file; give the folder that holds it, with config.json and the tokenizer"
+        )
     if _looks_local(name) and not is_folder:
         raise ReportedError(f"{key}: there is no folder {name}; give {_ways()}")
-    return str(folder) if is_folder else name
+    if is_folder and gguf_file is not None and not (folder / gguf_file).is_file():
+        raise ReportedError(f"{key}.gguf_file: there is no file {folder / gguf_file}; give the name of one in {name}")
+    return (str(folder) if is_folder else name), gguf_file
+
+
+def _check_gguf(name: str) -> None:
+    """Refuse a GGUF file where the packages that read it are not installed.
+
+    Raises:
+        ReportedError: One of them is missing.
+    """
+    if missing := [package for package in ("gguf", "accelerate") if importlib.util.find_spec(package) is None]:
+        raise ReportedError(
+            f"{name}: a GGUF file needs the package {' and '.join(missing)}; run: pip install 'llm-entropy[gguf]'"
+        )
 
 
 def _looks_local(name: str) -> bool:

@@ -166,7 +166,7 @@ def forecast(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer,
         ReportedError: The model cannot be read.
     """
     work = estimate(plan, settings.analysis, corpus)
-    dtype = weights_dtype(plan.source.settings, settings.trainer.precision)
+    dtype = weights_dtype(plan.source, settings.trainer.precision)
     rate = device_rate(trainer.strategy.root_device, dtype, plan.source.shape.hidden_size)
     measured = _measured_seconds(plan, settings, corpus, trainer) if measures else None
     return Forecast(work, work.operations / rate / trainer.world_size, measured)

@@ -21,7 +21,7 @@ from llm_entropy.settings import ControlSettings, ModelSettings, Settings, to_pl
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 from llm_entropy.steering.tokens import special_tokens_of
 from llm_entropy.store import manifest
-from llm_entropy.store.fingerprints import fingerprint
+from llm_entropy.store.fingerprints import fingerprint, fingerprint_files
 from llm_entropy.store.windows import Task, plan_scheme
 
 log = logging.getLogger("llm_entropy")
@@ -56,18 +56,27 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What makes the records of this model what they are, beside the settings of the analysis."""
         source, settings = self.source, self.source.settings
-        folder = Path(source.location)
-        content = fingerprint(folder, weight_files(folder)) if folder.is_dir() else None
         return {
             "name": source.name,
             "revision": source.revision,
-            "content": content,
+            "content": _content(source),
+            **({} if source.adapter is None else {"adapter": fingerprint(source.adapter)}),
             "dtype": settings.dtype,
             "tokenizer": self.encoder.fingerprint,
             "max_length": self.max_length,
             **{f"steering.{name}": _steering_hash(plan) for name, plan in self.steering.items()},
             "lens": None if self.lens_path is None else fingerprint(self.lens_path),
         }
+
+
+def _content(source: ModelSource) -> Optional[str]:
+    """Return a name for the content of a local model's files; None for one from the hub, which has a revision."""
+    folder = Path(source.location)
+    if not folder.is_dir():
+        return None
+    if source.gguf_file is not None:
+        return fingerprint_files(folder, [folder / source.gguf_file])
+    return fingerprint(folder, weight_files(folder))
 
 
 def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan:

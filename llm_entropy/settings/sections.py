@@ -95,8 +95,12 @@ class ModelSettings:
     """A hub name, a local folder, or `builtin:tiny-gpt2`, `builtin:tiny-bert`."""
     revision: Optional[str] = None
     """Branch, tag or commit of a hub model."""
-    dtype: Optional[Literal["float32", "bfloat16", "float16"]] = None
-    """Type of the weights; null: what `trainer.precision` says."""
+    gguf_file: Optional[str] = None
+    """A GGUF file in that folder or hub repository, whose weights are read and dequantised; or name the file itself."""
+    adapter: Optional[str] = None
+    """A PEFT adapter (LoRA, ...), a folder or hub name, which is merged into the model in float32."""
+    dtype: Optional[Literal["float32", "bfloat16", "float16", "auto"]] = None
+    """Type of the weights; auto: that of the checkpoint; null: what `trainer.precision` says."""
     trust_remote_code: bool = False
     """Allow the model's own code to run."""
     output_hidden_states: bool = True

@@ -48,16 +48,36 @@ def fingerprint(folder: Path, also: Iterable[Path] = ()) -> str:
     """
     try:
         files = {path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix not in NOT_CONTENT}
-        files |= set(also)
+    except PermissionError as error:
+        raise _unreadable(error) from error
+    return fingerprint_files(folder, files | set(also))
+
+
+def fingerprint_files(folder: Path, files: Iterable[Path]) -> str:
+    """Return a name for the content of some files, as `fingerprint` does for those of a folder.
+
+    Args:
+        folder: Where they lie; the name depends on their paths from here.
+        files: What counts.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        ReportedError: A file cannot be read.
+    """
+    try:
         with ExitStack() as stack:
             pool = ThreadPoolExecutor(_num_threads())
             stack.callback(pool.shutdown, cancel_futures=True)  # a signal does not wait for the rest of the file
             content = [[os.path.relpath(path, folder), _digest(path, pool)] for path in sorted(files) if path.is_file()]
     except PermissionError as error:
-        raise ReportedError(
-            f"{error.filename}: cannot be read; whoever runs this needs the right to read it"
-        ) from error
+        raise _unreadable(error) from error
     return str(xxhash.xxh3_128_hexdigest(json.dumps(content).encode()))
+
+
+def _unreadable(error: PermissionError) -> ReportedError:
+    return ReportedError(f"{error.filename}: cannot be read; whoever runs this needs the right to read it")
 
 
 def _num_threads() -> int:

@@ -227,7 +227,7 @@ def test_an_adapter_is_no_model(tmp_path: Path):
     folder = add_adapter(tmp_path / "a", peft_type="LORA", base_model_name_or_path="some/base")
     with pytest.raises(
         ReportedError,
-        match=r"a holds a PEFT adapter \(LORA, of some/base, adapter_config\.json\).*merge_and_unload.*give the base$",
+        match=r"a holds a PEFT adapter \(LORA, of some/base, adapter_config\.json\).*give its base, and the adapter",
     ):
         find(folder)
     (folder / "adapter_config.json").write_text("{")
@@ -242,7 +242,8 @@ def test_an_adapter_with_a_configuration_of_its_base_is_no_model(saved: dict[str
     folder = add_adapter(tmp_path / "a", peft_type="IA3")
     shutil.copy(saved["whole"] / "config.json", folder)
     with pytest.raises(
-        ReportedError, match=r"PEFT adapter \(IA3, adapter_config\.json\), which is not applied.*the base$"
+        ReportedError,
+        match=r"PEFT adapter \(IA3, adapter_config\.json\), which is not applied here; give its base, and",
     ):
         find(folder)
 

@@ -236,12 +236,6 @@ def test_a_file_is_no_model(file: str, tmp_path: Path, monkeypatch: pytest.Monke
             find(name)
 
 
-def test_a_gguf_file_is_no_model(tmp_path: Path):
-    (tmp_path / "model.Q4.gguf").write_bytes(b"GGUF")
-    with pytest.raises(ValueError, match=r"gguf is a file; GGUF files are not read: give the folder of the model"):
-        find(tmp_path / "model.Q4.gguf")
-
-
 @pytest.mark.parametrize("name", ["", " ", "https://huggingface.co/gpt2", "x" * 300, "~nobody-of-this-name/model"])
 def test_a_name_that_cannot_be_one_is_refused(name: str):
     with pytest.raises(ValueError, match=r"models\.mine: .*a local folder, a hub name, or builtin:") as caught:
