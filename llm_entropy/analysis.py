@@ -61,6 +61,7 @@ def run_analysis(
     direction: Literal["positive", "negative"] = "positive",
     strength: float = 1.0,
     strengths: Optional[Sequence[float]] = None,
+    target_kl: Optional[float] = None,
     layer_weights: Optional[Weights] = None,
     token_weights: Optional[Weights] = None,
     operator: Literal["add", "add_keep_norm", "project_out", "cap"] = "add",
@@ -106,6 +107,8 @@ def run_analysis(
         direction: See there; it turns the sign of a single `control_vector`.
         strength: Factor on every vector.
         strengths: Several factors, instead of `strength`: each is a condition, as `control_-1`, `control_+0.5`.
+        target_kl: Search, for each model, the strength at which the 95th percentile of KL(standard, condition) at the
+            last layer is this many nats; `strength` and `strengths` are then multiples of it.
         layer_weights: [blocks], or [blocks + 1] with the first for the embeddings; other lengths are interpolated.
         token_weights: Interpolated over the real tokens of each sentence.
         operator: What happens to the stream; `llm_entropy.steering.operators` has the formulas.
@@ -114,8 +117,8 @@ def run_analysis(
         tokens: Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice as "5:".
         placebo: How many placebos of each kind are run beside the vector, as `{"random": 20}`; needs `compare_control`.
         conditions: Further steered conditions, by name: each a mapping with `control_vector` or `control_vectors`, and
-            any of `direction`, `strength`, `strengths`, `layer_weights`, `token_weights`, `operator`, `cap`, `blocks`,
-            `tokens`, `placebo`.
+            any of `direction`, `strength`, `strengths`, `target_kl`, `layer_weights`, `token_weights`, `operator`,
+            `cap`, `blocks`, `tokens`, `placebo`.
         seed: Of every random choice.
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
@@ -137,6 +140,7 @@ def run_analysis(
         direction=direction,
         strength=strength,
         strengths=cast(Any, strengths),
+        target_kl=target_kl,
         layer_weights=cast(Any, layer_weights),
         token_weights=cast(Any, token_weights),
         operator=operator,

@@ -39,6 +39,7 @@ def run(chosen: Namespace) -> int:
     settings = to_settings(chosen)
     check_ranks()
     from llm_entropy.runs.estimate import forecast_run
+    from llm_entropy.runs.strengths import describe_searches
     from llm_entropy.store.log import run_log
 
     with run_log(quiet=False):
@@ -54,6 +55,8 @@ def run(chosen: Namespace) -> int:
     console.print(_conditions_in_words(settings.analysis.run_conditions), **look)
     console.print(table)
     console.print(LEGEND, **look)
+    for line in describe_searches(settings):
+        console.print(line, **look)
     return DONE
 
 

@@ -46,8 +46,7 @@ class EntropyModule(L.LightningModule):
         self.view = view
         self.analysis = analysis
         self.conditions = analysis.run_conditions
-        self.plans = [None if condition.steering is None else plans[condition.name] for condition in self.conditions]
-        self.slots = Slots(view.shape.num_layers, tuple(shared_layers(self.plans, view.shape.num_layers)))
+        self.steer_by(plans)
         self.names = [[*analysis.metrics] for _ in self.conditions]
         for comparison in compared(self.conditions):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
@@ -66,6 +65,11 @@ class EntropyModule(L.LightningModule):
         """Called before each block and after each tile of records, with the tokens of the batch that are done.
 
         One that raises breaks the batch off."""
+
+    def steer_by(self, plans: Mapping[str, SteeringPlan]) -> None:
+        """Steer from here on as plans say, by the conditions' names."""
+        self.plans = [None if condition.steering is None else plans[condition.name] for condition in self.conditions]
+        self.slots = Slots(self.view.shape.num_layers, tuple(shared_layers(self.plans, self.view.shape.num_layers)))
 
     @torch.inference_mode()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Records:

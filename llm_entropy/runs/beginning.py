@@ -12,6 +12,7 @@ from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.plan import check_identity, check_versions
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.storable import storable
+from llm_entropy.runs.strengths import FOUND_STRENGTHS, take_found, with_found
 from llm_entropy.store import manifest
 from llm_entropy.store.session import environment
 from llm_entropy.store.status import resume_command
@@ -63,6 +64,9 @@ def create(state: RunState) -> None:
         "models": {},
         **environment(),
     }
+    if state.found:
+        about[FOUND_STRENGTHS] = state.found
+        settings = with_found(settings, state.found)
     run_dir, is_ours = manifest.create_run(
         settings.output,
         about,
@@ -70,7 +74,9 @@ def create(state: RunState) -> None:
         may_exist=state.resume or task.count > 1,
     )
     state.is_new = is_ours and task.count == 1
-    check_identity(manifest.read_manifest(run_dir), state.identity, run_dir)
+    begun = manifest.read_manifest(run_dir)  # by this process or another
+    check_identity(begun, state.identity, run_dir)
+    take_found(state, begun, run_dir)
     state.session.take(run_dir)
     _open_log(state, run_dir)
     log.info("if it is interrupted, go on with: %s", resume_command(run_dir, settings, task))

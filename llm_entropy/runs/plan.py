@@ -32,7 +32,7 @@ SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
 """Packages of which another minor version may make other records; another patch differs in the last digits at most."""
 SHAPING = ("direction", "layer_weights", "token_weights")
 """Settings of a vector that an identity holds beside the hash of what acts, so that an error can name what differs."""
-CHOICES = ("operator", "cap", "blocks", "tokens")
+CHOICES = ("operator", "cap", "blocks", "tokens", "target_kl")
 """As `SHAPING`, where they are not the usual ones: the identities of runs that know none of them stay what they are."""
 LAST_DIGITS = ("numba",)
 """Packages that compile the arithmetic, and do not decide what is computed."""

@@ -20,6 +20,7 @@ from llm_entropy.runs.plan import Plan, check_versions
 from llm_entropy.runs.progress import SentenceProgress
 from llm_entropy.runs.state import RunState, lost_work
 from llm_entropy.runs.stopping import StopBetweenBatches, children
+from llm_entropy.runs.strengths import SharedStrengths, at_found, budgets
 from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.runs.writer import ShardWriter
 from llm_entropy.schema import shard_schema
@@ -64,6 +65,8 @@ def predict_model(plan: Plan, state: RunState) -> None:
         whose = f"process {', '.join(map(str, lost))} of {session.world_size}"
         raise lost_work(state, f"{whose} ended before {source.key}")
     module = EntropyModule(opened.view, opened.lens, settings.analysis, plan.steering)
+    if budgets(settings.analysis):
+        trainer.callbacks.append(SharedStrengths(plan, state))  # type: ignore[attr-defined]
     stopping = StopBetweenBatches(state.signals)
     module.listeners += [progress.move, stopping.within_batch]
     trainer.callbacks += [writer, progress, stopping]  # type: ignore[attr-defined]
@@ -101,6 +104,7 @@ def _write_down(plan: Plan, opened: OpenedModel, state: RunState, data: Sentence
     check_versions(manifest.read_manifest(session.run_dir), environment()["versions"], session.run_dir)
     if not is_begun:  # another process may have begun it, and may have ended, since this one looked for it
         data.done = read_ledger(session.run_dir / "shards" / source.key, session.config_hash, session.task).done
+    plan = at_found(plan, state.settings.analysis, state.found.get(source.key, {}))
     about = _describe(plan, opened, data.tokens_per_batch)
     data.tokens_per_batch = manifest.write_model(session.run_dir, source.key, about)["tokens_per_batch"]
 

@@ -16,6 +16,7 @@ from llm_entropy.runs.plan import check_tokens, config_hash, plan_model, run_ide
 from llm_entropy.runs.predict import predict_model
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.stopping import Stopped, StopSignals
+from llm_entropy.runs.strengths import find_strengths
 from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.settings import Settings
 from llm_entropy.store import manifest
@@ -71,6 +72,7 @@ def run(
         state = RunState(settings, corpus, identity, session, messages, signals, quiet, resume, sentences)
         try:
             take_up(state)
+            find_strengths(state, plans, trainer.strategy.root_device)
             for plan in plans:
                 predict_model(plan, state)
             return finish(state, plans)

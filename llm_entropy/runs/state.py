@@ -17,6 +17,9 @@ from llm_entropy.store.log import RunLog
 from llm_entropy.store.session import Session
 from llm_entropy.store.status import resume_command
 
+Found = dict[str, dict[str, float]]
+"""By model and vector, the strength that a `target_kl` has led to."""
+
 
 @dataclass
 class RunState:
@@ -33,6 +36,8 @@ class RunState:
     """Whether the run may have been begun."""
     sentences: Optional[Sequence[Optional[str]]] = None
     """The corpus, where it was given in memory."""
+    found: Found = field(default_factory=dict)
+    """Empty where no strength is searched."""
     is_new: bool = False
     """Whether this process has created the run's folder."""
     trainer: Optional[L.Trainer] = None

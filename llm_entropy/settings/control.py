@@ -12,6 +12,10 @@ from llm_entropy.settings.fields import ARRAYS, make_plain_
 VectorLike = Union[str, list[float], list[list[float]]]
 TOKENS = ("all", "last", "prompt", "no_special")
 """Words for which tokens of a sentence are steered; beside them, slices."""
+SCALED = ("add", "add_keep_norm")
+"""Operators that push the more the larger the strength is, so that a strength can be searched."""
+LEAST_TARGET = 1e-3
+"""Nats: KL is right to about 3e-6 in float32, far less than the 5 % by which the search may miss the target."""
 _SLICE = re.compile(r"\s*(-?\d+)?\s*:\s*(-?\d+)?\s*(?::\s*(-?\d+)?\s*)?")
 
 
@@ -64,6 +68,11 @@ class ControlSettings:
     """Factor on every vector."""
     strengths: Optional[list[float]] = None
     """Several factors, instead of `strength`: each is a condition of its own, as control_-1, control_+0.5."""
+    target_kl: Optional[float] = None
+    """Search, for each model, the strength at which the 95th percentile of KL(standard, condition) over positions is
+    this many nats; `strength` and `strengths` are then multiples of it; null: none is searched."""
+    found_strengths: Optional[dict[str, float]] = None
+    """By model, the strength that `target_kl` has led to. A run writes it down; what stands here is not searched."""
     layer_weights: Optional[list[float]] = None
     """A factor for each block (or one more, the first for the embeddings); other lengths are interpolated."""
     token_weights: Optional[list[float]] = None
@@ -90,11 +99,43 @@ class ControlSettings:
                 f"analysis.control.strengths: got {self.strengths} beside analysis.control.strength {self.strength:g}; "
                 "give one of the two"
             )
+        self._check_target()
         self._check_cap()
         _check_blocks(self.blocks)
         if self.tokens not in TOKENS and not is_slice(self.tokens):
             raise ReportedError(
                 f"analysis.control.tokens: got {self.tokens!r}; expected one of {', '.join(TOKENS)}, or a slice as '5:'"
+            )
+
+    def _check_target(self) -> None:
+        if self.found_strengths is not None:
+            if self.target_kl is None:
+                raise ReportedError(
+                    f"analysis.control.found_strengths: got {self.found_strengths}, but analysis.control.target_kl is "
+                    "null; give the strength itself as analysis.control.strength, or the target that led to these"
+                )
+            for model, strength in self.found_strengths.items():
+                if not (math.isfinite(strength) and strength > 0):
+                    raise ReportedError(
+                        f"analysis.control.found_strengths.{model}: got {strength}; expected a number above 0"
+                    )
+        if self.target_kl is None:
+            return
+        if not (math.isfinite(self.target_kl) and self.target_kl >= LEAST_TARGET):
+            raise ReportedError(
+                f"analysis.control.target_kl: got {self.target_kl:g}; expected a number of nats, at least "
+                f"{LEAST_TARGET:g}, below which rounding counts"
+            )
+        if self.operator not in SCALED:
+            raise ReportedError(
+                f"analysis.control.target_kl: got {self.target_kl:g}, but analysis.control.operator is "
+                f"{self.operator}, whose strength is the share that is taken off (1 is all), not a dose that can be "
+                f"raised; expected {' or '.join(SCALED)}, or no target_kl"
+            )
+        if not any(self.all_strengths):
+            raise ReportedError(
+                f"analysis.control.target_kl: got {self.target_kl:g}, but every strength is 0, which is the standard "
+                "run; expected a strength that is not 0, a multiple of the one that is searched"
             )
 
     def _check_cap(self) -> None:
