@@ -12,7 +12,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from llm_entropy.builtin import BUILTIN_MODELS, model_folder, read_sentences
+from llm_entropy.builtin import BUILTIN_MODELS, PAIR_FAMILIES, data_file, model_folder, read_sentences
+from llm_entropy.corpus.corpus import load_corpus
+from llm_entropy.settings import DataSettings
+from llm_entropy.store.windows import Task
+from tools.builtin_models import pairs as builtin_pairs
 from tools.builtin_models import text as builtin_text
 from tools.builtin_models.rows import IGNORED, MAX_POSITIONS, make_rows, mask_tokens
 
@@ -132,6 +136,23 @@ def test_the_corpus_is_distinct_and_well_formed() -> None:
         assert row["masked"].endswith(".")
         assert "  " not in row["prompt"] + row["masked"]
     assert len({row["topic"] for row in rows}) >= 10
+
+
+@pytest.mark.parametrize("family", PAIR_FAMILIES)
+def test_a_family_of_pairs_is_what_its_templates_make(family: str) -> None:
+    pairs = builtin_pairs.FAMILIES[family]()
+    assert data_file(family).read_text(encoding="utf-8") == builtin_pairs.as_csv(pairs)
+    assert len(set(pairs)) == len({text for pair in pairs for text in pair}) // 2 == 200
+    for pair in pairs:
+        assert all(text[0].isupper() and text.endswith(".") and "  " not in text for text in pair)
+
+
+def test_built_in_pairs_are_data_for_any_run() -> None:
+    data = DataSettings(path="builtin:pairs/tense", text_column="negative")
+    (window,) = load_corpus(data, None, 0, quiet=True).windows(Task())
+    assert window.sentences[0] == "The man walks along the river."
+    with pytest.raises(ValueError, match="no built-in data 'builtin:moods': the built-in data are builtin:pairs/tense"):
+        load_corpus(DataSettings(path="builtin:moods"), None, 0)
 
 
 def test_importing_the_package_s_data_does_not_import_torch() -> None:

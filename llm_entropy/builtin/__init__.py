@@ -8,8 +8,12 @@ from llm_entropy.errors import ReportedError
 BUILTIN_MODELS: tuple[str, ...] = ("tiny-gpt2", "tiny-bert")
 """A causal and a masked model; `train.py` makes them, their folders' model cards describe them."""
 
+PREFIX = "builtin:"
+"""Before the name of a model, of a vector or of data: it comes with the package."""
 FOLDER = Path(__file__).parent
 """What `builtin:` stands for in the path of a control vector."""
+PAIR_FAMILIES: tuple[str, ...] = ("pairs/tense", "pairs/number", "pairs/negation", "pairs/certainty")
+"""Contrastive pairs, 200 each; `pairs.py` of the tools makes them from templates."""
 CONTROL_VECTOR = "bible.safetensors"
 """In each model's folder: what verses of the Bible have and a dictionary's glosses have not; `contrast.py` makes it."""
 
@@ -26,6 +30,21 @@ def model_folder(name: str) -> Path:
     if name not in BUILTIN_MODELS:
         raise ReportedError(f"no built-in model {name!r}: the built-in models are {', '.join(BUILTIN_MODELS)}")
     return FOLDER / name
+
+
+def data_file(name: str) -> Path:
+    """The file of built-in data, as `builtin:` in a data path names it.
+
+    Args:
+        name: One of `PAIR_FAMILIES`.
+
+    Raises:
+        ReportedError: If there is no such data.
+    """
+    if name not in PAIR_FAMILIES:
+        known = ", ".join(PREFIX + family for family in PAIR_FAMILIES)
+        raise ReportedError(f"data.path: no built-in data {PREFIX + name!r}: the built-in data are {known}")
+    return FOLDER / f"{name}.csv"
 
 
 def read_sentences() -> list[dict[str, str]]:

@@ -22,6 +22,7 @@ import datasets
 import pandas as pd
 from datasets import Dataset, Features, IterableDataset, Value
 
+from llm_entropy import builtin
 from llm_entropy.corpus import jsonrows, tables
 from llm_entropy.corpus.textfiles import DAMAGED, Check, TextFiles, compression_of, encoding_of, reason_of
 from llm_entropy.errors import ReportedError
@@ -88,6 +89,8 @@ class Rows(NamedTuple):
 
 def open_rows(data: DataSettings, path: str) -> Rows:
     """Return the rows that `data.path` stands for."""
+    if path.startswith(builtin.PREFIX):
+        path = str(builtin.data_file(path.removeprefix(builtin.PREFIX)))
     with as_value_error(f"data.path: could not look at {path!r}"):
         local = Path(path).expanduser()
         mode = _mode_of(local)
