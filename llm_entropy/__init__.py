@@ -9,6 +9,7 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
     DataSettings,
+    ExtractSettings,
     ModelSettings,
     OutputSettings,
     Settings,
@@ -16,7 +17,9 @@ from llm_entropy.settings import (
 )
 
 if TYPE_CHECKING:
-    from llm_entropy.analysis import run_analysis
+    from llm_entropy.analysis import extract, run_analysis
+    from llm_entropy.outputs.extraction.making import merge_vectors
+    from llm_entropy.outputs.extraction.result import ExtractionResult
     from llm_entropy.outputs.making import merge_run
     from llm_entropy.outputs.results import RunResult
 
@@ -25,17 +28,24 @@ __all__ = [
     "AnalysisSettings",
     "ControlSettings",
     "DataSettings",
+    "ExtractSettings",
+    "ExtractionResult",
     "ModelSettings",
     "OutputSettings",
     "RunResult",
     "Settings",
     "TrainerSettings",
+    "extract",
     "merge_run",
+    "merge_vectors",
     "run_analysis",
 ]
 
 _LATE = {
+    "extract": "llm_entropy.analysis",
     "run_analysis": "llm_entropy.analysis",
+    "ExtractionResult": "llm_entropy.outputs.extraction.result",
+    "merge_vectors": "llm_entropy.outputs.extraction.making",
     "RunResult": "llm_entropy.outputs.results",
     "merge_run": "llm_entropy.outputs.making",
 }

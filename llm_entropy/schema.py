@@ -429,3 +429,32 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
         if name not in analysis.metrics
     ]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
+
+
+# --- states on disk ----------------------------------------------------------------------------------------------
+
+STATES = "states"
+"""Stands where a condition does, in the columns of an extraction's shards."""
+STATE_NORMS = "norms"
+
+
+def state_column(block: int) -> str:
+    """Return the name of a block's states, below `STATES`."""
+    return f"block_{block}"
+
+
+def states_schema(shape: ModelShape, metadata: dict[str, str]) -> pa.Schema:
+    """Return the Arrow schema of an extraction's shards: one row per text, its state at the output of each block."""
+    import pyarrow as pa
+
+    def numbers(name: str, size: int) -> pa.Field:
+        return pa.field(column(STATES, name), pa.list_(pa.float32(), size))
+
+    fields = [
+        pa.field(SENTENCE_ID, pa.int64(), metadata={"meaning": "2 x pair, plus 1 for the negative text"}),
+        pa.field(SENTENCE, pa.string()),
+        pa.field(POSITION, pa.int32(), metadata={"unit": "tokens", "meaning": "the last that was read"}),
+        numbers(STATE_NORMS, shape.num_blocks),
+        *(numbers(state_column(block), shape.hidden_size) for block in range(shape.num_blocks)),
+    ]
+    return pa.schema(fields, metadata={"llm_entropy": STATES, **metadata})

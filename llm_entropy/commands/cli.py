@@ -16,7 +16,7 @@ from llm_entropy.settings.fields import nearest_known
 
 PROGRAM = "llm-entropy"
 LIKENESS = 0.6
-"""How like a known command an unknown one must be to be taken for it: `extract` is not meant for `predict`."""
+"""How like a known command an unknown one must be to be taken for it: `steering` is not meant for `extract`."""
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:

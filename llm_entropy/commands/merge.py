@@ -25,7 +25,12 @@ def parser(program: str) -> CommandParser:
 def run(chosen: Namespace) -> int:
     """Do what was chosen, and return the exit status."""
     from llm_entropy.commands.summary import print_summary
+    from llm_entropy.outputs.extraction.making import merge_vectors
     from llm_entropy.outputs.making import merge_run
+    from llm_entropy.store.manifest import read_manifest
 
+    if read_manifest(chosen.run_dir).get("mode") == "extract":
+        print(merge_vectors(chosen.run_dir, quiet=chosen.quiet).run_dir)
+        return DONE
     print_summary(merge_run(chosen.run_dir, quiet=chosen.quiet), quiet=chosen.quiet)
     return DONE

@@ -38,6 +38,7 @@ COMMANDS = (
     Command("plan", "say what a run will take, before any weight is read", "llm_entropy.commands.plan"),
     Command("merge", "make a run's tables and plots, from the shards of all its tasks", "llm_entropy.commands.merge"),
     Command("status", "say what of a run is missing, and how to run just that", "llm_entropy.commands.status"),
+    Command("extract", "make control vectors from contrastive pairs, and judge them", "llm_entropy.commands.extract"),
     Command(
         "convert-vector", "write a control vector in another program's format", "llm_entropy.commands.convert_vector"
     ),

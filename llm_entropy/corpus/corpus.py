@@ -336,7 +336,7 @@ def _picked_sentences(
     else:
         order = np.random.default_rng(seed).permutation(len(rows))
         ids = np.sort(order[~is_blank[order]][:num_sentences])
-    return MappedCorpus(rows, ids, source, len(rows), skipped, _content_of(rows, ids, ids))
+    return MappedCorpus(rows, ids, source, len(rows), skipped, content_of(rows, ids, ids))
 
 
 def _is_blank(texts: pa.LargeStringArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -361,7 +361,7 @@ def _first_sentences(opened: Rows, column: str, num_sentences: int) -> MappedCor
     _check_enough(len(taken), len(skipped), num_sentences, source)
     texts, numbers = _in_memory(taken), np.array(ids, np.int64)
     places = np.arange(len(taken))
-    content = _content_of(texts, numbers, places)
+    content = content_of(texts, numbers, places)
     return MappedCorpus(texts, numbers, source, len(taken) + len(skipped), skipped, content, places=places)
 
 
@@ -384,7 +384,7 @@ def _check_enough(num_found: int, num_skipped: int, num_asked: int | None, sourc
         )
 
 
-def _content_of(texts: Dataset, ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> str:
+def content_of(texts: Dataset, ids: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> str:
     """Return a hash of the ids and texts, the same wherever and in whatever pieces they are stored."""
     digest = hashlib.sha256(np.asarray(ids, np.int64).tobytes())
     picked = texts if len(places) == len(texts) else texts.select(places)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Optional
 
@@ -58,3 +58,44 @@ def read_layers(view: ModelView, rows: Tensor, positions: Tensor) -> Iterator[La
         hooks_on_applications(view.blocks, nn.Module.register_forward_hook, read_output),
     ):
         yield states
+
+
+@contextmanager
+def read_block_means(
+    view: ModelView, rows: Tensor, positions: Tensor, *, before: Callable[[], None]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Read what each block hands on, as means over each row's positions, in the forward pass inside of the context.
+
+    Args:
+        view: The model.
+        rows: [record], the row of the batch of each position, ascending; every row has one at least.
+        positions: [record], the position in that row.
+        before: Called before each block runs.
+
+    Yields:
+        A list that the blocks fill as they run: states [row, hidden], and the mean of their norms, [row], in float32.
+    """
+    read: list[tuple[Tensor, Tensor]] = []
+    num_rows = int(rows[-1]) + 1
+    is_single = len(rows) == num_rows
+
+    def read_output(block: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        stream = stream_in(output)
+        if is_single:
+            states = stream[rows, positions].float()
+            read.append((states, states.norm(dim=1)))
+            return
+        # A product with weights, not a sum by index, which a GPU would add up in any order.
+        weights = torch.zeros(stream.shape[:2], device=stream.device)
+        weights[rows, positions] = 1.0
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        stream = stream.float()
+        states = torch.bmm(weights[:, None], stream)[:, 0]
+        read.append((states, (weights * stream.norm(dim=2)).sum(dim=1)))
+
+    with ExitStack() as hooks:
+        for block in dict.fromkeys(view.blocks):
+            hooks.callback(block.register_forward_pre_hook(lambda *_: before()).remove)
+        hooks.enter_context(hooks_on_applications(view.blocks, nn.Module.register_forward_hook, read_output))
+        yield read
+    assert len(read) == len(view.blocks), "a block did not run"

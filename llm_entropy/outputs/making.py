@@ -19,7 +19,7 @@ from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import ModelShape
-from llm_entropy.settings import Settings
+from llm_entropy.settings import ExtractionSettings, Settings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
 from llm_entropy.store.ledger import Ledger, read_ledger
@@ -64,6 +64,8 @@ def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
     with run_log(quiet=quiet) as messages:
         about = manifest.read_manifest(run_dir)
         settings = read_config(run_dir / manifest.CONFIG)
+        if isinstance(settings, ExtractionSettings):
+            raise ReportedError(f"{run_dir}: is a run of llm-entropy extract; merge_vectors makes its vectors")
         messages.open(run_dir / "run.log")
         ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
         try:
@@ -110,7 +112,7 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         changes = {"finished": finished, "corpus": corpus, "models": models, "output": made_of(settings)}
         manifest.update_manifest(run_dir, "complete", **changes)
         for model in models.values():
-            _report(model)
+            report_reading(model)
         return read_result(run_dir, settings, manifest.read_manifest(run_dir))
     finally:
         lock.release()
@@ -172,7 +174,12 @@ def _numbers(row: dict[str, Any]) -> dict[str, Any]:
     return {name: nan if value is None else value for name, value in row.items()}
 
 
-def _report(model: dict[str, Any]) -> None:
+def report_reading(model: dict[str, Any]) -> None:
+    """Warn of what a model has not read as it was given.
+
+    Args:
+        model: What `run.json` says of it.
+    """
     if model["num_cut"]:
         log.warning("%s: %d sentences were cut at %s tokens", model["name"], model["num_cut"], model["max_length"])
     if model["num_own_start"]:

@@ -13,6 +13,7 @@ from llm_entropy.runs.plan import check_identity, check_versions
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.storable import storable
 from llm_entropy.runs.strengths import FOUND_STRENGTHS, take_found, with_found
+from llm_entropy.settings import ExtractionSettings
 from llm_entropy.store import manifest
 from llm_entropy.store.session import environment
 from llm_entropy.store.status import resume_command
@@ -46,7 +47,7 @@ def create(state: RunState) -> None:
     settings, corpus, task = state.settings, state.corpus, state.session.task
     about = {
         "status": "running",
-        "mode": settings.analysis.mode,
+        "mode": "extract" if isinstance(settings, ExtractionSettings) else settings.analysis.mode,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seed": settings.seed,
         "num_shards": task.count,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NoReturn, Optional
 
 import torch
 
@@ -19,7 +19,7 @@ from llm_entropy.runs.plan import Plan
 from llm_entropy.runs.state import RunState, lost_work
 from llm_entropy.runs.stopping import Stopped, is_child, pass_on
 from llm_entropy.store import manifest
-from llm_entropy.store.ledger import read_ledger
+from llm_entropy.store.ledger import Ledger, read_ledger
 from llm_entropy.store.status import missing_of_task, resume_command
 
 log = logging.getLogger("llm_entropy")
@@ -32,8 +32,29 @@ def finish(state: RunState, plans: Sequence[Plan]) -> RunResult:
     """Make sure that nothing is missing, and make the outputs; a task of an array leaves that to the merge."""
     settings, session, mode = state.settings, state.session, state.settings.analysis.mode
     assert session.run_dir is not None
+    ledgers = complete_ledgers(state, plans)
+    if ledgers is None:
+        return RunResult(session.run_dir, mode, {}, is_global_zero=session.rank == 0)
+    about = manifest.read_manifest(session.run_dir)
+    if not state.has_predicted and about["status"] == "complete" and about["output"] == made_of(settings):
+        log.info("%s: is complete", session.run_dir)
+        return read_result(session.run_dir, settings, about)
+    return make_outputs(session.run_dir, settings, about, ledgers)
+
+
+def complete_ledgers(state: RunState, plans: Sequence[Plan]) -> Optional[dict[str, Ledger]]:
+    """Wait for the other processes, and return what was done of each model.
+
+    Returns:
+        None where this process makes no outputs: it is not the first, or a task of an array.
+
+    Raises:
+        RunIncompleteError: Something is missing.
+    """
+    session = state.session
+    assert session.run_dir is not None
     if session.rank != 0:
-        return RunResult(session.run_dir, mode, {}, is_global_zero=False)
+        return None
     if session.world_size > 1:
         assert state.trainer is not None
         session.wait_for_others(state.trainer.strategy)
@@ -49,12 +70,22 @@ def finish(state: RunState, plans: Sequence[Plan]) -> RunResult:
     if session.task.count > 1:
         task = session.task
         log.info("task %d of %d is done; when all are: llm-entropy merge %s", task.index, task.count, session.run_dir)
-        return RunResult(session.run_dir, mode, {})
-    about = manifest.read_manifest(session.run_dir)
-    if not state.has_predicted and about["status"] == "complete" and about["output"] == made_of(settings):
-        log.info("%s: is complete", session.run_dir)
-        return read_result(session.run_dir, settings, about)
-    return make_outputs(session.run_dir, settings, about, ledgers)
+        return None
+    return ledgers
+
+
+@contextmanager
+def ended_well(state: RunState) -> Iterator[None]:
+    """Whatever ends the run inside of the context, keep what was done, say how to go on, and release the run."""
+    try:
+        yield
+    except Stopped as stop:
+        end_stopped(state, stop.signum)
+    except BaseException as error:
+        give_up(state, error)
+        raise
+    finally:
+        state.session.release()
 
 
 def end_stopped(state: RunState, signum: int) -> NoReturn:

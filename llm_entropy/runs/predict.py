@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Optional
+from collections.abc import Callable
+from typing import Any, NamedTuple, Optional
 
 import lightning as L
+import pyarrow as pa
 import torch
 
 from llm_entropy.corpus.datamodule import SentenceDataModule
@@ -35,7 +37,23 @@ log = logging.getLogger("llm_entropy")
 MEGABYTE = 2**20
 
 
-def predict_model(plan: Plan, state: RunState) -> None:
+class Work(NamedTuple):
+    """What a run does with the batches of a model."""
+
+    module: Callable[[Plan, OpenedModel, Settings], Any]
+    """Makes the LightningModule, whose `predict_step` returns `Records`, and which has `listeners`."""
+    schema: Callable[[OpenedModel, Settings, dict[str, str]], pa.Schema]
+    """Makes the columns of its shards, with what is to be said of them."""
+
+
+ANALYSIS = Work(
+    lambda plan, opened, settings: EntropyModule(opened.view, opened.lens, settings.analysis, plan.steering),
+    lambda opened, settings, about: shard_schema(settings.analysis, opened.view.shape, about),
+)
+"""A run that measures."""
+
+
+def predict_model(plan: Plan, state: RunState, work: Work = ANALYSIS) -> None:
     """Predict what is missing of one model."""
     settings, source, session = state.settings, plan.source, state.session
     trainer = make_trainer(settings.trainer, checkpoint_root(settings, session.run_dir))
@@ -57,14 +75,14 @@ def predict_model(plan: Plan, state: RunState) -> None:
         done=ledger.done,
         num_workers=settings.data.num_workers,
     )
-    writer = _make_writer(plan, opened, state)
+    writer = _make_writer(plan, opened, state, work)
     progress = SentenceProgress(source.key, data.num_sentences, state.quiet)
     if is_first_process():
         _write_down(plan, opened, state, data)
     if session.world_size > 1 and (lost := session.meet()):
         whose = f"process {', '.join(map(str, lost))} of {session.world_size}"
         raise lost_work(state, f"{whose} ended before {source.key}")
-    module = EntropyModule(opened.view, opened.lens, settings.analysis, plan.steering)
+    module = work.module(plan, opened, settings)
     if budgets(settings.analysis):
         trainer.callbacks.append(SharedStrengths(plan, state))  # type: ignore[attr-defined]
     stopping = StopBetweenBatches(state.signals)
@@ -78,11 +96,11 @@ def predict_model(plan: Plan, state: RunState) -> None:
     log.info("%s: this process took %.1f s", source.key, progress.seconds)
 
 
-def _make_writer(plan: Plan, opened: OpenedModel, state: RunState) -> ShardWriter:
+def _make_writer(plan: Plan, opened: OpenedModel, state: RunState, work: Work) -> ShardWriter:
     source, session, output = plan.source, state.session, state.settings.output
     about = {"model": source.name, "revision": source.revision or "", "config_hash": session.config_hash}
     return ShardWriter(
-        shard_schema(state.settings.analysis, opened.view.shape, about),
+        work.schema(opened, state.settings, about),
         source.tokenizer,
         source.key,
         session,

@@ -8,7 +8,7 @@ from typing import Optional
 
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.beginning import take_up
-from llm_entropy.runs.ending import end_by, end_stopped, finish, give_up
+from llm_entropy.runs.ending import end_by, ended_well, finish
 from llm_entropy.runs.estimate import forecast
 from llm_entropy.runs.launch import checkpoint_root, is_first_process, task_of
 from llm_entropy.runs.opening import open_corpus
@@ -70,16 +70,9 @@ def run(
             end_by(stop.signum)  # nothing has been begun
         session = Session(task, config_hash(identity))
         state = RunState(settings, corpus, identity, session, messages, signals, quiet, resume, sentences)
-        try:
+        with ended_well(state):
             take_up(state)
             find_strengths(state, plans, trainer.strategy.root_device)
             for plan in plans:
                 predict_model(plan, state)
             return finish(state, plans)
-        except Stopped as stop:
-            end_stopped(state, stop.signum)
-        except BaseException as error:
-            give_up(state, error)
-            raise
-        finally:
-            session.release()

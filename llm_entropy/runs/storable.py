@@ -11,21 +11,27 @@ from typing import Any, Optional
 from safetensors.torch import save_file
 
 from llm_entropy.schema import SENTENCE
-from llm_entropy.settings import ControlSettings, ControlVectors, Settings
+from llm_entropy.settings import ControlSettings, ControlVectors, ExtractionSettings, Settings
 from llm_entropy.settings.fields import holds_arrays
 from llm_entropy.steering.tensors import as_vector
 from llm_entropy.store import files
 from llm_entropy.store.manifest import SENTENCES
 
 
-def storable(settings: Settings, sentences: Optional[Sequence[Optional[str]]], run_dir: Path) -> Settings:
+def storable(settings: Settings, sentences: Optional[Sequence[Any]], run_dir: Path) -> Settings:
     """Write the vectors and sentences of a run that were given in memory, and return settings that name the files.
 
     Args:
         settings: Of the run.
-        sentences: The corpus, where it was given in memory.
+        sentences: The corpus, or the rows of pairs of an extraction, where it was given in memory.
         run_dir: The run's folder.
     """
+    if isinstance(settings, ExtractionSettings):
+        if sentences is None:
+            return settings
+        path = (run_dir / SENTENCES).absolute()
+        files.write_text(path, "".join(json.dumps(row) + "\n" for row in sentences))
+        return replace(settings, data=replace(settings.data, path=str(path)))
     analysis = settings.analysis
     control = _stored_control(run_dir, "", analysis.control)
     conditions = {name: _stored_control(run_dir, f"{name}_", own) for name, own in analysis.conditions.items()}

@@ -7,6 +7,7 @@ from typing import Literal
 
 from llm_entropy.settings.conditions import COMPARATIVE, CONTROL, STANDARD, Comparison, Condition, Mode, compared
 from llm_entropy.settings.control import ControlSettings, ControlVectors, PlaceboSettings
+from llm_entropy.settings.extraction import ExtractionSettings, ExtractSettings
 from llm_entropy.settings.metrics import (
     ALL_METRICS,
     BASELINE_METRICS,
@@ -54,6 +55,8 @@ __all__ = [
     "ControlSettings",
     "ControlVectors",
     "DataSettings",
+    "ExtractSettings",
+    "ExtractionSettings",
     "Kind",
     "Metric",
     "Mode",

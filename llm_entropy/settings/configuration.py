@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_settings
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings import Settings, default_models, to_plain
+from llm_entropy.settings import ExtractionSettings, Settings, default_models, to_plain
 from llm_entropy.settings.fields import is_single, nearest_known, plain_value, type_below
 
 CONFIG = "--config"
@@ -82,6 +82,9 @@ class CommandParser(ArgumentParser):
 class SettingsParser(CommandParser):
     """A parser of every key of the settings, in files and as options."""
 
+    kind: type[Settings] = Settings
+    """Which settings."""
+
     def validate(self, *namespace: Any, **how: Any) -> None:
         """Leave it to the settings, which check the same when they are made, and say it better."""
 
@@ -94,7 +97,7 @@ class SettingsParser(CommandParser):
         above = name
         while above and above not in known:
             above = above.rpartition(".")[0]
-        if not above or (above != name and (is_dataclass(_type_of(above)) or _type_of(name) is None)):
+        if not above or (above != name and (is_dataclass(self._type_of(above)) or self._type_of(name) is None)):
             _refuse_option(name, [*SHORT_NAMES, *known])
 
     def _checked_value(self, name: str, value: str) -> str:
@@ -102,7 +105,7 @@ class SettingsParser(CommandParser):
             return self._checked_file(value)
         if name.endswith("+"):
             return value  # appended to a list by the parser, which alone knows what is in it
-        declared, key = _type_of(name), name.removeprefix("--")
+        declared, key = self._type_of(name), name.removeprefix("--")
         read = _read_word(value)
         if is_dataclass(declared) and isinstance(read, str):  # the parser takes a section from a file, too
             read = _read_file(value, key)
@@ -116,41 +119,58 @@ class SettingsParser(CommandParser):
         config = _read_file(path, "config")
         switches = {action.dest for action in self._actions if action.const is True}  # --print_config prints them too
         own = {name: plain_value(config.pop(name), bool, name, _read_word) for name in switches & set(config)}
-        return _to_yaml({**plain_value(config, Settings, "", _read_word), **own})
+        return _to_yaml({**plain_value(config, self.kind, "", _read_word), **own})
+
+    def _type_of(self, option: str) -> Any:
+        """Return the type of the settings that an option stands for; None where there are none."""
+        declared: Any = self.kind
+        place = ""
+        for name in option.removeprefix("--").split("."):
+            declared = type_below(declared, name, place)
+            place = f"{place}.{name}" if place else name
+        return declared
 
 
-def settings_parser(**about: Any) -> SettingsParser:
+def settings_parser(kind: type[Settings] = Settings, **about: Any) -> SettingsParser:
     """Return a parser of every key of the settings.
 
     Args:
+        kind: Which settings.
         about: Further arguments of `jsonargparse.ArgumentParser`.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = SettingsParser(allow_abbrev=False, **about)
+    parser.kind = kind
     parser.add_argument(CONFIG, action="config", help="A YAML file with any of the keys below.")
-    parser.add_class_arguments(Settings)
+    parser.add_class_arguments(kind)
     # As plain values: what is an instance can neither be printed nor changed key by key.
     parser.set_defaults({"models": to_plain(default_models())})
     return parser
 
 
-def to_settings(chosen: Namespace) -> Settings:
+def to_settings(chosen: Namespace, kind: type[Settings] = Settings) -> Settings:
     """Return the settings that a parser of `settings_parser` has read.
+
+    Args:
+        chosen: By the parser.
+        kind: Which settings it reads.
 
     Raises:
         ReportedError: They do not go together.
     """
     values = chosen.as_dict()
-    return Settings(**{item.name: values[item.name] for item in fields(Settings)})
+    return kind(**{item.name: values[item.name] for item in fields(kind)})
 
 
 def read_config(path: Path) -> Settings:
-    """Read a configuration file; keys that it leaves out have their defaults.
+    """Read a configuration file; keys that it leaves out have their defaults. One with `extract` is an extraction's.
 
     Raises:
         ReportedError: There is no such file, or it is not a configuration.
     """
-    return Settings(**plain_value(_read_file(str(path), "config"), Settings, "", _read_word))
+    config = _read_file(str(path), "config")
+    kind = ExtractionSettings if "extract" in config else Settings
+    return kind(**plain_value(config, kind, "", _read_word))
 
 
 def _long_names(arguments: Sequence[str]) -> list[str]:
@@ -166,16 +186,6 @@ def _long_names(arguments: Sequence[str]) -> list[str]:
 
 def _refuse_option(name: str, known: Iterable[str]) -> NoReturn:
     raise ReportedError(f"got the option {name}, which is not known; {nearest_known(name, known, 'option')}")
-
-
-def _type_of(option: str) -> Any:
-    """Return the type of the settings that an option stands for; None where there are none."""
-    declared: Any = Settings
-    place = ""
-    for name in option.removeprefix("--").split("."):
-        declared = type_below(declared, name, place)
-        place = f"{place}.{name}" if place else name
-    return declared
 
 
 def _read_word(text: str) -> Any:

@@ -216,6 +216,9 @@ def default_models() -> dict[str, Union[str, ModelSettings]]:
 class Settings:
     """One run, whole: what `config.yaml` holds."""
 
+    COMMAND: ClassVar[str] = "predict"
+    """The command that runs it."""
+
     seed: int = 0
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
     models: dict[str, Union[str, ModelSettings]] = field(default_factory=default_models)

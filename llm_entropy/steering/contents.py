@@ -24,8 +24,10 @@ from llm_entropy.steering.tensors import as_row, as_vector
 
 HOOKED = "steering_vector"
 """Where lm-evaluation-harness keeps the vector of a hook point."""
-_MEANT = {"axis": {"default_mean", "role_mean"}}
-"""The tensor that is meant, and those beside it that it was made from: the assistant axis."""
+EXTRACTED, SHUFFLED = "control_vector", "shuffled"
+"""Tensors of a file of `llm-entropy extract`: [L, hidden], and from permuted labels [number, L, hidden]."""
+_MEANT = {"axis": {"default_mean", "role_mean"}, EXTRACTED: {SHUFFLED}}
+"""The tensor that is meant, and those beside it that are not: the assistant axis, and vectors of `extract`."""
 NESTS = ("layer_activations", "directions")
 """Where steering-vectors and repeng keep the mapping of blocks to vectors inside of a saved state."""
 _WANTED = {
@@ -203,8 +205,8 @@ def _tensors_and_entries(content: Mapping[Any, Any]) -> tuple[dict[Any, Any], di
     tensors = {key: value for key, value in inner.items() if _is_tensor(value)}
     meant = next((name for name, others in _MEANT.items() if set(tensors) == {name, *others}), None)
     tensors = tensors if meant is None else {meant: tensors[meant]}
-    made_from = _MEANT.get(str(meant), set())
-    left = {key: value for key, value in content.items() if value is not inner and key not in {*tensors, *made_from}}
+    beside = _MEANT.get(str(meant), set())
+    left = {key: value for key, value in content.items() if value is not inner and key not in {*tensors, *beside}}
     entries = dict(placement.flat_entries(left))
     hidden = [name for name, value in entries.items() if _holds_tensors(value)]
     if hidden:

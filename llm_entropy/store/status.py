@@ -177,7 +177,7 @@ def resume_command(run_dir: Path, settings: Settings, task: Task, *, with_index:
         task: Which of its tasks.
         with_index: Whether the task's number is given, or left to the array.
     """
-    words = ["llm-entropy", "predict", "--config", str(run_dir / manifest.CONFIG)]
+    words = ["llm-entropy", settings.COMMAND, "--config", str(run_dir / manifest.CONFIG)]
     words += ["--output.dir", settings.output.dir, "--output.run_name", run_dir.name, "--resume"]
     if task.count > 1:
         words += ["--data.num_shards", str(task.count)]

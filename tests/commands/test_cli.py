@@ -270,8 +270,8 @@ def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFi
     [
         ("merg", "the nearest known command is 'merge'"),
         ("Status", "the nearest known command is 'status'"),
-        ("extract", "known are predict, plan, merge, status, convert-vector"),
-        ("corpus.csv", "known are predict, plan, merge, status, convert-vector"),
+        ("steering", "known are predict, plan, merge, status, extract, convert-vector"),
+        ("corpus.csv", "known are predict, plan, merge, status, extract, convert-vector"),
     ],
 )
 def test_an_unknown_command_is_an_error_whatever_follows_it(
@@ -532,12 +532,14 @@ def test_every_configuration_runs(
         text = without_sections()
         assert tuple(yaml.safe_load(text)) == KEPT
     (tmp_path / "config.yaml").write_text(text)
-    main(["predict", "--config", "config.yaml", "--output.plots", "false", "--quiet"])
+    command = "extract" if config == "extract.yaml" else "predict"
+    main([command, "--config", "config.yaml", "--output.plots", "false", "--quiet"])
     (run_dir,) = (tmp_path / "analysis_outputs").iterdir()
     manifest = json.loads((run_dir / "run.json").read_text())
     assert manifest["status"] == "complete"
     assert list(manifest["models"]) == list(yaml.safe_load(text)["models"])
-    mode = {"control.yaml": "control", "default.yaml": "standard"}.get(config, "comparative")
+    modes = {"control.yaml": "control", "default.yaml": "standard", "extract.yaml": "extract"}
+    mode = modes.get(config, "comparative")
     assert manifest["mode"] == mode
-    assert (run_dir / mode / "data").is_dir()
+    assert (run_dir / ("vectors" if mode == "extract" else f"{mode}/data")).is_dir()
     assert capsys.readouterr().out == f"{run_dir.relative_to(tmp_path)}\n"

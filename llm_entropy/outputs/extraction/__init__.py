@@ -1,0 +1,1 @@
+"""The states of contrastive pairs -> vectors, and what they are worth."""
