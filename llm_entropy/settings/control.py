@@ -40,6 +40,8 @@ class PlaceboSettings:
     """Random directions with the vector's norm at every block."""
     orthogonal: int = 0
     """The same, at right angles to the vector."""
+    shuffled: int = 0
+    """Vectors of `llm-entropy extract` from permuted labels; they are in the vector's file."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "analysis.control.placebo")

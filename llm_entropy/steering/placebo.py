@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 KINDS = ("random", "orthogonal")
-"""`random`: a Gaussian direction. `orthogonal`: the same, without its component along the vector."""
+"""Those that are drawn. `random`: a Gaussian direction. `orthogonal`: the same, without its component along the vector.
+"""
+SHUFFLED = "shuffled"
+"""The vector extracted again from permuted labels; `llm-entropy extract` keeps such vectors beside it."""
 
 
 def placebo_directions(directions: Tensor, kind: str, *, is_one_direction: bool, seed: tuple[int, str, int]) -> Tensor:
@@ -39,6 +42,23 @@ def placebo_directions(directions: Tensor, kind: str, *, is_one_direction: bool,
             drawn = drawn - (drawn * units).sum(dim=1, keepdim=True) * units
     placebo: Tensor = norms * drawn / drawn.norm(dim=1, keepdim=True)
     return placebo.float().to(directions.device)
+
+
+def shuffled_directions(directions: Tensor, extracted: Tensor) -> Tensor:
+    """Return a vector that was extracted from permuted labels as a placebo: at each block it has the vector's norm.
+
+    Args:
+        directions: [L + 1, hidden], the vector's rows.
+        extracted: [L, hidden], by block.
+
+    Returns:
+        [L + 1, hidden], float32; row 0, for the embeddings, is zero.
+    """
+    norms = directions.double().norm(dim=1, keepdim=True)
+    rows = torch.cat([torch.zeros(1, extracted.shape[1]), extracted]).double().to(directions.device)
+    own = rows.norm(dim=1, keepdim=True)
+    placebo: Tensor = norms * rows / own.where(own > 0, 1.0)
+    return placebo.float()
 
 
 def _generator(kind: str, seed: int, source: str, number: int) -> np.random.Generator:

@@ -15,9 +15,9 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.settings import Condition, ControlSettings
 from llm_entropy.steering.blocks import chosen_blocks
 from llm_entropy.steering.operators import PROJECTING, Action
-from llm_entropy.steering.placebo import placebo_directions
+from llm_entropy.steering.placebo import SHUFFLED, placebo_directions, shuffled_directions
 from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens, steered_tokens
-from llm_entropy.steering.vectors import choose_vector, resolve_vector
+from llm_entropy.steering.vectors import choose_vector, read_shuffled, resolve_vector
 
 logger = logging.getLogger("llm_entropy")
 
@@ -150,6 +150,7 @@ def plan_conditions(
     """
     plans: dict[str, SteeringPlan] = {}
     whole: dict[str, tuple[SteeringPlan, bool]] = {}
+    extracted: dict[str, Tensor] = {}
     for condition in conditions:
         steering = condition.steering
         if steering is None:
@@ -168,12 +169,19 @@ def plan_conditions(
             whole[steering.source] = replace(plan, special=special), vector.ndim == 1
         plan, is_one_direction = whole[steering.source]
         if (placebo := steering.placebo) is not None:
-            directions = placebo_directions(
-                plan.directions,
-                placebo.kind,
-                is_one_direction=is_one_direction,
-                seed=(seed, steering.source, placebo.number),
-            )
+            if placebo.kind == SHUFFLED:
+                if steering.source not in extracted:
+                    chosen, count = choose_vector(steering.control, steering.key), steering.control.placebo.shuffled
+                    key = f"{steering.key}.placebo.shuffled"
+                    extracted[steering.source] = read_shuffled(chosen, count, key=key, model=model)
+                directions = shuffled_directions(plan.directions, extracted[steering.source][placebo.number - 1])
+            else:
+                directions = placebo_directions(
+                    plan.directions,
+                    placebo.kind,
+                    is_one_direction=is_one_direction,
+                    seed=(seed, steering.source, placebo.number),
+                )
             plan = replace(plan, directions=directions)
         plans[condition.name] = plan.at_strength(steering.strength, steering.key)
     return plans

@@ -13,7 +13,7 @@ from llm_entropy import builtin
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings.fields import holds_arrays
 from llm_entropy.steering import placement
-from llm_entropy.steering.contents import Found, find_vectors, found_rows
+from llm_entropy.steering.contents import EXTRACTED, SHUFFLED, Found, find_vectors, found_rows
 from llm_entropy.steering.files import FORMATS, read_content
 from llm_entropy.steering.operators import PROJECTING
 from llm_entropy.steering.tensors import Array, as_row, as_vector
@@ -112,6 +112,37 @@ def resolve_vector(
             f"or {num_blocks + 1}, the first for the embeddings"
         )
     return vector
+
+
+def read_shuffled(chosen: ChosenVector, count: int, *, key: str, model: str) -> Tensor:
+    """Return the vectors from permuted labels that `llm-entropy extract` has kept beside a vector.
+
+    Args:
+        chosen: The vector, which `resolve_vector` has found to fit the model.
+        count: How many are asked for.
+        key: Where they are asked for, for messages.
+        model: The model's key.
+
+    Returns:
+        Float32, [number, L, hidden], as many as there are.
+
+    Raises:
+        ReportedError: There are none, or too few.
+    """
+    way_out = "give a vector that llm-entropy extract has made, or use random placebos"
+    if not isinstance(chosen.value, (str, Path)):
+        raise ReportedError(f"{key}: got {count}, but {chosen.key} is no file; {way_out}")
+    path = vector_path(str(chosen.value).replace("{model}", model))
+    content = {} if path.is_dir() else read_content(path)
+    kept = content.get(SHUFFLED) if isinstance(content, dict) and EXTRACTED in content else None
+    if not isinstance(kept, Tensor) or kept.ndim != 3 or kept.shape[1:] != content[EXTRACTED].shape:
+        raise ReportedError(f"{key}: got {count}, but {path} holds no vectors from permuted labels; {way_out}")
+    if len(kept) < count:
+        raise ReportedError(
+            f"{key}: got {count}, but {path} holds {len(kept)} vectors from permuted labels; ask for {len(kept)}, or "
+            f"extract it again with extract.shuffled {count}"
+        )
+    return kept
 
 
 def vector_path(given: str) -> Path:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from tiny_models import FAMILIES, HIDDEN, make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from llm_entropy import ExtractionResult, extract, merge_run, merge_vectors
+from llm_entropy import ExtractionResult, extract, merge_run, merge_vectors, run_analysis
 from llm_entropy.commands.cli import main
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.extraction.contrast import test_pairs as pairs_left_out
@@ -198,6 +198,55 @@ def test_the_file_is_a_control_vector_at_once(usual: ExtractionResult, tmp_path:
     assert torch.equal(read_vector(path, num_blocks=3), vector)
     converted = convert_vector(path, tmp_path / "vector.npy")
     assert np.array_equal(np.load(converted), vector.numpy())
+
+
+def test_shuffled_placebos_are_the_files_with_the_vectors_norms(
+    usual: ExtractionResult, folders: dict[str, str], tmp_path: Path
+) -> None:
+    result = run_analysis(
+        folders,
+        sentences=["the cat", "rain fell on the old stone bridge"],
+        compare_control=True,
+        control_vector=str(usual.run_dir / "vectors" / "{model}.safetensors"),
+        metrics="entropy",
+        placebo={"shuffled": 2},
+        output={"dir": str(tmp_path), "plots": False},
+        trainer={"accelerator": "cpu", "devices": 1},
+        quiet=True,
+    )
+    placebos = result["gpt2"].placebos
+    assert set(placebos["kind"]) == {"shuffled"}
+    about = json.loads((result.run_dir / "run.json").read_text())["models"]["gpt2"]["steering"]
+    norms = usual["gpt2"].vector.norm(dim=1).tolist()
+    for number in (1, 2):
+        assert about[f"control_shuffled_{number}"]["added_norms"] == pytest.approx([0.0, *norms], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("vector", "count", "words"),
+    [
+        ("{path}", 3, "got 3, but .*gpt2.safetensors holds 2 vectors from permuted labels; ask for 2, or extract it"),
+        ([0.5], 1, "got 1, but analysis.control.control_vector is no file; give a vector that llm-entropy extract"),
+        ("{plain}", 1, "got 1, but .*plain.npy holds no vectors from permuted labels; give a vector that"),
+    ],
+)
+def test_shuffled_placebos_that_are_not_there_are_refused(
+    vector: Any, count: int, words: str, usual: ExtractionResult, folders: dict[str, str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "plain.npy", usual["gpt2"].vector.numpy())
+    if isinstance(vector, str):
+        vector = vector.format(path=usual["gpt2"].path, plain=tmp_path / "plain.npy")
+    with pytest.raises(ReportedError, match=f"analysis.control.placebo.shuffled: {words}"):
+        run_analysis(
+            {"gpt2": folders["gpt2"]},
+            sentences=["the cat"],
+            compare_control=True,
+            control_vector=vector,
+            placebo={"shuffled": count},
+            output=tmp_path / "runs",
+            quiet=True,
+        )
+    assert not (tmp_path / "runs").exists()
 
 
 # --- processes, kills, arrays ------------------------------------------------------------------------------------

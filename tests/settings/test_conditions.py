@@ -138,7 +138,7 @@ def test_each_condition_is_compared_with_the_standard_one_where_that_is_run() ->
             {"control": {**VECTOR, "placebo": {"random": 1}}},
             r"control\.placebo: placebos are compared with",
         ),
-        ({"control": {**VECTOR, "placebo": {"shuffled": 1}}}, r"analysis\.control\.placebo: got the key 'shuffled'"),
+        ({"control": {**VECTOR, "placebo": {"rotated": 1}}}, r"analysis\.control\.placebo: got the key 'rotated'"),
         ({"compare_control": True}, r"compare_control is true, but there is no"),
         ({"compare_control": True, "control": {**VECTOR, "enabled": False}}, r"control.enabled is false"),
     ],
