@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from llm_entropy.models.attention.interface import EAGER, READABLE
-from llm_entropy.models.families import ARCHITECTURES
+from llm_entropy.models.families import find_architecture
 
 HIDDEN = 32
 NUM_HEADS = 4
@@ -192,7 +192,12 @@ def make_model(family: str, seed: int = 0, attention: str | None = "eager") -> P
 
 def readable_attention(family: str) -> str:
     """Return the implementation with which a family is loaded to read its attention."""
-    return EAGER if ARCHITECTURES[FAMILIES[family].model_type].eager_only else READABLE
+    return EAGER if is_eager_only(family) else READABLE
+
+
+def is_eager_only(family: str) -> bool:
+    """Return whether a family's attention can only be read from its maps."""
+    return find_architecture(AutoConfig.for_model(FAMILIES[family].model_type), family).eager_only
 
 
 def _randomise_(model: PreTrainedModel, seed: int) -> None:

@@ -76,7 +76,9 @@ def _target(chosen: Namespace) -> Target:
         return Target(chosen.num_blocks, chosen.hidden_size)
     if chosen.num_blocks is not None or chosen.hidden_size is not None:
         raise ReportedError("got --model beside --num-blocks or --hidden-size, which it tells; give one of the two")
-    from llm_entropy.models.loading import find_model
+    from llm_entropy.models.families import outline_model
+    from llm_entropy.models.loading import find_model, load_skeleton
 
     found = find_model("model", ModelSettings(chosen.model))
-    return Target(found.shape.num_blocks, found.shape.hidden_size, found.config.model_type, found.architecture.blocks)
+    blocks = outline_model(load_skeleton(found)).path
+    return Target(found.shape.num_blocks, found.shape.hidden_size, found.config.model_type, blocks)

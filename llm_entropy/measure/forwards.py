@@ -122,8 +122,14 @@ def _forward(
         read = None
         if reading.attention and runs_blocks:
             read = hooks.enter_context(
-                read_attention_entropy(view, batch.rows, batch.positions, counts=reading.attended)
+                read_attention_entropy(
+                    view,
+                    batch.rows,
+                    batch.positions,
+                    counts=reading.attended,
+                    first_block=0 if behind is None else behind[0] + 1,
+                )
             )
-        run_base(view, batch.input_ids, batch.attention_mask)
+        run_base(view, batch.input_ids, batch.attention_mask, shows_maps=read is not None)
     attention = None if read is None else AttentionStatistics(read.stack(), read.stack_attended())
     return Forward(states.stack(), attention), kept

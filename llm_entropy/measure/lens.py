@@ -18,11 +18,12 @@ from llm_entropy import kernels
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.families import ModelView, run_base
 from llm_entropy.models.layers import read_layers
+from llm_entropy.models.tracing import probe_tokens
 
 log = logging.getLogger("llm_entropy")
 
-PROBE_SHAPE = (2, 7)
-"""[batch, seq] of the random tokens with which a lens proves itself."""
+PROBES = ((7, 7), (1,), (9, 3, 6))
+"""Lengths of the sentences of random tokens with which a lens proves itself."""
 LARGEST_ERROR, TYPICAL_ERROR = 1e-4, 1e-5
 """Largest and root mean square error of a logit in float32, as shares of the largest and of the typical logit."""
 ROUNDINGS = 3
@@ -155,39 +156,43 @@ def check_lens(view: ModelView, name: str) -> float:
     Raises:
         ReportedError: It does not: the family's row, or the checkpoint, is not what it seems.
     """
-    model, decoder = view.model, view.decoder
-    generator = torch.Generator().manual_seed(0)
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
-    input_ids = torch.randint(min(embeddings.num_embeddings, view.shape.vocab_size), PROBE_SHAPE, generator=generator)
-    input_ids = input_ids.to(decoder.weight.device)
-    mask = torch.ones_like(input_ids)
-    rows, positions = mask.nonzero(as_tuple=True)
-    with read_layers(view, rows, positions) as states:
-        run_base(view, input_ids, mask)
-    _check_finite(states.stack(), decoder.weight.dtype, name)
-    inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
-    if inputs.shape[-1] != decoder.in_features:
-        raise ReportedError(
-            f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {decoder.in_features}; correct "
-            f"the row of {model.config.model_type!r} in ARCHITECTURES (llm_entropy/models/families.py): its head"
-        )
-    seen = kernels.logits_of(inputs[0], view.unembedding(temperature=1.0))
-    truth = model(input_ids=input_ids, attention_mask=mask).logits.flatten(0, 1).float()
-    if seen.shape != truth.shape:
-        raise ReportedError(
-            f"{name}: the lens gives {seen.shape[-1]} logits, the model {truth.shape[-1]}; correct the row of "
-            f"{model.config.model_type!r} in ARCHITECTURES (llm_entropy/models/families.py)"
-        )
+    decoder = view.decoder
+    probes = [_probe(view, name, seed, lengths) for seed, lengths in enumerate(PROBES)]
+    seen, truth = (torch.cat(logits) for logits in zip(*probes, strict=True))
     error, wrong = _compare(seen, truth, decoder.weight.dtype)
     if wrong is not None:
         raise ReportedError(
             f"{name}: the logit lens at the last layer misses the model's own logits by {error:.3g} ({wrong}), so that "
-            f"no layer would be measured rightly; correct the row of {model.config.model_type!r} in ARCHITECTURES "
-            "(llm_entropy/models/families.py): its final norm, head, scale or softcap"
+            f"no layer would be measured rightly; found by tracing: {view.found}; what else the model does to the "
+            "stream or to the logits was not found"
         )
     log.debug("%s: the lens reproduces the model's logits within %.3g", name, error)
     return error
+
+
+def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return the lens's logits and the model's own, [record, vocab], of a padded batch of random sentences."""
+    input_ids = probe_tokens(view.model, (len(lengths), max(lengths)), seed)
+    ends = torch.tensor(lengths, device=input_ids.device)[:, None]
+    mask = (torch.arange(max(lengths), device=input_ids.device) < ends).long()
+    rows, positions = mask.nonzero(as_tuple=True)
+    with read_layers(view, rows, positions) as states:
+        run_base(view, input_ids, mask)
+    _check_finite(states.stack(), view.decoder.weight.dtype, name)
+    inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
+    if inputs.shape[-1] != view.decoder.in_features:
+        raise ReportedError(
+            f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {view.decoder.in_features}; "
+            f"found by tracing: {view.found}"
+        )
+    seen = kernels.logits_of(inputs[0], view.unembedding(temperature=1.0))
+    truth = view.model(input_ids=input_ids, attention_mask=mask).logits[rows, positions].float()
+    if seen.shape != truth.shape:
+        raise ReportedError(
+            f"{name}: the lens gives {seen.shape[-1]} logits, the model {truth.shape[-1]}; found by tracing: "
+            f"{view.found}"
+        )
+    return seen, truth
 
 
 def _check_finite(states: Tensor, dtype: torch.dtype, name: str) -> None:

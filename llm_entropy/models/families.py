@@ -1,153 +1,102 @@
-"""The only place that names attributes of Hugging Face models: one row of `ARCHITECTURES` per `model_type`."""
+"""What is known of families of Hugging Face models beforehand, and a model's parts, which are found by tracing.
+
+Only this file and `tracing` name attributes of Hugging Face models. A family has a row where tracing cannot see
+something; all others have none.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Optional, Union, cast
+from typing import Any, NamedTuple, Optional, cast
 
-import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PretrainedConfig, PreTrainedModel, activations
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMaskedLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    activations,
+)
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.models.tracing import HeadStep, NotFound, attention_modules, outline, trace
 from llm_entropy.schema import ModelShape, Unembedding
 from llm_entropy.settings import Kind
-
-HeadStep = Union[str, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where the parts of a model family are found. Paths are dotted names, as in `nn.Module.get_submodule`."""
+    """What is known of a model family before a model is loaded."""
 
     kind: Kind
     """Whether its language model is causal or masked."""
-    base: str
-    """The model without its head, in the model with a head."""
-    blocks: str
-    """The list of transformer blocks, in `base`; all is run once, in this order, unless `execution` says otherwise."""
-    attention: str
-    """The attention module in a block; it returns (output, attention weights)."""
-    decoder: str
-    """The linear layer that makes logits, in the model with a head."""
-    final_norm: Optional[str] = None
-    """The norm behind the last block, in `base`; None, or a path that holds None: there is none."""
-    head: tuple[HeadStep, ...] = ()
-    """What stands between the final norm and the decoder: paths in the model with a head, or functions."""
-    scale: Callable[[PretrainedConfig], float] = lambda config: 1.0
-    """What the logits are multiplied with."""
-    softcap: Callable[[PretrainedConfig], Optional[float]] = lambda config: None
-    """The cap c of logits c * tanh(z / c)."""
+    auto: Any = AutoModelForCausalLM
+    """The class of transformers that loads it."""
+    eager_only: bool = False
+    """Whether its attention does not go through transformers' interface, or needs more than fused attention does."""
     reserved_positions: Callable[[PretrainedConfig], int] = lambda config: 0
     """How many rows of the position table are never a token's."""
-    execution: Callable[[nn.Module], list[nn.Module]] = lambda blocks: list(blocks.children())
-    """The blocks in the order in which they run, a shared one as often as it runs."""
+    execution: Optional[Callable[[PreTrainedModel], list[nn.Module]]] = None
+    """The blocks in the order in which they run, where they are not the items of one list."""
+    blocks: Optional[str] = None
+    """Beside `execution`, the list that holds the blocks, in the model without its head."""
     own_mask: Optional[str] = None
     """In the attention module, a buffer [1, 1, position, position] of where it may look, beside the mask it is given;
     for a family that is `eager_only`."""
-    eager_only: bool = False
-    """Whether its attention does not go through transformers' interface, or needs more than fused attention does."""
 
 
-def _albert_execution(groups: nn.Module) -> list[nn.Module]:
+def _albert_execution(model: PreTrainedModel) -> list[nn.Module]:
     """Return ALBERT's layers as they run: a group serves several layers in a row."""
-    assert isinstance(groups, nn.ModuleList)
-    config = cast(PretrainedConfig, cast(Any, groups[0]).albert_layers[0].config)
+    groups, config = cast(Any, model).albert.encoder.albert_layer_groups, model.config
     layers_per_group = config.num_hidden_layers / config.num_hidden_groups
     chosen = [groups[int(layer / layers_per_group)] for layer in range(config.num_hidden_layers)]
-    return [layer for group in chosen for layer in cast(Any, group).albert_layers]
+    return [layer for group in chosen for layer in group.albert_layers]
 
 
-_GPT2 = Architecture("causal", "transformer", "h", "attn", "lm_head", "ln_f")
-_LLAMA = Architecture("causal", "model", "layers", "self_attn", "lm_head", "norm")
-_ROBERTA = Architecture(
-    kind="masked",
-    base="roberta",
-    blocks="encoder.layer",
-    attention="attention.self",
-    decoder="lm_head.decoder",
-    head=("lm_head.dense", F.gelu, "lm_head.layer_norm"),
-    reserved_positions=lambda config: (config.pad_token_id or 0) + 1,
-)
+def _behind_padding(config: PretrainedConfig) -> int:
+    """Return how many rows of a position table are left out where the first position follows the padding's id."""
+    return (config.pad_token_id or 0) + 1
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "gpt2": _GPT2,
-    "gpt_neo": replace(_GPT2, own_mask="attention.bias", eager_only=True),  # its windows
-    "gpt_neox": Architecture("causal", "gpt_neox", "layers", "attention", "lm_head", "final_layer_norm"),
-    "opt": Architecture(
-        kind="causal",
-        base="model",
-        blocks="decoder.layers",
-        attention="self_attn",
-        decoder="lm_head",
-        final_norm="decoder.final_layer_norm",
-        head=("model.decoder.project_out",),
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": replace(
-        _LLAMA,
-        softcap=lambda config: cast(Optional[float], config.final_logit_softcapping),
-        eager_only=True,  # sdpa has no softcap of the attention scores
-    ),
-    "cohere": replace(_LLAMA, scale=lambda config: float(config.logit_scale)),
-    "granite": replace(_LLAMA, scale=lambda config: 1.0 / float(config.logits_scaling)),
-    "phi": Architecture("causal", "model", "layers", "self_attn", "lm_head", "final_layernorm"),
-    "bloom": Architecture("causal", "transformer", "h", "self_attention", "lm_head", "ln_f", eager_only=True),
-    "bert": Architecture(
-        kind="masked",
-        base="bert",
-        blocks="encoder.layer",
-        attention="attention.self",
-        decoder="cls.predictions.decoder",
-        head=("cls.predictions.transform",),
-    ),
-    "roberta": _ROBERTA,
-    "xlm-roberta": _ROBERTA,
-    "camembert": _ROBERTA,
-    "distilbert": Architecture(
-        kind="masked",
-        base="distilbert",
-        blocks="transformer.layer",
-        attention="attention",
-        decoder="vocab_projector",
-        head=("vocab_transform", "activation", "vocab_layer_norm"),
-    ),
-    "electra": Architecture(
-        kind="masked",
-        base="electra",
-        blocks="encoder.layer",
-        attention="attention.self",
-        decoder="generator_lm_head",
-        head=("generator_predictions",),
-    ),
-    "albert": Architecture(
-        kind="masked",
-        base="albert",
-        blocks="encoder.albert_layer_groups",
-        attention="attention",
-        decoder="predictions.decoder",
-        head=("predictions.dense", "predictions.activation", "predictions.LayerNorm"),
-        execution=_albert_execution,
-    ),
-    "modernbert": Architecture(
-        kind="masked",
-        base="model",
-        blocks="layers",
-        attention="attn",
-        decoder="decoder",
-        final_norm="final_norm",
-        head=("head",),
-    ),
+
+_BEHIND_PADDING = {"reserved_positions": _behind_padding}
+
+ROWS: dict[str, dict[str, Any]] = {
+    "albert": {"execution": _albert_execution, "blocks": "encoder.albert_layer_groups"},
+    "gemma2": {"eager_only": True},  # sdpa has no softcap of the attention scores
+    "gpt_neo": {"eager_only": True, "own_mask": "bias"},  # its windows
+    "roberta": _BEHIND_PADDING,
+    "roberta-prelayernorm": _BEHIND_PADDING,
+    "xlm-roberta": _BEHIND_PADDING,
+    "xlm-roberta-xl": _BEHIND_PADDING,
+    "camembert": _BEHIND_PADDING,
+    "data2vec-text": _BEHIND_PADDING,
+    "ibert": _BEHIND_PADDING,
+    "longformer": _BEHIND_PADDING,
+    "luke": _BEHIND_PADDING,
+    "mpnet": _BEHIND_PADDING,
+    "xmod": _BEHIND_PADDING,
 }
-"""Every family that can be measured, by the `model_type` of its configuration."""
+"""What tracing cannot see of a family, as fields of `Architecture`, by the `model_type` of its configuration."""
+
+_SEVERAL_STREAMS = (
+    "its blocks hand on several residual streams side by side, so that no layer has one state to read or to steer"
+)
+_DIFFUSION = "it writes a block of tokens by diffusion, in many passes over it, so that no pass gives the distribution"
+REFUSED = {
+    "gemma3n": _SEVERAL_STREAMS,
+    "gemma3n_text": _SEVERAL_STREAMS,
+    "deepseek_v4": _SEVERAL_STREAMS,
+    "diffusion_gemma": _DIFFUSION,
+}
+"""Why a family is not measured, by `model_type`."""
+_ENCODER_DECODER = "it is an encoder-decoder, whose decoder writes an answer to what its encoder has read"
 
 
 FUSED_ACTIVATIONS: dict[type[nn.Module], Callable[[], nn.Module]] = {
@@ -173,42 +122,73 @@ def fuse_activations(model: nn.Module) -> None:
 
 
 def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
-    """Return the row of a model's family.
+    """Return what is known of a model's family.
 
     Args:
         config: The model's configuration.
         name: The model, for the message.
 
     Raises:
-        ReportedError: The family has no row.
+        ReportedError: It is no causal or masked language model with one residual stream.
     """
-    architecture = ARCHITECTURES.get(config.model_type)
-    if architecture is None:
+    model_type = config.model_type
+    reason = REFUSED.get(model_type) or (_ENCODER_DECODER if config.is_encoder_decoder else None)
+    if reason is not None:
         raise ReportedError(
-            f"{name}: its model_type {config.model_type!r} is none of the causal or masked families that can be "
-            f"measured ({', '.join(ARCHITECTURES)}). A new family is one row of ARCHITECTURES in "
-            "llm_entropy/models/families.py: where its blocks, its attention, its final norm, its head and its decoder "
-            "are found"
+            f"{name}: its model_type {model_type!r} cannot be measured: {reason}; give a causal or masked "
+            "language model"
         )
-    return architecture
+    found = _kind_and_class(config)
+    if found is None:
+        raise ReportedError(
+            f"{name}: its model_type {model_type!r} is no causal or masked language model of transformers "
+            f"{transformers.__version__}; give one, or the code of its own with trust_remote_code: true, which must "
+            "name an AutoModelForCausalLM or AutoModelForMaskedLM"
+        )
+    kind, auto = found
+    model_class = auto._model_mapping.get(type(config), None)
+    supports = getattr(model_class[0] if isinstance(model_class, tuple) else model_class, "_supports_sdpa", True)
+    return Architecture(**{"kind": kind, "auto": auto, "eager_only": not supports, **ROWS.get(model_type, {})})
+
+
+def _kind_and_class(config: PretrainedConfig) -> Optional[tuple[Kind, Any]]:
+    """Return what a configuration makes a language model of: of a family that has both kinds, the masked one."""
+    own_code = getattr(config, "auto_map", None) or {}
+    made = {
+        auto: type(config) in auto._model_mapping or auto.__name__ in own_code
+        for auto in (AutoModelForMaskedLM, AutoModelForCausalLM, AutoModelForImageTextToText)
+    }
+    if made[AutoModelForMaskedLM] and not (made[AutoModelForCausalLM] and getattr(config, "is_decoder", False)):
+        return "masked", AutoModelForMaskedLM
+    auto = next((auto for auto, is_made in made.items() if is_made and auto is not AutoModelForMaskedLM), None)
+    return None if auto is None else ("causal", auto)
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
-    """Return the sizes that a configuration promises, before any weight is read."""
+    """Return the sizes that a configuration promises, before any weight is read; 0: it says nothing of it."""
+    text = config.get_text_config()
     return ModelShape(
-        num_blocks=config.num_hidden_layers * getattr(config, "inner_group_num", 1),
-        num_heads=config.num_attention_heads,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
+        num_blocks=_size(text, "num_hidden_layers", 0) * getattr(text, "inner_group_num", 1),
+        num_heads=_size(text, "num_attention_heads", 1),  # some families have no attention
+        hidden_size=_size(text, "hidden_size", 0),
+        vocab_size=_size(text, "vocab_size", 0),
     )
+
+
+def _size(config: PretrainedConfig, name: str, default: int) -> int:
+    value = getattr(config, name, None)
+    value = max(value, default=None) if isinstance(value, (list, tuple)) else value
+    return default if value is None else int(value)
 
 
 def most_tokens(config: PretrainedConfig) -> Optional[int]:
     """Return how many tokens of a sentence the model can take, or None if it sets no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
     if positions is None:
         return None
-    return int(positions) - ARCHITECTURES[config.model_type].reserved_positions(config)
+    reserved = ROWS.get(config.model_type, {}).get("reserved_positions")
+    return int(positions) - (reserved(text) if reserved else 0)
 
 
 @dataclass(frozen=True)
@@ -225,65 +205,108 @@ class ModelView:
     """The model without its head."""
     blocks: tuple[nn.Module, ...]
     """The L blocks in the order in which they run; a shared one stands here more than once."""
-    attentions: tuple[nn.Module, ...]
-    """The attention module of each block."""
+    attentions: tuple[Optional[nn.Module], ...]
+    """The attention module of each block that has one, as far as the model was loaded to show them."""
     final_norm: Optional[nn.Module]
     """The norm behind the last block, if there is one."""
-    head: tuple[Callable[[Tensor], Tensor], ...]
+    head: tuple[HeadStep, ...]
     """The steps between the final norm and the decoder."""
     decoder: nn.Linear
     """The linear layer that makes logits."""
+    bias: Optional[Tensor]
+    """[vocab], what is added to the logits, or None."""
     scale: float
     """What the logits are multiplied with."""
     softcap: Optional[float]
     """The cap of the logits, or None."""
     own_mask: Optional[str] = None
     """The name of a buffer of its attention modules, as in `Architecture`."""
+    shows_maps_if_asked: bool = False
+    """Whether its attention modules return their maps only where `output_attentions` is said."""
+    found: str = ""
+    """What tracing has found, in words, for a message."""
 
     def unembedding(self, temperature: float) -> Unembedding:
         """Return the decoder, and what the model applies to its logits, with the user's temperature."""
-        bias = self.decoder.bias
-        return Unembedding(self.decoder.weight, bias, self.scale, self.softcap, temperature)
+        return Unembedding(self.decoder.weight, self.bias, self.scale, self.softcap, temperature)
 
 
 def view_model(model: PreTrainedModel) -> ModelView:
-    """Find the parts of a model.
+    """Find the parts of a model, by watching a few random tokens go through it.
 
     Args:
-        model: A causal or masked language model with its head.
+        model: A causal or masked language model with its head, in evaluation mode, with its weights.
 
     Raises:
-        ReportedError: Its family has no row in `ARCHITECTURES`.
+        ReportedError: They cannot be found.
     """
     config = model.config
     architecture = find_architecture(config, type(model).__name__)
-    base = model.get_submodule(architecture.base)
-    blocks = tuple(architecture.execution(base.get_submodule(architecture.blocks)))
-    steps = [_find(model, step) if isinstance(step, str) else step for step in architecture.head]
-    decoder = model.get_submodule(architecture.decoder)
-    assert isinstance(decoder, nn.Linear)
+    try:
+        parts = trace(model, None if architecture.execution is None else architecture.execution(model))
+    except NotFound as error:
+        raise ReportedError(
+            f"the parts of a {type(model).__name__} (model_type {config.model_type!r}) cannot be found: {error}; such "
+            "a model cannot be measured yet"
+        ) from error
+    attentions, asked, num_heads = attention_modules(model, parts.blocks)
+    shape = ModelShape(
+        num_blocks=len(parts.blocks),
+        num_heads=num_heads or shape_of(config).num_heads,
+        hidden_size=parts.hidden_size,
+        vocab_size=parts.decoder.weight.shape[0],
+    )
     return ModelView(
         model=model,
         kind=architecture.kind,
-        shape=shape_of(config)._replace(num_blocks=len(blocks), vocab_size=decoder.weight.shape[0]),
-        base=base,
-        blocks=blocks,
-        attentions=tuple(block.get_submodule(architecture.attention) for block in blocks),
-        final_norm=_find(base, architecture.final_norm) if architecture.final_norm else None,
-        head=tuple(step for step in steps if step is not None),
-        decoder=decoder,
-        scale=architecture.scale(config),
-        softcap=architecture.softcap(config),
+        shape=shape,
+        base=_base_of(model, parts.blocks),
+        blocks=parts.blocks,
+        attentions=attentions,
+        final_norm=parts.final_norm,
+        head=parts.head,
+        decoder=parts.decoder,
+        bias=parts.bias,
+        scale=parts.scale,
+        softcap=parts.softcap,
         own_mask=architecture.own_mask,
+        shows_maps_if_asked=asked,
+        found=parts.words,
     )
 
 
-def _find(root: nn.Module, path: str) -> Optional[nn.Module]:
-    """Return what stands at `path`; a family's norm or projection may be None in one of its models."""
-    parent, _, name = path.rpartition(".")
-    found = getattr(root.get_submodule(parent), name)
-    assert found is None or isinstance(found, nn.Module), path
-    return found
+def _base_of(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> nn.Module:
+    """Return the model without its head: its decoder is work that the lens does, too."""
+    base = model.base_model
+    return base if set(blocks) <= set(base.modules()) else model
+
+
+class Outline(NamedTuple):
+    """What a model's modules tell without a pass through it."""
+
+    path: str
+    """Where the list of its blocks is, in the model without its head."""
+    blocks: tuple[nn.Module, ...]
+    """In the order in which they run."""
+    decoder: Optional[nn.Module]
+    """The linear layer that makes logits."""
+
+
+def outline_model(model: PreTrainedModel) -> Outline:
+    """Return what a model's modules tell, which may have no weights, or other ones than it should.
+
+    Args:
+        model: A causal or masked language model with its head.
+    """
+    architecture = find_architecture(model.config, type(model).__name__)
+    decoder = model.get_output_embeddings()
+    if architecture.execution is not None:
+        assert architecture.blocks is not None
+        return Outline(architecture.blocks, tuple(architecture.execution(model)), decoder)
+    name, blocks = outline(model, shape_of(model.config).num_blocks)
+    prefix = next((name for name, own in model.named_modules() if own is model.base_model), "")
+    path = name.removeprefix(f"{prefix}.") if prefix else name
+    return Outline(path, blocks, decoder)
 
 
 ForwardHook = Callable[..., Any]
@@ -328,8 +351,9 @@ def _call_with_index(hook: ForwardHook, calls: _Cycle, module: nn.Module, *args:
 
 def stream_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     """Return the residual stream [batch, seq, hidden] among the arguments of a block."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    assert isinstance(hidden, Tensor)
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(hidden, Tensor):
+        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 3)
     return hidden
 
 
@@ -340,12 +364,14 @@ def stream_in(output: Any) -> Tensor:
     return hidden
 
 
-def run_base(view: ModelView, input_ids: Tensor, attention_mask: Tensor) -> None:
+def run_base(view: ModelView, input_ids: Tensor, attention_mask: Tensor, *, shows_maps: bool = False) -> None:
     """Run the model without its head; what it computes is read and changed by hooks.
 
     Args:
         view: The model.
         input_ids: [batch, seq].
         attention_mask: [batch, seq], 1 at real tokens.
+        shows_maps: Whether eager attention modules have to return their maps.
     """
-    view.base(input_ids=input_ids, attention_mask=attention_mask)
+    options = {"output_attentions": True} if shows_maps and view.shows_maps_if_asked else {}
+    view.base(input_ids=input_ids, attention_mask=attention_mask, **options)

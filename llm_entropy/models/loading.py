@@ -18,8 +18,6 @@ from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -41,7 +39,14 @@ from llm_entropy.models.checkpoints import (
     quick_fault,
     thorough_fault,
 )
-from llm_entropy.models.families import Architecture, find_architecture, fuse_activations, most_tokens, shape_of
+from llm_entropy.models.families import (
+    Architecture,
+    find_architecture,
+    fuse_activations,
+    most_tokens,
+    outline_model,
+    shape_of,
+)
 from llm_entropy.models.quantised import method_of, missing_package, restore_head_
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ModelSettings
@@ -200,7 +205,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
         ReportedError: The weights cannot be read, or are not those of a language model.
     """
     settings = source.settings
-    auto = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
+    auto = source.architecture.auto
     dtype = weights_dtype(source, precision)
     attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
     with _one_error(settings, source.location), _quiet_transformers():
@@ -221,7 +226,8 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
         model = merged.to(dtype)
     if restore_head_(model, dtype):
         log.info("models.%s: %s: its quantised decoder was dequantised once, to %s", source.key, source.name, dtype)
-    model.config.use_cache = False
+    for config in (model.config, model.config.get_text_config()):
+        config.use_cache = False
     fuse_activations(model)
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
@@ -235,7 +241,7 @@ def load_skeleton(source: ModelSource) -> PreTrainedModel:
     Raises:
         ReportedError: transformers does not take its configuration.
     """
-    auto: Any = AutoModelForCausalLM if source.architecture.kind == "causal" else AutoModelForMaskedLM
+    auto = source.architecture.auto
     with _one_error(source.settings, source.location), _quiet_transformers(), torch.device("meta"):
         return cast(
             PreTrainedModel, auto.from_config(source.config, trust_remote_code=source.settings.trust_remote_code)
@@ -287,10 +293,9 @@ def _refuse_other_model(source: ModelSource, model: PreTrainedModel, unused: Seq
     Raises:
         ReportedError: It had more blocks, or was a classifier.
     """
-    architecture = source.architecture
-    blocks = model.get_submodule(architecture.base).get_submodule(architecture.blocks)
-    num_blocks = len(list(blocks.children()))
-    pattern = re.compile(rf"(?:^|\.){re.escape(architecture.blocks)}\.(\d+)\.")
+    path, blocks, head = outline_model(model)
+    num_blocks = len(set(blocks))
+    pattern = re.compile(rf"(?:^|\.){re.escape(path)}\.(\d+)\.")
     numbers = [int(match[1]) for key in unused if (match := pattern.search(key))]
     if max(numbers, default=-1) >= num_blocks:
         raise ReportedError(
@@ -298,7 +303,7 @@ def _refuse_other_model(source: ModelSource, model: PreTrainedModel, unused: Seq
             "without the last ones; correct the number of layers, or give the configuration of these weights"
         )
     classifier = [key for key in unused if key.split(".")[0] in CLASSIFIERS]
-    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    embeddings = model.get_input_embeddings()
     if classifier and head is not None and head.weight is embeddings.weight:
         raise ReportedError(
             f"{name} holds the head of a classifier ({_listed(classifier)}) and none of a language model: its tied "

@@ -16,7 +16,7 @@ from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.measure.forwards import shared_layers
 from llm_entropy.measure.module import EntropyModule
-from llm_entropy.models.families import view_model
+from llm_entropy.models.families import outline_model
 from llm_entropy.models.loading import load_skeleton, weights_dtype
 from llm_entropy.runs.launch import checkpoint_root
 from llm_entropy.runs.opening import open_corpus, open_model
@@ -94,18 +94,18 @@ def estimate(plan: Plan, analysis: AnalysisSettings, corpus: Corpus) -> Estimate
     sample, num_examples = _sample(plan, corpus)
     num_sentences = corpus.num_sentences
     scale = (1_000 if num_sentences is None else num_sentences) / max(1, num_examples)
-    view = view_model(load_skeleton(plan.source))
-    shape = view.shape
+    outline, shape = outline_model(load_skeleton(plan.source)), plan.source.shape
     plans = [plan.steering.get(condition.name) for condition in conditions]
     shared = shared_layers(plans, shape.num_layers)
     blocks = [shape.num_blocks] + [0 if count > shape.num_blocks else shape.num_blocks - count for count in shared[1:]]
     lenses = shape.num_layers + sum(shape.num_layers - count for count in shared[1:])
-    weights = sum(own.numel() for block in view.blocks for own in block.parameters() if own.ndim > 1)
+    weights = sum(own.numel() for block in outline.blocks for own in block.parameters() if own.ndim > 1)
     lengths = [len(example.input_ids) for example in sample]
     # 2 operations for each weight and token; queries with keys, and their weights with values, 2 each
     of_pass = 2.0 * weights * sum(lengths) + 4.0 * shape.num_blocks * shape.hidden_size * sum(n * n for n in lengths)
     num_records = sum(len(example.positions) for example in sample)
-    of_lens = 2.0 * view.decoder.weight.numel() * num_records
+    weight = getattr(outline.decoder, "weight", None)
+    of_lens = 2.0 * (shape.vocab_size * shape.hidden_size if weight is None else weight.numel()) * num_records
     passes = sum(blocks) / shape.num_blocks
     texts = sum(len(example.sentence.encode()) for example in sample if example.positions)
     record_bytes = _record_bytes(plan, analysis)

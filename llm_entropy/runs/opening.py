@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Optional
 
 from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
+from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import Lens, check_lens
 from llm_entropy.models.attention import check_attention
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
+from llm_entropy.models.proofs import check_parts
 from llm_entropy.runs.plan import Plan
 from llm_entropy.settings import AnalysisSettings, Settings, needs_of
 
@@ -45,6 +47,14 @@ def open_model(
     where = f"models.{source.key}: {source.name}"
     needs_attention = "attention" in needs_of(analysis.metrics)
     view = view_model(load_model(source, precision=precision, needs_attention=needs_attention))
+    expected = source.shape.num_blocks
+    if view.shape.num_blocks != expected or view.shape.hidden_size != source.shape.hidden_size:
+        raise ReportedError(
+            f"{where}: the configuration says {expected} blocks of width {source.shape.hidden_size}, and "
+            f"{view.shape.num_blocks} of width {view.shape.hidden_size} were found by tracing ({view.found}): it would "
+            "be measured in part; such a model cannot be measured yet"
+        )
+    check_parts(view, where)
     if needs_attention:
         check_attention(view, where)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))

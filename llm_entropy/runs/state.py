@@ -34,10 +34,10 @@ class RunState:
     quiet: bool
     resume: bool
     """Whether the run may have been begun."""
-    found: Found = field(default_factory=dict)
-    """Empty where no strength is searched."""
     sentences: Optional[Sequence[Any]] = None
     """The corpus, or the rows of pairs of an extraction, where it was given in memory."""
+    found: Found = field(default_factory=dict)
+    """Empty where no strength is searched."""
     is_new: bool = False
     """Whether this process has created the run's folder."""
     trainer: Optional[L.Trainer] = None

@@ -203,7 +203,8 @@ BAD_INPUT = {
     "a corpus of blank rows": Bad(("--data.path", "{room}/blank.csv"), ("data.path", "no sentences", "2 rows hold no")),
     "a length beyond the model's": Bad(("--data.max_length", "61"), ("data.max_length: got 61", "at most 60", "null")),
     "a model that is neither causal nor masked": Bad(
-        ("--models", '{{"t5": "{room}/t5"}}'), ("models.t5", "'t5'", "ARCHITECTURES", "llm_entropy/models/families.py")
+        ("--models", '{{"t5": "{room}/t5"}}'),
+        ("models.t5", "'t5'", "it is an encoder-decoder", "give a causal or masked"),
     ),
     "a folder without a model": Bad(
         ("--models", '{{"x": "{room}/no-model"}}'), ("no-model", "holds no config.json", "model's folder")

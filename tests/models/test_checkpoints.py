@@ -208,7 +208,7 @@ def test_a_fault_of_a_program_keeps_its_traceback(saved: dict[str, Path], monkey
     def fail(*args: object, **options: object) -> None:
         raise TypeError("a mistake in a program")
 
-    monkeypatch.setattr("llm_entropy.models.loading.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", fail)
     with pytest.raises(TypeError, match="a mistake"):
         load(saved["whole"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Optional
@@ -37,28 +37,42 @@ PROBE_TOLERANCE = 1e-4
 class AttentionEntropies:
     """What was read of the attention in one forward pass."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_attention: Sequence[bool], nothing: Tensor) -> None:
+        self._has_attention, self._nothing = has_attention, nothing
         self._entropies: list[Tensor] = []
         self._attended: list[Tensor] = []
 
     def append(self, entropies: Tensor, attended: Optional[Tensor]) -> None:
-        """Keep the entropies [record, head] of the next block, and how many tokens its rows may see."""
+        """Keep the entropies [record, head] of the next block with attention, and how many tokens its rows may see."""
         self._entropies.append(entropies)
         if attended is not None:
             self._attended.append(attended)
 
+    def num_read(self) -> int:
+        """Return of how many blocks the attention was read."""
+        return len(self._entropies)
+
     def stack(self) -> Tensor:
-        """Return [block, record, head] in nats, float32: of the blocks that ran."""
-        return torch.stack(self._entropies)
+        """Return [block, record, head] in nats, float32: of the blocks that ran; NaN for those without attention."""
+        return torch.stack(self._spread(self._entropies, self._nothing))
 
     def stack_attended(self) -> Optional[Tensor]:
         """Return how many tokens each row may see, [block, record, head], one head for all if they see the same."""
-        return torch.stack(self._attended) if self._attended else None
+        if not self._attended:
+            return None
+        return torch.stack(self._spread(self._attended, torch.zeros_like(self._attended[0])))
+
+    def _spread(self, read: list[Tensor], nothing: Tensor) -> list[Tensor]:
+        """Return the items of the blocks with attention, in order, among `nothing` for those without."""
+        if len(read) == len(self._has_attention):
+            return read
+        values = iter(read)
+        return [next(values) if has_attention else nothing for has_attention in self._has_attention]
 
 
 @contextmanager
 def read_attention_entropy(
-    view: ModelView, rows: Tensor, positions: Tensor, *, counts: bool = False
+    view: ModelView, rows: Tensor, positions: Tensor, *, counts: bool = False, first_block: int = 0
 ) -> Iterator[AttentionEntropies]:
     """Read -sum_j a_j ln a_j of the attention rows asked for, in the forward pass that runs inside of the context.
 
@@ -71,8 +85,12 @@ def read_attention_entropy(
         rows: [record], the row of the batch of each record.
         positions: [record], the position in that row whose attention is read.
         counts: Whether it is counted, too, how many tokens each of these rows may see.
+        first_block: The first block that runs.
     """
-    entropies, attended = AttentionEntropies(), AttendedTokens(rows, positions)
+    has_attention = [module is not None for module in view.attentions[first_block:]]
+    nothing = torch.full((len(rows), view.shape.num_heads), torch.nan, device=rows.device)
+    entropies, attended = AttentionEntropies(has_attention, nothing), AttendedTokens(rows, positions)
+    modules = [module for module in view.attentions if module is not None]
     implementation = attention_implementation(view.model)
     if implementation == READABLE:
         compute = RowEntropies(rows, positions)
@@ -81,16 +99,17 @@ def read_attention_entropy(
             count = attended(inputs.mask, inputs.key.shape[2], is_causal=inputs.is_causal) if counts else None
             entropies.append(compute(inputs), count)
 
-        with reading_attention(view.attentions, read_inputs):
+        with reading_attention(modules, read_inputs):
             yield entropies
         return
 
     assert implementation == EAGER, f"no attention can be read of a model that was loaded with {implementation!r}"
 
     def read_map(
-        block: int, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: tuple[Tensor, Tensor]
+        block: int, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: tuple[Any, ...]
     ) -> Any:
-        states, weights = output
+        place = 1 if isinstance(output[1], Tensor) and output[1].ndim == 4 else 2
+        weights: Tensor = output[place]
         count = None
         if counts:
             own = None if view.own_mask is None else module.get_buffer(view.own_mask)
@@ -98,10 +117,10 @@ def read_attention_entropy(
             mask, is_causal = given.get("attention_mask"), view.kind == "causal"
             count = attended(mask, weights.shape[-1], is_causal=is_causal, own_mask=own)
         entropies.append(torch.special.entr(weights[rows, :, positions].float()).sum(dim=-1), count)
-        return states, None
+        return (*output[:place], None, *output[place + 1 :])
 
     register = partial(nn.Module.register_forward_hook, with_kwargs=True)
-    with hooks_on_applications(view.attentions, register, read_map):
+    with hooks_on_applications(modules, register, read_map):
         yield entropies
 
 
@@ -120,22 +139,19 @@ def check_attention(view: ModelView, name: str) -> None:
     Raises:
         ReportedError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
     """
-    config = view.model.config
-    advice = (
-        f"; give the row of {config.model_type!r} in ARCHITECTURES (llm_entropy/models/families.py) eager_only=True, "
-        "or correct its attention"
-    )
+    advice = "; leave attention_entropy and attended_entropy out of analysis.metrics, or correct its attention"
     with in_float32(view.model):
-        read = _probe(view)
-    if len(read) != len(view.blocks):
+        num_read, read = _probe(view)
+    expected = sum(module is not None for module in view.attentions)
+    if num_read != expected:
         raise ReportedError(
-            f"{name}: attention was read of {len(read)} blocks, the model has {len(view.blocks)}{advice}"
+            f"{name}: attention was read of {num_read} blocks, {expected} of the model have one{advice}"
         )
     if attention_implementation(view.model) == EAGER:
         return  # it shows its own maps
     with eager_attention(view.model), in_float32(view.model):
-        truth = _probe(view)
-    error = float((read - truth).abs().max())
+        _, truth = _probe(view)
+    error = float((read - truth).abs().nan_to_num(0.0).max())
     if not error <= PROBE_TOLERANCE:
         raise ReportedError(
             f"{name}: attention entropy misses that of the model's own eager attention by {error:.3g} nats (at most "
@@ -144,8 +160,11 @@ def check_attention(view: ModelView, name: str) -> None:
     log.debug("%s: attention entropy is that of eager attention within %.3g nats", name, error)
 
 
-def _probe(view: ModelView) -> Tensor:
-    """Return the entropies [block, record, head] of all real tokens of a padded batch of random ones."""
+def _probe(view: ModelView) -> tuple[int, Tensor]:
+    """Return the entropies [block, record, head] of all real tokens of a padded batch of random ones.
+
+    Of how many blocks they were read stands before them.
+    """
     device = view.decoder.weight.device
     generator = torch.Generator().manual_seed(0)
     input_ids = torch.randint(view.shape.vocab_size, PROBE_SHAPE, generator=generator).to(device)
@@ -153,5 +172,7 @@ def _probe(view: ModelView) -> Tensor:
     mask[1, -2:] = 0
     rows, positions = mask.nonzero(as_tuple=True)
     with read_attention_entropy(view, rows, positions) as entropies:
-        run_base(view, input_ids, mask)
-    return entropies.stack()
+        run_base(view, input_ids, mask, shows_maps=True)
+    num_read = entropies.num_read()
+    complete = num_read == sum(module is not None for module in view.attentions)
+    return num_read, entropies.stack() if complete else torch.empty(0)

@@ -14,11 +14,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from llm_entropy.models.tracing import READER
+
 EAGER = "eager"
 READABLE = "sdpa_and_entropy"
 """transformers' `sdpa`, whose queries and keys can be read; for sdpa in its name, it is refused where sdpa would be."""
-_READER = "llm_entropy_reader"
-"""Attribute of an attention module that is being read."""
 
 
 class AttentionInputs(NamedTuple):
@@ -40,7 +40,7 @@ def _readable_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Optional[Tensor], **options: Any
 ) -> tuple[Tensor, None]:
     """Attend as `sdpa` does, and show the queries and keys to who reads this module."""
-    reader = getattr(module, _READER, None)
+    reader = getattr(module, READER, None)
     if reader is not None:
         is_causal = options.get("is_causal")
         is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -89,9 +89,9 @@ def reading_attention(modules: Collection[nn.Module], reader: Callable[[Attentio
         reader: Called each time that one of them runs.
     """
     read = set(modules)
-    assert not any(hasattr(module, _READER) for module in read), "the attention is being read already"
+    assert not any(hasattr(module, READER) for module in read), "the attention is being read already"
     with ExitStack() as marks:
         for module in read:
-            setattr(module, _READER, reader)
-            marks.callback(delattr, module, _READER)
+            setattr(module, READER, reader)
+            marks.callback(delattr, module, READER)
         yield

@@ -1,0 +1,179 @@
+"""Proofs, on random tokens, that a model's parts are what tracing takes them for; what does not hold is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llm_entropy.errors import ReportedError
+from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, stream_in
+from llm_entropy.models.layers import read_layers
+from llm_entropy.models.tracing import probe_tokens
+
+log = logging.getLogger("llm_entropy")
+
+LENGTHS = (9, 3, 6)
+"""Tokens of the sentences that are run together and one by one."""
+STEERED_LENGTH = 3
+"""Tokens of the sentences of which each is steered behind another block."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Root mean square of differences that is taken for rounding, as a share of that of a layer's numbers, by type."""
+
+
+def check_parts(view: ModelView, name: str) -> None:
+    """Prove that every block runs once, in order, that what steers one shows behind it, and that padding does not.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: It does not hold.
+    """
+    check_batches(view, name)
+    check_steering(view, name)
+    check_direction(view, name)
+
+
+@torch.inference_mode()
+def check_batches(view: ModelView, name: str) -> None:
+    """Prove that a padded batch gives every layer what its sentences give one by one, and that its blocks run in order.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: It does not.
+    """
+    input_ids = probe_tokens(view.model, (len(LENGTHS), max(LENGTHS)), seed=1)
+    lengths = torch.tensor(LENGTHS, device=input_ids.device)
+    mask = (torch.arange(max(LENGTHS), device=input_ids.device) < lengths[:, None]).long()
+    together = _layers(view, input_ids, mask, name)
+    alone = [
+        _layers(view, row[None, :n], torch.ones_like(row[None, :n]), name)
+        for row, n in zip(input_ids, LENGTHS, strict=True)
+    ]
+    apart = torch.cat(alone, dim=1)
+    off = _difference(together, apart)
+    if wrong := (off > TOLERANCE[together.dtype]).nonzero().flatten().tolist():
+        _refuse(
+            view,
+            name,
+            f"a padded batch gives layer {wrong[0]} other states than its sentences one by one (by "
+            f"{float(off[wrong[0]]):.3g} of their size)",
+        )
+    log.debug("%s: a padded batch gives what its sentences give within %.3g", name, float(off.max()))
+
+
+@torch.inference_mode()
+def check_steering(view: ModelView, name: str) -> None:
+    """Prove that what is added behind block k shows at layer k + 1, at none before, and in all that follow.
+
+    In one pass: of L + 1 copies of a sentence, copy k is steered behind block k, and the last one is not.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: It does not.
+    """
+    num_blocks = view.shape.num_blocks
+    input_ids = probe_tokens(view.model, (1, STEERED_LENGTH), seed=2).expand(num_blocks + 1, -1).contiguous()
+    added: dict[int, Tensor] = {}
+
+    def add(block: int, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = stream_in(output)
+        size = hidden[-1].float().square().mean().sqrt()
+        change = torch.zeros_like(hidden)
+        pattern = torch.ones_like(hidden[0])
+        pattern[..., 1::2] = -1  # a norm would take out what all numbers have in common
+        pattern[..., 2::3] *= 2
+        change[block] = pattern * size
+        added[block] = change[block]
+        if output is hidden:
+            return hidden + change
+        changed = [hidden + change if item is hidden else item for item in output]
+        return tuple(changed) if isinstance(output, tuple) else changed
+
+    first = partial(nn.Module.register_forward_hook, prepend=True)
+    with hooks_on_applications(view.blocks, first, add):
+        layers = _layers(view, input_ids, torch.ones_like(input_ids), name)
+    layers = layers.unflatten(1, (num_blocks + 1, STEERED_LENGTH))
+    tolerance = TOLERANCE[layers.dtype]
+    changes = [_difference(layers[:, block], layers[:, -1]) for block in range(num_blocks)]
+    for block, off in enumerate(changes):
+        if early := (off[: block + 1] > tolerance).nonzero().flatten().tolist():
+            _refuse(view, name, f"what is added behind block {block} changes layer {early[0]}, before it")
+    for block, off in enumerate(changes):
+        change, expected = (layers[block + 1, block] - layers[block + 1, -1]).float(), added[block].float()
+        share = float((change * expected).sum() / expected.square().sum())
+        lost = [layer for layer in range(block + 2, num_blocks + 1) if not float(off[layer]) > 0]
+        if not abs(share - 1.0) <= tolerance:
+            lost = [block + 1, *lost]
+        if lost:
+            _refuse(view, name, f"what is added behind block {block} does not show at layer {lost[0]}")
+
+
+@torch.inference_mode()
+def check_direction(view: ModelView, name: str) -> None:
+    """Prove that a causal model's states depend on no later token, and a masked one's do.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: It does not hold.
+    """
+    input_ids = probe_tokens(view.model, (1, max(LENGTHS)), seed=3).expand(2, -1).clone()
+    other = probe_tokens(view.model, (1, 64), seed=4).flatten()
+    input_ids[1, -1] = other[(other != input_ids[0, -1]).int().argmax()]
+    layers = _layers(view, input_ids, torch.ones_like(input_ids), name).unflatten(1, input_ids.shape)
+    off = float(_difference(layers[-1:, 0, :-1], layers[-1:, 1, :-1]))
+    if view.kind == "causal" and not off <= TOLERANCE[layers.dtype]:
+        _refuse(view, name, "it is read as a causal model, and a token changes the states of those before it")
+    if view.kind == "masked" and not off > 0:
+        _refuse(view, name, "it is read as a masked model, and a token changes nothing before it, as in a causal one")
+
+
+def _layers(view: ModelView, input_ids: Tensor, mask: Tensor, name: str) -> Tensor:
+    """Return the states [layer, token, hidden] at all real tokens of a pass in which every block ran once, in order.
+
+    Raises:
+        ReportedError: They did not.
+    """
+    order: list[int] = []
+
+    def note(block: int, module: nn.Module, args: Any, output: Any) -> None:
+        order.append(block)
+
+    after = nn.Module.register_forward_hook
+    rows, positions = mask.nonzero(as_tuple=True)
+    with read_layers(view, rows, positions) as states, hooks_on_applications(view.blocks, after, note):
+        run_base(view, input_ids, mask)
+    if order != list(range(view.shape.num_blocks)):
+        _refuse(view, name, f"its {view.shape.num_blocks} blocks ran in the order {_listed(order)}")
+    return states.stack()
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """Return how much two states differ at each layer [layer], as a share of their size: root mean squares."""
+    one, other = one.flatten(1).float(), other.flatten(1).float()
+    size = other.square().mean(dim=1).sqrt().clamp_min(1e-30)
+    return ((one - other).square().mean(dim=1).sqrt() / size).nan_to_num(torch.inf)
+
+
+def _listed(order: Sequence[int]) -> str:
+    shown = ", ".join(map(str, order[:8])) + (", ..." if len(order) > 8 else "")
+    return shown or "of none"
+
+
+def _refuse(view: ModelView, name: str, words: str) -> None:
+    raise ReportedError(f"{name}: {words}, so that it would be measured wrongly; found by tracing: {view.found}")

@@ -1,0 +1,479 @@
+"""Finding the parts of any language model by watching a probe of random tokens go through it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Optional, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+HeadStep = Callable[[Tensor], Tensor]
+
+PROBE_SHAPE = (2, 7)
+"""[batch, seq] of the random tokens that are watched."""
+FUNCTIONS: dict[str, HeadStep] = {
+    "gelu": F.gelu,
+    "gelu of tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+    "tanh": torch.tanh,
+}
+"""What may stand between two modules of a head without being one; tried in this order."""
+ROUNDINGS = 16
+"""What is done once more by other operations may differ by so many roundings, as a share of the largest number."""
+UNSATURATED = 0.9
+"""Share of a softcap up to which a logit tells what was capped."""
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a model may raise that needs more than text, or was not made to be run."""
+READER = "llm_entropy_reader"
+"""Attribute of an attention module that is being read: what is called with the `AttentionInputs`."""
+Containers = (nn.ModuleList, nn.ModuleDict)
+
+
+class NotFound(Exception):  # noqa: N818 - it is an answer
+    """What could not be found, in words that follow "its parts cannot be found: "."""
+
+
+@dataclass
+class Parts:
+    """What a trace has found."""
+
+    blocks: tuple[nn.Module, ...]
+    """In the order in which they run; a shared one stands here more than once."""
+    final_norm: Optional[nn.Module]
+    head: tuple[HeadStep, ...]
+    """The steps between the final norm and the decoder."""
+    decoder: nn.Linear
+    bias: Optional[Tensor]
+    """[vocab], added to what the decoder's weights give."""
+    scale: float
+    softcap: Optional[float]
+    hidden_size: int
+    words: str
+    """What was found, for a message."""
+
+
+@dataclass
+class _Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    order: int
+    """Number of the call, by when it began."""
+    inputs: list[Tensor]
+    outputs: list[Tensor] = field(default_factory=list)
+    end: int = -1
+    """How many calls had begun when it ended."""
+
+
+def trace(model: PreTrainedModel, in_order: Optional[Sequence[nn.Module]] = None) -> Parts:
+    """Find the parts of a model.
+
+    Args:
+        model: With its head, in evaluation mode.
+        in_order: Its blocks, if they are known.
+
+    Raises:
+        NotFound: They cannot be found.
+    """
+    decoder = model.get_output_embeddings()
+    with torch.inference_mode(), _watching(model, set(in_order or ())) as calls:
+        input_ids = probe_tokens(model, PROBE_SHAPE)
+        logits = _logits(model, input_ids)
+        if not isinstance(decoder, nn.Module):
+            decoder = _find_decoder(calls, logits.shape[-1])
+        last_call = next((call for call in reversed(calls) if call.module is decoder), None)
+        if last_call is None or not last_call.inputs:
+            raise NotFound(
+                f"the decoder ({_name_of(model, decoder)}) is not run as a module: what goes into it is not seen"
+            )
+        finished = sorted((call for call in calls if call.outputs), key=lambda call: (call.end, -call.order))
+        damaged = next((call for call in finished if call.outputs[0].isnan().any()), None)
+        if damaged is not None:
+            raise NotFound(
+                f"{damaged.name} ({type(damaged.module).__name__}) gives numbers that are not finite: weights are "
+                "damaged, or too large for their type"
+            )
+        blocks = _find_blocks(calls, in_order)
+        steps = list(_between(calls, blocks[-1], last_call))
+        stream = blocks[-1].outputs[0]
+        final_norm = None
+        if steps and isinstance(steps[0][1], nn.Module) and _is_norm(steps[0][1], stream):
+            final_norm = steps[0][1]
+        bias, scale, softcap = _logit_transform(model, decoder, last_call.outputs[0], logits)
+    names = [name for name, _ in steps]
+    transforms = [f"logits times {scale:.6g}"] if scale != 1.0 else []
+    transforms += [f"a softcap of {softcap:.6g}"] if softcap is not None else []
+    first = blocks[0]
+    words = ", then ".join(
+        [f"{len(blocks)} blocks from {first.name} ({type(first.module).__name__})", *names, last_call.name, *transforms]
+    )
+    return Parts(
+        blocks=tuple(call.module for call in blocks),
+        final_norm=final_norm,
+        head=tuple(step for _, step in steps[final_norm is not None :]),
+        decoder=cast(nn.Linear, decoder),
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        hidden_size=stream.shape[-1],
+        words=words,
+    )
+
+
+def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    try:
+        logits: Tensor = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
+    except REFUSALS as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NotFound(f"it does not run on tokens and a mask alone ({reason})") from error
+    return logits
+
+
+def probe_tokens(model: PreTrainedModel, shape: tuple[int, int], seed: int = 0) -> Tensor:
+    """Return random tokens [batch, seq] on the model's device; of what the model takes for padding there is none."""
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, nn.Module)
+    weight = embeddings.weight
+    assert isinstance(weight, Tensor)
+    input_ids = torch.randint(weight.shape[0], shape, generator=torch.Generator().manual_seed(seed))
+    special = _special_ids(model.config, weight.shape[0])
+    if special and len(special) < weight.shape[0]:
+        other = next(token for token in range(weight.shape[0] - 1, -1, -1) if token not in special)
+        input_ids[torch.isin(input_ids, torch.tensor(sorted(special)))] = other
+    return input_ids.to(weight.device)
+
+
+def _special_ids(config: PretrainedConfig, vocab_size: int) -> set[int]:
+    """Return tokens that a model treats otherwise than words: padding, and what stands for images or sounds."""
+    numbers = [
+        value
+        for own in (config, config.get_text_config())
+        for name, value in vars(own).items()
+        if name.endswith(("token_id", "token_index"))
+    ]
+    return {number for number in numbers if isinstance(number, int) and 0 <= number < vocab_size}
+
+
+# --- watching ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _watching(model: nn.Module, also: set[nn.Module]) -> Iterator[list[_Call]]:
+    """Note the calls of the modules that are in no list, or items of one, with their tensors [batch, seq, ...].
+
+    What is inside of the items is not looked at: of a large model it would take much memory.
+    """
+    calls: list[_Call] = []
+    running: dict[nn.Module, list[_Call]] = {}
+
+    def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        call = _Call(name, module, len(calls), list(_states((args, kwargs))))
+        calls.append(call)
+        running.setdefault(module, []).append(call)
+
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        call = running[module].pop()
+        # Whatever is done to the output in place is not to be taken for the module's work.
+        call.outputs, call.end = [states.clone() for states in _states(output)], len(calls)
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            if module in also or _is_watched(model, name):
+                before = partial(begin, name)
+                hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                hooks.callback(module.register_forward_hook(end).remove)
+        yield calls
+
+
+def _is_watched(model: nn.Module, name: str) -> bool:
+    """Whether a module is neither a list, nor within an item of one."""
+    module, is_item = model, False
+    for part in name.split(".") if name else ():
+        if is_item and not isinstance(module, Containers):
+            return False
+        is_item = is_item or isinstance(module, Containers)
+        module = getattr(module, part) if not isinstance(module, nn.ModuleDict) else module[part]
+    return not isinstance(module, Containers)
+
+
+def _states(values: Any) -> Iterator[Tensor]:
+    """Iterate over the floating-point tensors [batch, seq, ...] among what a module got or returned."""
+    if isinstance(values, Tensor):
+        if values.is_floating_point() and values.ndim >= 3:
+            yield values
+    elif isinstance(values, dict):
+        for value in values.values():
+            yield from _states(value)
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _states(value)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
+
+
+def _tolerance(of: Tensor) -> float:
+    return ROUNDINGS * torch.finfo(of.dtype).eps * max(1e-30, float(of.abs().max()))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and float((one - other).abs().max()) <= _tolerance(other)
+
+
+# --- the blocks --------------------------------------------------------------------------------------------------
+
+
+def _find_blocks(calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]) -> list[_Call]:
+    """Return the calls of the blocks: the longest chain of items of a list, each given what the one before returned."""
+    if in_order is not None:
+        found = [call for call in calls if call.module in set(in_order)]
+        if [call.module for call in found] != list(in_order):
+            raise NotFound(f"{len(found)} calls of blocks were seen, and {len(in_order)} expected")
+        return found
+    lists: dict[str, list[_Call]] = {}
+    for call in calls:
+        container, _, item = call.name.rpartition(".")
+        if item.isdigit() and call.inputs and call.outputs:
+            lists.setdefault(container, []).append(call)
+    chains = [chain for items in lists.values() for chain in _chains(items)]
+    if not chains:
+        raise NotFound("no list of modules was run of which each takes and returns the residual stream")
+    best = max(chains, key=lambda chain: (len(chain), sum(p.numel() for p in chain[0].module.parameters())))
+    shape = tuple(best[0].outputs[0].shape)
+    if shape[:2] != PROBE_SHAPE or len(shape) != 3:
+        raise NotFound(
+            f"its blocks hand on {list(shape)} for {list(PROBE_SHAPE)} tokens, several residual streams or none: "
+            "there is no single stream to read or to steer"
+        )
+    container = best[0].name.rpartition(".")[0]
+    if len(best) < len(lists[container]):
+        before = best[0] if best[0] is not lists[container][0] else lists[container][len(best)]
+        raise NotFound(
+            f"of {len(lists[container])} calls in {container} only {len(best)} in a row are given what the one before "
+            f"returned (not {before.name}): something else is done to the residual stream between them"
+        )
+    return best
+
+
+def _chains(items: list[_Call]) -> Iterator[list[_Call]]:
+    chain = items[:1]
+    for call in items[1:]:
+        if _same(call.inputs[0], chain[-1].outputs[0]):
+            chain.append(call)
+        else:
+            yield chain
+            chain = [call]
+    yield chain
+
+
+def outline(model: nn.Module, num_blocks: int) -> tuple[str, tuple[nn.Module, ...]]:
+    """Return the name and the items of the list that is most likely that of the blocks, without running the model.
+
+    Args:
+        model: With its head.
+        num_blocks: How many there should be.
+    """
+    lists = [
+        (name, tuple(own.children()))
+        for name, own in model.named_modules()
+        if isinstance(own, nn.ModuleList) and _is_outermost(model, name)
+    ]
+    assert lists, "a model without a list of modules"
+
+    def size(items: tuple[nn.Module, ...]) -> tuple[bool, int]:
+        return len(items) == num_blocks, sum(weight.numel() for item in items for weight in item.parameters())
+
+    return max(lists, key=lambda one: size(one[1]))
+
+
+def _is_outermost(model: nn.Module, name: str) -> bool:
+    parents = [model.get_submodule(name[:place]) for place, letter in enumerate(name) if letter == "."]
+    return not any(isinstance(parent, nn.ModuleList) for parent in parents)
+
+
+# --- the attention -----------------------------------------------------------------------------------------------
+
+
+def attention_modules(
+    model: PreTrainedModel, blocks: Sequence[nn.Module]
+) -> tuple[tuple[Optional[nn.Module], ...], bool, Optional[int]]:
+    """Return the attention module of each block that has one, whether maps must be asked for, and the number of heads.
+
+    Of a model that was loaded to read its attention, they are those that call transformers' interface; of one that
+    attends eagerly, those that return maps [batch, head, seq, seq]. Any other shows none.
+    """
+    found: dict[nn.Module, int] = {}
+    input_ids = probe_tokens(model, PROBE_SHAPE)
+    for asked in (False, True):
+        with torch.inference_mode(), _attention_noted(blocks, found):
+            options = {"output_attentions": True} if asked else {}
+            is_possible = "output_attentions" in inspect.signature(model.forward).parameters or _takes_any(model)
+            if asked and (model.config._attn_implementation != "eager" or not is_possible):
+                break
+            model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
+        if found:
+            break
+    attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
+    return attentions, bool(found) and asked, max(found.values(), default=None)
+
+
+def _takes_any(model: PreTrainedModel) -> bool:
+    kinds = (parameter.kind for parameter in inspect.signature(model.forward).parameters.values())
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+@contextmanager
+def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, int]) -> Iterator[None]:
+    """Note in `found`, with their numbers of heads, the modules in blocks that attend in a way that can be read."""
+
+    def note_inputs(module: nn.Module, inputs: Any) -> None:
+        found.setdefault(module, inputs.query.shape[1])
+
+    def note_map(module: nn.Module, args: Any, output: Any) -> None:
+        place = map_place(output, PROBE_SHAPE[1])
+        if place is not None and not any(own in found for own in module.modules()):
+            found[module] = output[place].shape[1]
+
+    with ExitStack() as undo:
+        for module in {own for block in blocks for own in block.modules()}:
+            setattr(module, READER, partial(note_inputs, module))
+            undo.callback(delattr, module, READER)
+            undo.callback(module.register_forward_hook(note_map).remove)
+        yield
+
+
+def map_place(output: Any, length: int) -> Optional[int]:
+    """Return where among the outputs of a module an attention map [batch, head, seq, seq] is; None: nowhere."""
+    if not isinstance(output, (tuple, list)):
+        return None
+    for place, value in enumerate(output):
+        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (length, length):
+            return place
+    return None
+
+
+# --- from the last block to the decoder --------------------------------------------------------------------------
+
+
+def _find_decoder(calls: Sequence[_Call], vocab_size: int) -> nn.Module:
+    """Return the last linear layer that gives as many numbers as there are logits."""
+    for call in reversed(calls):
+        if isinstance(call.module, nn.Linear) and call.module.out_features == vocab_size:
+            return call.module
+    raise NotFound("there is no decoder: get_output_embeddings gives none, and no linear layer makes the logits")
+
+
+def _between(calls: Sequence[_Call], last: _Call, decoder: _Call) -> Iterator[tuple[str, HeadStep]]:
+    """Iterate over what is done to the last block's output until it goes into the decoder."""
+    current, place, goal = last.outputs[0], last.end, decoder.inputs[0]
+    later = [call for call in calls if call.order >= last.end and not call.order <= decoder.order < call.end]
+    where = last.name
+    while not _same(current, goal):
+        step = next((call for call in later if call.order >= place and _takes(call, current)), None)
+        if step is not None:
+            current, place, where = step.outputs[0], step.end, step.name
+            if not _same(current, step.inputs[0]):
+                yield step.name, step.module
+            continue
+        following = [call.inputs[0] for call in later if call.order >= place and call.inputs and call.outputs]
+        name, function = _function(current, [*following, goal], where)
+        yield name, function
+        current = next(states for states in [*following, goal] if _close(function(current), states))
+
+
+def _takes(call: _Call, states: Tensor) -> bool:
+    return bool(call.inputs) and bool(call.outputs) and _same(call.inputs[0], states)
+
+
+def _function(current: Tensor, following: Sequence[Tensor], where: str) -> tuple[str, HeadStep]:
+    """Return the function that turns what was handed on into what the next module was given."""
+    for states in following:
+        for name, function in FUNCTIONS.items():
+            if _close(function(current), states):
+                return name, function
+    raise NotFound(f"what is done behind {where}, on the way to the decoder, is neither a module nor a known function")
+
+
+def _is_norm(module: nn.Module, states: Tensor) -> bool:
+    """Whether a module only normalises: it has no matrix, and twice the stream gives the same."""
+    if any(weight.ndim > 1 for weight in module.parameters()):
+        return False
+    once, twice = module(states * 64), module(states * 128)
+    return once.shape == states.shape and bool((once - twice).abs().max() <= 1e-2 * once.abs().max())
+
+
+# --- from the decoder to the logits ------------------------------------------------------------------------------
+
+
+def _logit_transform(
+    model: PreTrainedModel, decoder: nn.Module, given: Tensor, logits: Tensor
+) -> tuple[Optional[Tensor], float, Optional[float]]:
+    """Return the bias, the scale and the softcap that make the logits of what the decoder gives.
+
+    Numbers are those of the configuration, so that they are exact.
+    """
+    weight, bias = decoder.weight, getattr(decoder, "bias", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise NotFound(f"the decoder is a {type(decoder).__name__}, which holds no matrix of weights")
+    if _same(given, logits):
+        return bias, 1.0, None
+    if given.shape != logits.shape:
+        raise NotFound(f"the decoder gives {list(given.shape)}, and the model {list(logits.shape)} logits")
+    if bias is None:
+        for parameter in model.parameters():
+            if parameter.shape == weight.shape[:1] and _close(given + parameter, logits):
+                return parameter, 1.0, None
+    given, logits = given.double(), logits.double()
+    found = []
+    for scale, softcap in _transforms(list(_numbers(model.config)), given, logits):
+        made = given * scale
+        made = made if softcap is None else softcap * torch.tanh(made / softcap)
+        found.append((float((made - logits).square().mean().sqrt()), scale, softcap))
+    error, scale, softcap = min(found, key=lambda one: one[0])
+    if error > ROUNDINGS * torch.finfo(weight.dtype).eps * max(1.0, float(logits.square().mean().sqrt())):
+        raise NotFound("what is done to the decoder's output is neither a scale nor a softcap of the configuration")
+    return bias, scale, softcap
+
+
+def _transforms(numbers: Sequence[float], given: Tensor, logits: Tensor) -> Iterator[tuple[float, Optional[float]]]:
+    """Iterate over the scales and softcaps of a configuration that may have made the logits, the simplest first."""
+    scales = {scale for number in numbers for scale in (number, 1.0 / number)}
+    for softcap in (None, *numbers):
+        plain, kept = logits, torch.ones_like(logits, dtype=torch.bool)
+        if softcap is not None:
+            if float(logits.abs().max()) > softcap * (1 + 1e-2):
+                continue
+            kept = logits.abs() < UNSATURATED * softcap
+            plain = softcap * torch.atanh((logits / softcap).clamp(-UNSATURATED, UNSATURATED))
+        yield 1.0, softcap
+        if scales and kept.any():
+            measured = float((plain[kept] * given[kept]).sum() / given[kept].square().sum())
+            yield min(scales, key=lambda scale: abs(scale - measured)), softcap
+
+
+def _numbers(config: PretrainedConfig) -> Iterator[float]:
+    """Iterate over the numbers of a configuration that logits may be scaled or capped with."""
+    for own in (config, config.get_text_config()):
+        for name, value in vars(own).items():
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if (
+                is_number
+                and value > 0
+                and value != 1
+                and any(word in name for word in ("logit", "scal", "mult", "cap"))
+            ):
+                yield float(value)
+
+
+def _name_of(model: nn.Module, module: Optional[nn.Module]) -> str:
+    return next((name for name, own in model.named_modules() if own is module), "none")

@@ -1,0 +1,229 @@
+"""Finding a model's parts by tracing, and the proofs: each is seen to fail on a model that is broken on purpose."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny_models import FAMILIES, HIDDEN, make_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from llm_entropy.errors import ReportedError
+from llm_entropy.measure.lens import check_lens
+from llm_entropy.models.attention import check_attention
+from llm_entropy.models.attention.interface import READABLE
+from llm_entropy.models.families import find_architecture, view_model
+from llm_entropy.models.proofs import check_parts, check_steering
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_parts_of_every_family_prove_themselves(family: str):
+    view = view_model(make_model(family))
+    check_parts(view, family)
+    assert len(view.blocks) == FAMILIES[family].num_blocks
+    assert view.kind == FAMILIES[family].kind
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "granite", "bert", "albert"])
+def test_half_precision_proves_itself_too(family: str, dtype: torch.dtype):
+    check_parts(view_model(make_model(family).to(dtype)), family)
+
+
+# --- a family that nobody knew -----------------------------------------------------------------------------------
+
+
+class MineConfig(PretrainedConfig):
+    """Of a family of our own, with names of its own."""
+
+    model_type = "mine_of_a_test"
+
+    def __init__(self, broken: str = "", logit_mult: float = 0.8, **options: Any):
+        self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.vocab_size = HIDDEN, 3, 4, 61
+        self.max_position_embeddings, self.broken, self.logit_mult = 40, broken, logit_mult
+        super().__init__(**options)
+
+
+class Mixer(nn.Module):
+    """A block: every token takes the mean of those before it; what is broken in it is said by the configuration."""
+
+    def __init__(self, broken: str):
+        super().__init__()
+        self.mix, self.norm, self.broken = nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), broken
+
+    def forward(self, stream: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
+        shown = self.norm(stream)
+        if self.broken == "noise":
+            shown = shown + torch.randn_like(shown)
+        shown = shown - shown.mean(dim=(0, 1)) if self.broken == "batch" else shown * mask[..., None]
+        if self.broken == "future":
+            mean = shown.sum(dim=1, keepdim=True) / mask.sum(dim=1)[:, None, None]
+        else:
+            mean = shown.cumsum(dim=1) / mask.cumsum(dim=1)[..., None]
+        return (stream + torch.tanh(self.mix(mean)),)
+
+
+class MineModel(PreTrainedModel):
+    """A language model with a head, of our own."""
+
+    config_class = MineConfig
+    base_model_prefix = "body"
+
+    def __init__(self, config: MineConfig):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, HIDDEN)
+        self.stack = nn.ModuleList(Mixer(config.broken) for _ in range(3))
+        self.last = nn.LayerNorm(HIDDEN)
+        self.out = nn.Linear(HIDDEN, config.vocab_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.out
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CausalLMOutput:
+        broken = self.config.broken
+        stream = self.words(input_ids)
+        for number, block in enumerate(self.stack):
+            (after,) = block(stream, attention_mask)
+            stream = after * 1.5 if broken == "between" and number else after
+            if broken == "twice":
+                (stream,) = block(stream, attention_mask)
+            if broken == "added":
+                stream = after + 0.1
+        if broken == "behind":
+            stream = torch.sin(stream)
+        logits = self.out(self.last(stream)) * self.config.logit_mult
+        return CausalLMOutput(logits=logits.exp() if broken == "logits" else logits)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Iterator[None]:
+    AutoConfig.register("mine_of_a_test", MineConfig)
+    AutoModelForCausalLM.register(MineConfig, MineModel)
+    yield
+    transformers.models.auto.configuration_auto.CONFIG_MAPPING._extra_content.pop("mine_of_a_test")
+    AutoModelForCausalLM._model_mapping._extra_content.pop(MineConfig)
+
+
+def mine(broken: str = "") -> PreTrainedModel:
+    torch.manual_seed(3)
+    model = MineModel(MineConfig(broken)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def test_a_family_that_nobody_knew_is_found_and_proved():
+    view = view_model(mine())
+    assert view.kind == find_architecture(MineConfig(), "mine").kind == "causal"
+    assert view.blocks == tuple(view.model.stack)
+    assert view.final_norm is view.model.last
+    assert (view.head, view.scale, view.softcap) == ((), 0.8, None)
+    assert view.attentions == (None, None, None)
+    assert view.found == "3 blocks from stack.0 (Mixer), then last, then out, then logits times 0.8"
+    check_parts(view, "mine")
+    assert check_lens(view, "mine") < 1e-4
+
+
+BROKEN = {
+    "between": r"of 3 calls in stack only 2 in a row are given what the one before returned \(not stack\.\d\)",
+    "behind": r"what is done behind stack\.2, on the way to the decoder, is neither a module nor a known function",
+    "logits": r"what is done to the decoder's output is neither a scale nor a softcap",
+    "added": r"of 3 calls in stack only 1 in a row are given what the one before returned",
+    "batch": r"a padded batch gives layer 1 other states than its sentences one by one",
+    "future": r"it is read as a causal model, and a token changes the states of those before it",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_model_that_does_something_else_is_refused_with_what_was_found(broken: str):
+    with pytest.raises(ReportedError, match=BROKEN[broken]):
+        check_parts(view_model(mine(broken)), "mine")
+
+
+def test_a_block_that_runs_twice_counts_as_two():
+    view = view_model(mine("twice"))
+    assert view.blocks == tuple(block for block in view.model.stack for _ in range(2))
+    check_parts(view, "mine")
+
+
+def test_blocks_in_another_order_are_refused():
+    view = view_model(make_model("gpt2"))
+    with pytest.raises(ReportedError, match=r"its 3 blocks ran in the order 2, 1, 0.*found by tracing: 3 blocks from "):
+        check_parts(dataclasses.replace(view, blocks=view.blocks[::-1]), "mine")
+
+
+def test_a_block_that_is_left_out_is_refused():
+    view = view_model(make_model("gpt2"))
+    skipped = dataclasses.replace(view, blocks=(view.blocks[0], view.blocks[2], nn.Linear(1, 1)))
+    with pytest.raises(ReportedError, match="its 3 blocks ran in the order 0, 1, so that"):
+        check_parts(skipped, "mine")
+
+
+def test_a_hook_without_effect_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """The stream goes past the hooks of a block: the next one takes what its `forward` has returned."""
+    view = view_model(make_model("llama"))
+    block = view.blocks[1]
+    forward, kept = block.forward, {}
+
+    def keep(*args: Any, **options: Any) -> Any:
+        kept["output"] = forward(*args, **options)
+        return kept["output"]
+
+    def take_kept(module: nn.Module, args: Any, options: Any) -> Any:
+        return (kept["output"], *args[1:]), options
+
+    monkeypatch.setattr(block, "forward", keep)
+    handle = view.blocks[2].register_forward_pre_hook(take_kept, with_kwargs=True, prepend=True)
+    with pytest.raises(ReportedError, match="what is added behind block 1 does not show at layer 2"):
+        check_parts(view, "mine")
+    handle.remove()
+
+
+def test_a_change_before_the_steered_block_is_refused():
+    view = view_model(mine())
+    for block in view.blocks:
+        block.broken = "noise"
+    with pytest.raises(ReportedError, match=r"what is added behind block \d changes layer \d, before it"):
+        check_steering(view, "mine")
+
+
+def test_a_causal_model_is_no_masked_one():
+    view = dataclasses.replace(view_model(make_model("gpt2")), kind="masked")
+    with pytest.raises(ReportedError, match="it is read as a masked model, and a token changes nothing before it"):
+        check_parts(view, "mine")
+
+
+def test_a_model_that_needs_more_than_text_is_refused():
+    model = make_model("gpt2")
+    model.forward = partial(_needs_an_image, model.forward)
+    with pytest.raises(ReportedError, match=r"it does not run on tokens and a mask alone \(an image is needed\)"):
+        view_model(model)
+
+
+def _needs_an_image(forward: Any, **inputs: Any) -> Any:
+    raise ValueError("an image is needed\nsomewhere")
+
+
+def test_a_real_gpt2_is_traced_and_proved_within_two_seconds():
+    model = transformers.GPT2LMHeadModel._from_config(transformers.GPT2Config(), attn_implementation=READABLE).eval()
+    took = []
+    for _ in range(2):
+        start = time.process_time()
+        view = view_model(model)
+        check_parts(view, "gpt2")
+        check_lens(view, "gpt2")
+        check_attention(view, "gpt2")
+        took.append(time.process_time() - start)
+    assert min(took) < 2.0
