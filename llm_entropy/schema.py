@@ -228,6 +228,8 @@ class RowStatistics(NamedTuple):
     """ln sum exp(a (z - m)) of an order a."""
     top1: Optional[Tensor] = None
     """The token with the largest logit, int64; of equal logits the one with the lowest id."""
+    log_mass: Optional[Tensor] = None
+    """ln sum exp(z - m) over a set of tokens alone; minus infinity where all of them are masked."""
     cross: Optional[Tensor] = None
     """[pair, row]: sum p_a (z_b - m_b), the logit of slot b expected under the distribution of slot a."""
 

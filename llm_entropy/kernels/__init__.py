@@ -38,6 +38,7 @@ class Backend(Protocol):
         square: bool,
         order: Optional[float],
         top1: bool,
+        members: Optional[Tensor],
         pairs: Sequence[tuple[int, int]],
     ) -> RowStatistics: ...
 
@@ -72,6 +73,7 @@ def lens_statistics(
     square: bool = False,
     order: Optional[float] = None,
     top1: bool = False,
+    members: Optional[Tensor] = None,
     pairs: Sequence[tuple[int, int]] = (),
     backend: Optional[str] = None,
 ) -> RowStatistics:
@@ -90,6 +92,7 @@ def lens_statistics(
         square: Whether `square` is wanted.
         order: The order a of which `log_power` is wanted, above 0; None: it is not.
         top1: Whether `top1` is wanted.
+        members: [vocab], bool, the tokens over which `log_mass` sums; None: it is not wanted.
         pairs: Slots a and b of which `cross` is wanted.
         backend: A key of `BACKENDS`; None: what `choose_backend` says.
 
@@ -98,7 +101,15 @@ def lens_statistics(
     """
     run = _backend(backend or choose_backend(states.device))
     rows = run(
-        states, unembedding, top_slots=top_slots, top_k=top_k, square=square, order=order, top1=top1, pairs=pairs
+        states,
+        unembedding,
+        top_slots=top_slots,
+        top_k=top_k,
+        square=square,
+        order=order,
+        top1=top1,
+        members=members,
+        pairs=pairs,
     )
     return rows._replace(top_ids=_with_masked_tokens(rows.top, rows.top_ids))
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llm_entropy.kernels.epilogue import Doubles, Floats, Integers, add_chunk
+from llm_entropy.kernels.epilogue import Bytes, Doubles, Floats, Integers, add_chunk
 from llm_entropy.schema import RowStatistics, Unembedding
 
 VOCAB_CHUNK = 1024
@@ -37,6 +37,7 @@ def lens_statistics(
     square: bool,
     order: Optional[float],
     top1: bool,
+    members: Optional[Tensor],
     pairs: Sequence[tuple[int, int]],
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
@@ -44,7 +45,7 @@ def lens_statistics(
     vocab_size = len(unembedding.weight)
     # The slots of a row lie together: a tile holds both slots of each pair.
     inputs = _scaled(states.transpose(0, 1).float(), unembedding).reshape(-1, width)
-    wanted = _Wanted(list(top_slots), min(top_k, vocab_size), square, order, top1, list(pairs))
+    wanted = _Wanted(list(top_slots), min(top_k, vocab_size), square, order, top1, members, list(pairs))
     running = _Running.start(num_slots, num_rows, wanted)
     tile = max(1, TILE_ROWS // num_slots)
     space = torch.empty(min(num_rows, tile) * num_slots * min(VOCAB_CHUNK, vocab_size))
@@ -80,6 +81,7 @@ class _Wanted(NamedTuple):
     square: bool
     order: Optional[float]
     top1: bool
+    members: Optional[Tensor]
     pairs: list[tuple[int, int]]
 
 
@@ -95,6 +97,8 @@ class _Running(NamedTuple):
     sums: Doubles
     powers: Doubles
     top1: Integers
+    members: Bytes
+    masses: Doubles
     gaps: Doubles
     top: Floats
     top_ids: Integers
@@ -113,6 +117,8 @@ class _Running(NamedTuple):
             sums=np.zeros((num_rows, num_slots, 3)),
             powers=np.zeros((num_rows, 0 if wanted.order is None else num_slots)),
             top1=np.zeros((num_rows, num_slots if wanted.top1 else 0), np.int64),
+            members=np.zeros(0, np.uint8) if wanted.members is None else wanted.members.numpy().astype(np.uint8),
+            masses=np.tile([-np.inf, 0.0], (num_rows, 0 if wanted.members is None else num_slots, 1)),
             gaps=np.zeros((num_rows, len(wanted.pairs))),
             top=np.full((num_rows, num_top, wanted.top_k), -np.inf, np.float32),
             top_ids=np.zeros((num_rows, num_top, wanted.top_k), np.int64),
@@ -122,6 +128,7 @@ class _Running(NamedTuple):
         """Take a chunk of the logits [row, slot, token] of some rows."""
         maximum, second, sums = self.maximum[rows], self.second[rows], self.sums[rows]
         powers, top1, gaps = self.powers[rows], self.top1[rows], self.gaps[rows]
+        masses, members = self.masses[rows], self.members[first_token : first_token + logits.shape[-1]]
         top, top_ids = self.top[rows], self.top_ids[rows]
 
         def work(first: int, stop: int) -> None:
@@ -139,6 +146,8 @@ class _Running(NamedTuple):
                 sums,
                 powers,
                 top1,
+                members,
+                masses,
                 gaps,
                 top,
                 top_ids,
@@ -153,6 +162,7 @@ class _Running(NamedTuple):
         top, top_slots = _by_slot(self.top), torch.from_numpy(self.top_slots)
         weights = torch.from_numpy(self.pairs[:, 0])
         mean = first_moment / exp
+        largest_member, member_sum = _by_slot(self.masses).unbind(-1)
         return RowStatistics(
             maximum=maximum,
             log_sum=exp.log().float(),
@@ -163,6 +173,7 @@ class _Running(NamedTuple):
             square=(second_moment / exp).float() if self.square else None,
             log_power=_by_slot(self.powers).log().float() if self.order else None,
             top1=_by_slot(self.top1) if self.top1.shape[1] else None,
+            log_mass=(largest_member - maximum + member_sum.log()).float() if len(self.members) else None,
             cross=(mean[weights] - _by_slot(self.gaps) / exp[weights]).float() if len(weights) else None,
         )
 

@@ -25,6 +25,7 @@ from llm_entropy.kernels.code_cache import compiled
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Bits = npt.NDArray[np.int32]
+Bytes = npt.NDArray[np.uint8]
 Integers = npt.NDArray[np.int64]
 
 _LOG2_E = np.float32(1.4426950408889634)
@@ -79,6 +80,8 @@ def _key(bits: Any) -> Any:
 
 
 _SMALLEST_KEY = np.int32(-(2**31))
+_KEY_OF_MASKED = np.int32(-0x7F800001)
+"""That of minus infinity."""
 _REORDERED = {"nsz", "arcp", "contract", "reassoc"}
 """Sums may be reordered; NaN and infinity stay what they are."""
 
@@ -168,6 +171,43 @@ def _power(z: Floats, m: Any, order: Any) -> Any:
 
 
 @numba.njit(forceinline=True)
+def _add_mass(z: Floats, members: Bytes, mass: Doubles) -> None:
+    """Bring the sum of the members up to date; `mass` [2] is their own maximum, and sum exp(z - it).
+
+    Their own, for they may all lie further below the row's than an exponential reaches.
+    """
+    largest = _largest_member(z.view(np.int32), members)
+    if largest == -np.inf:  # no member here, or masked ones alone
+        return
+    before, old = mass[0], mass[1]
+    m = np.float32(max(before, np.float64(largest)))
+    factor = np.exp(before - np.float64(m)) if old > 0.0 else 0.0
+    mass[0] = m
+    mass[1] = factor * old + _member_sum(z, members, m)
+
+
+@numba.njit(forceinline=True)
+def _largest_member(bits: Bits, members: Bytes) -> Any:
+    """Return the largest of the members; minus infinity where there is none."""
+    largest = _KEY_OF_MASKED
+    for j in range(len(bits)):
+        key = _key(bits[j]) if members[j] else _KEY_OF_MASKED
+        largest = key if key > largest else largest
+    return _float_of_bits(_key(largest))
+
+
+@numba.njit(forceinline=True, fastmath=_REORDERED)
+def _member_sum(z: Floats, members: Bytes, m: Any) -> Any:
+    """Return sum exp(z - m) over the members, m being at least as large as each."""
+    total = _ZERO
+    for j in range(len(z)):
+        x = z[j] - m
+        e = _exp(_bounded(x if members[j] else _LOWEST))
+        total += e if members[j] else _ZERO
+    return total
+
+
+@numba.njit(forceinline=True)
 def _place(z: Floats, largest: Any) -> int:
     """Return where the largest of some numbers is first found; 0 where they are none."""
     for j in range(len(z)):
@@ -230,8 +270,8 @@ def _keep_largest(z: Floats, first_token: int, kept: Floats, tokens: Integers) -
 # The last, for it is compiled here and now.
 @compiled(
     "void(float32[:, :, ::1], int64, int64, int64, boolean, float64, int64[:, ::1], int64[::1], float32[:, ::1], "
-    "float32[:, ::1], float64[:, :, ::1], float64[:, ::1], int64[:, ::1], float64[:, ::1], float32[:, :, ::1], "
-    "int64[:, :, ::1])"
+    "float32[:, ::1], float64[:, :, ::1], float64[:, ::1], int64[:, ::1], uint8[::1], float64[:, :, ::1], "
+    "float64[:, ::1], float32[:, :, ::1], int64[:, :, ::1])"
 )
 def add_chunk(
     logits: Floats,
@@ -247,6 +287,8 @@ def add_chunk(
     sums: Doubles,
     powers: Doubles,
     top1: Integers,
+    members: Bytes,
+    masses: Doubles,
     gaps: Doubles,
     top: Floats,
     top_ids: Integers,
@@ -267,6 +309,8 @@ def add_chunk(
         sums: [row, slot, 3], sum e, sum e (z - m), sum e (z - m)^2.
         powers: [row, slot], sum exp(a (z - m)); no slots where none are wanted.
         top1: [row, slot], the token with the largest logit, the lowest id of equal ones; no slots: it is not wanted.
+        members: [token], 1 for the chunk's tokens that are members of a set, else 0.
+        masses: [row, slot, 2], the members' maximum, and sum exp(z - it); no slots: they are not wanted.
         gaps: [row, pair], sum e_a ((z_a - m_a) - (z_b - m_b)): nothing where both are alike.
         top: [row, top slot, k], the largest logits, the largest first; minus infinity at first.
         top_ids: [row, top slot, k], their tokens; of equal logits the one with the lowest id goes first.
@@ -288,6 +332,8 @@ def add_chunk(
             if order > 0.0 and maximum[row, slot] != -np.inf:
                 before = np.exp(order * moved[slot, 0]) * powers[row, slot]
                 powers[row, slot] = before + _power(z, maximum[row, slot], np.float32(order))
+            if masses.shape[1] > 0:
+                _add_mass(z, members, masses[row, slot])
             largest[slot] = m
         for pair in range(len(pairs)):
             a, b = pairs[pair]

@@ -68,10 +68,11 @@ def lens_statistics(
     square: bool,
     order: Optional[float],
     top1: bool,
+    members: Optional[Tensor],
     pairs: Sequence[tuple[int, int]],
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
-    wanted = _Wanted(list(top_slots), top_k, square, order, top1, list(pairs))
+    wanted = _Wanted(list(top_slots), top_k, square, order, top1, members, list(pairs))
     num_slots, num_rows, _ = states.shape
     tiles = [
         _tile_statistics(states[:, rows], unembedding, wanted) for rows in _tiles(num_rows, num_slots, unembedding)
@@ -88,6 +89,7 @@ class _Wanted(NamedTuple):
     square: bool
     order: Optional[float]
     top1: bool
+    members: Optional[Tensor]
     pairs: list[tuple[int, int]]
 
 
@@ -108,6 +110,8 @@ class _Sums(NamedTuple):
     """sum exp(a (z - m))."""
     top1: Optional[Tensor]
     """The token with the largest logit."""
+    log_mass: Optional[Tensor]
+    """ln sum exp(z) over the members, relative to nothing."""
     cross: Optional[Tensor]
     """[pair, row], sum exp(z_a - m_a) (z_b - m_b); minus infinity where a token is masked in b and not in a."""
     top: Tensor
@@ -132,6 +136,7 @@ def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) 
         square=None if sums.second_moment is None else (sums.second_moment / sums.exp).float(),
         log_power=None if sums.power is None else sums.power.log().float(),
         top1=sums.top1,
+        log_mass=None if sums.log_mass is None else (sums.log_mass - sums.maximum).float(),
         cross=None if sums.cross is None else (sums.cross / sums.exp[[a for a, _ in wanted.pairs]]).float(),
     )
 
@@ -157,10 +162,25 @@ def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
         second_moment=(weighted * shifted).sum(-1).to(wide) if wanted.square else None,
         power=None if wanted.order is None else (wanted.order * shifted).exp().sum(-1).to(wide),
         top1=logits.argmax(-1) + first_token if wanted.top1 else None,
+        log_mass=None if wanted.members is None else _log_mass(logits, wanted.members[first_token:]),
         cross=torch.stack(cross).to(wide) if cross else None,
         top=top,
         top_ids=top_ids + first_token,
     )
+
+
+def _log_mass(logits: Tensor, members: Tensor) -> Tensor:
+    """Return ln sum exp(z) [slot, row] over those of a chunk's logits [slot, row, token] that are members.
+
+    Args:
+        logits: Of a chunk.
+        members: Of the chunk's tokens, and perhaps of more.
+    """
+    chosen = logits.masked_fill(~members[: logits.shape[-1]], -torch.inf)
+    maximum = chosen.amax(-1)
+    finite = torch.where(maximum == -torch.inf, 0.0, maximum)
+    wide = widest_float(logits.device)
+    return (chosen - finite.unsqueeze(-1)).exp().sum(-1).to(wide).log() + finite
 
 
 def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
@@ -185,6 +205,7 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
         second_moment=plus(a.second_moment, b.second_moment),
         power=plus(a.power, b.power),
         top1=top1,
+        log_mass=None if a.log_mass is None or b.log_mass is None else torch.logaddexp(a.log_mass, b.log_mass),
         cross=plus(a.cross, b.cross),
         top=top[..., : wanted.top_k],
         top_ids=top_ids[..., : wanted.top_k],

@@ -47,6 +47,8 @@ class _Wanted(NamedTuple):
     square: bool
     order: Optional[float]
     top1: bool
+    members: Optional[Tensor]
+    """[vocab], bool, on the device."""
 
 
 class _Launch(NamedTuple):
@@ -162,6 +164,8 @@ class _Partial(NamedTuple):
     """[first or second, split, slot and row], the token with the largest logit, if it is wanted."""
     power: Optional[Tensor]
     """[first or second, split, slot and row], float32: sum exp(a (z - m)), if it is wanted."""
+    mass: Optional[Tensor]
+    """[2, first or second, split, slot and row], float32: of the members their own maximum, and sum exp(z - it)."""
 
     @classmethod
     def empty(cls, launch: _Launch, splits: int, num_rows: int, wanted: _Wanted, device: torch.device) -> _Partial:
@@ -173,7 +177,9 @@ class _Partial(NamedTuple):
             top = torch.empty((units, splits, num_flat, wanted.top_k), dtype=torch.float32, device=device)
             top_ids = torch.empty_like(top, dtype=torch.int64)
         top1 = torch.empty_like(sums[0], dtype=torch.int64) if wanted.top1 else None
-        return cls(sums, cross, top, top_ids, top1, None if wanted.order is None else torch.empty_like(sums[0]))
+        power = None if wanted.order is None else torch.empty_like(sums[0])
+        mass = None if wanted.members is None else torch.empty_like(sums[:2])
+        return cls(sums, cross, top, top_ids, top1, power, mass)
 
 
 class _Sums(NamedTuple):
@@ -187,6 +193,8 @@ class _Sums(NamedTuple):
     power: Optional[Tensor]
     top1: Optional[Tensor]
     """int64."""
+    log_mass: Optional[Tensor]
+    """ln sum exp(z) over the members, relative to nothing."""
     cross: Optional[Tensor]
     """Of pairs, [pair, row]: sum exp(z_a - m_a) (z_b - m_b)."""
     top: Optional[Tensor]
@@ -214,14 +222,16 @@ def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: _Wanted) ->
     per_split = _tokens_per_split(len(launch.first) * num_rows, vocab_size, device)
     splits = triton.cdiv(vocab_size, per_split)
     partial = _Partial.empty(launch, splits, num_rows, wanted, device)
-    _start(states, decoder, launch, per_split, partial, wanted.order or 0.0)
+    _start(states, decoder, launch, per_split, partial, wanted)
     if partial.top_ids is not None:
         # a row that is no number leaves places empty: its tokens mean nothing, but they have to be some
         partial.top_ids.clamp_(max=vocab_size - 1)
     return _join(partial, num_rows, wanted.order or 0.0)
 
 
-def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, order: float) -> None:
+def _start(
+    states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, wanted: _Wanted
+) -> None:
     """Start the programs of a launch, which fill `partial`."""
     splits, num_flat = partial.sums.shape[2:]
     top_k = 0 if partial.top is None else partial.top.shape[-1]
@@ -236,6 +246,7 @@ def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, p
         decoder.weight,
         decoder.bias,
         *partial,
+        members_ptr=None if wanted.members is None else wanted.members.view(torch.uint8),
         num_slots=len(launch.first),
         num_rows=states.shape[1],
         num_tokens=decoder.weight.shape[0],
@@ -245,7 +256,7 @@ def _start(states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, p
         field=partial.sums.stride(0),
         slot_stride=states.stride(0),
         row_stride=states.stride(1),
-        order=order,
+        order=wanted.order or 0.0,
         SOFTCAP=decoder.softcap,
         SQUARE=len(partial.sums) == 5,
         PAIRED=bool(launch.second),
@@ -282,11 +293,19 @@ def _join(partial: _Partial, num_rows: int, order: float) -> _Sums:
         second_moment=per_slot((factor * (sums[4] + step * (2 * t + step * s))).sum(1)) if len(sums) == 5 else None,
         power=None if power is None else per_slot(((order * step).exp() * power).sum(1)),
         top1=None if top1 is None else per_slot(top1),
+        log_mass=None if partial.mass is None else per_slot(_join_mass(*partial.mass)),
         # the weights' maximum moves as well as that of the logits
         cross=None if cross is None else per_slot((factor[:1] * (cross + step[1:] * s[:1])).sum(1)),
         top=None if top is None else per_slot(top),
         top_ids=None if top_ids is None else per_slot(top_ids),
     )
+
+
+def _join_mass(m: Tensor, s: Tensor) -> Tensor:
+    """Return ln sum exp(z) over the members [first or second, slot and row], float64."""
+    maximum = m.amax(1)
+    total = ((m - maximum.unsqueeze(1)).double().exp() * s).sum(1).log() + maximum
+    return torch.where(maximum < MASKED, -torch.inf, total)
 
 
 def _join_top(top: Optional[Tensor], top_ids: Optional[Tensor]) -> tuple[Optional[Tensor], Optional[Tensor]]:
@@ -309,13 +328,14 @@ def lens_statistics(
     square: bool = False,
     order: Optional[float] = None,
     top1: bool = False,
+    members: Optional[Tensor] = None,
     pairs: Sequence[tuple[int, int]] = (),
 ) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
     if states.stride(2) != 1:
         states = states.contiguous()
     decoder = _Decoder.of(unembedding)
-    wanted = _Wanted(min(top_k, decoder.weight.shape[0]), square, order, top1)
+    wanted = _Wanted(min(top_k, decoder.weight.shape[0]), square, order, top1, members)
     together = max(1, ROWS_TOGETHER // states.shape[0])
     with torch.cuda.device_of(states):
         parts = [
@@ -340,8 +360,8 @@ def _statistics(
 ) -> RowStatistics:
     """Return the statistics of rows few enough to be looked at together."""
     num_slots, num_rows, _ = states.shape
-    maximum, log_sum, mean, runner_up, moment, log_power = torch.empty(
-        (6, num_slots, num_rows), dtype=torch.float32, device=states.device
+    maximum, log_sum, mean, runner_up, moment, log_power, log_mass = torch.empty(
+        (7, num_slots, num_rows), dtype=torch.float32, device=states.device
     )
     top1 = torch.empty((num_slots, num_rows), dtype=torch.int64, device=states.device)
     top: dict[int, tuple[Tensor, Tensor]] = {}
@@ -359,6 +379,8 @@ def _statistics(
             log_power[index] = sums.power.log().float()
         if sums.top1 is not None:
             top1[index] = sums.top1
+        if sums.log_mass is not None:
+            log_mass[index] = (sums.log_mass - sums.maximum).float()
         top |= sums.top_of(launch)
         cross |= sums.cross_of(launch)
     cross |= {(slot, slot): mean[slot] for slot in range(num_slots)}
@@ -375,6 +397,7 @@ def _statistics(
         square=moment if wanted.square else None,
         log_power=None if wanted.order is None else log_power,
         top1=top1 if wanted.top1 else None,
+        log_mass=None if wanted.members is None else log_mass,
         cross=torch.stack([cross[pair] for pair in pairs]) if pairs else None,
     )
 
@@ -392,7 +415,7 @@ def _cross_of_others(
     if decoder.softcap:
         # tanh stands between: the same program once more, for its cross term alone
         launch = _Launch.of_pairs(pairs, top=False)
-        return _run(states, decoder, launch, _Wanted(1, False, None, False)).cross_of(launch)
+        return _run(states, decoder, launch, _Wanted(1, False, None, False, None)).cross_of(launch)
     return _expected_cross(states, decoder, maximum, log_sum, pairs)
 
 

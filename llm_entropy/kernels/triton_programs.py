@@ -116,6 +116,22 @@ def _add_power(z, m, power, order):
 
 
 @triton.jit
+def _add_mass(z, members_ptr, tokens, num_tokens, m, s):
+    """Add a block of logits to the members' own maximum m, and to their sum exp(z - m)."""
+    member = (tl.load(members_ptr + tokens, mask=tokens < num_tokens, other=0) != 0)[None, :]
+    larger = tl.maximum(m, tl.max(tl.where(member, z, LOWEST), 1))
+    # what is no member has a logit that may be larger than all of theirs: its exponential is never made
+    e = tl.exp(tl.where(member, z - larger[:, None], LOWEST))
+    return larger, tl.exp(m - larger) * s + tl.sum(e, 1)
+
+
+@triton.jit
+def _store_mass(mass_ptr, offsets, field, m, s, mask):
+    tl.store(mass_ptr + offsets, m, mask=mask)
+    tl.store(mass_ptr + offsets + field, s, mask=mask)
+
+
+@triton.jit
 def _add_top1(z, tokens, num_tokens, m, top1):
     """Return the token with the largest logit so far, m being the largest before; call it before `_add_block`."""
     block_max = tl.max(z, 1)
@@ -181,6 +197,8 @@ def statistics(
     top_ids_ptr,  # the same, int64
     top1_ptr,  # int64 [first or second, split, slot and row], or None
     power_ptr,  # [first or second, split, slot and row], or None
+    mass_ptr,  # [maximum or sum, first or second, split, slot and row], or None
+    members_ptr,  # bool [token], or None
     num_slots,  # of the launch, a pair counted once
     num_rows,  # of a slot
     num_tokens,
@@ -232,6 +250,7 @@ def statistics(
     a_q = a_s
     b_m, b_second, b_s, b_t, b_q, cross = a_m, a_m, a_s, a_s, a_s, a_s
     a_power, b_power = a_s, a_s
+    a_largest, b_largest, a_mass, b_mass = a_m, a_m, a_s, a_s
     a_top1 = tl.zeros((BLOCK_ROWS,), dtype=tl.int32)
     b_top1 = a_top1
     if TOP_K > 0:
@@ -252,6 +271,8 @@ def statistics(
             a_top1 = _add_top1(a_z, tokens, num_tokens, a_m, a_top1)
         if power_ptr is not None:
             a_power = _add_power(a_z, a_m, a_power, order)
+        if mass_ptr is not None:
+            a_largest, a_mass = _add_mass(a_z, members_ptr, tokens, num_tokens, a_largest, a_mass)
         a_m, a_second, a_s, a_t, a_q, a_e, _ = _add_block(a_z, a_m, a_second, a_s, a_t, a_q, SQUARE)
         if TOP_K > 0:
             a_top, a_top_ids = _add_candidates(a_z, tokens, a_top, a_top_ids, TOP_K)
@@ -262,6 +283,8 @@ def statistics(
                 b_top1 = _add_top1(b_z, tokens, num_tokens, b_m, b_top1)
             if power_ptr is not None:
                 b_power = _add_power(b_z, b_m, b_power, order)
+            if mass_ptr is not None:
+                b_largest, b_mass = _add_mass(b_z, members_ptr, tokens, num_tokens, b_largest, b_mass)
             b_m, b_second, b_s, b_t, b_q, _, b_shifted = _add_block(b_z, b_m, b_second, b_s, b_t, b_q, SQUARE)
             # written as the first moment is: a slot that equals its partner has exactly its mean as cross term
             step = b_m_before - b_m
@@ -284,6 +307,10 @@ def statistics(
         tl.store(power_ptr + at, a_power, mask=row_exists)
         if PAIRED:
             tl.store(power_ptr + second_at, b_power, mask=row_exists)
+    if mass_ptr is not None:
+        _store_mass(mass_ptr, at, field, a_largest, a_mass, row_exists)
+        if PAIRED:
+            _store_mass(mass_ptr, second_at, field, b_largest, b_mass, row_exists)
     if TOP_K > 0:
         kept = row_exists[:, None] & (place < TOP_K)
         tl.store(top_ptr + at[:, None] * TOP_K + place, a_top, mask=kept)

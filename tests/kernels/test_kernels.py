@@ -23,6 +23,8 @@ SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
 PAIRS = [(3, 0), (3, 1), (5, 0), (1, 4), (2, 5)]
 TOP_SLOTS = [3, 5]
 ORDER = 0.5
+MEMBERS = torch.arange(VOCAB) % 3 == 1
+"""A set of tokens."""
 UNEMBEDDINGS = {
     "plain": Unembedding(torch.empty(0)),
     "temperature": Unembedding(torch.empty(0), temperature=0.7),
@@ -77,7 +79,7 @@ def true_logits(states: Tensor, unembedding: Unembedding) -> Tensor:
 
 def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> RowStatistics:
     wanted = {"top_slots": TOP_SLOTS, "top_k": 3, "square": True, "order": ORDER, "top1": True, "pairs": PAIRS}
-    wanted |= options
+    wanted |= {"members": torch.arange(len(unembedding.weight), device=states.device) % 3 == 1} | options
     return kernels.lens_statistics(states, unembedding, **wanted)
 
 
@@ -109,6 +111,41 @@ def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backe
 
 
 @pytest.mark.usefixtures("blocks")
+@pytest.mark.parametrize("chosen", ["a third", "the last one", "all"])
+def test_the_mass_of_a_set_of_tokens_is_that_of_the_full_row(
+    chosen: str, unembedding: Unembedding, backend: str
+) -> None:
+    members = {"a third": MEMBERS, "the last one": torch.arange(VOCAB) == VOCAB - 1}.get(
+        chosen, torch.ones(VOCAB, dtype=torch.bool)
+    )
+    states = make_states()
+    z = true_logits(states, unembedding)
+    seen = statistics_of(states, unembedding, members=members, backend=backend)
+    expected = z[..., members].logsumexp(-1) - z.amax(-1)
+    torch.testing.assert_close(seen.log_mass.double(), expected, rtol=1e-5, atol=2e-5)
+    without = statistics_of(states, unembedding, members=None, backend=backend)
+    assert without.log_mass is None
+    others = [name for name in RowStatistics._fields if name != "log_mass"]
+    assert all(torch.equal(getattr(seen, name), getattr(without, name)) for name in others)
+
+
+@pytest.mark.usefixtures("blocks")
+def test_a_mass_far_below_the_most_likely_token_is_exact(backend: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight = torch.randn(VOCAB, WIDTH, generator=generator)
+    bias = torch.where(MEMBERS, -200.0, 0.0)
+    states = make_states()
+    seen = statistics_of(states, Unembedding(weight, bias), backend=backend)
+    z = true_logits(states, Unembedding(weight, bias))
+    expected = z[..., MEMBERS].logsumexp(-1) - z.amax(-1)
+    assert expected.max() < -150
+    torch.testing.assert_close(seen.log_mass.double(), expected, rtol=1e-6, atol=2e-5)
+    bias = torch.where(MEMBERS, -torch.inf, 0.0)
+    seen = statistics_of(states, Unembedding(weight, bias), pairs=[], backend=backend)
+    assert torch.equal(seen.log_mass, torch.full_like(seen.log_mass, -torch.inf))
+
+
+@pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("order", [0.05, 0.9, 1.1, 2.0, 30.0])
 def test_powers_of_any_order_are_those_of_the_full_row(order: float, unembedding: Unembedding, backend: str) -> None:
     states = make_states()
@@ -137,6 +174,7 @@ def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path
         torch.manual_seed(0)
         states, decoder = torch.randn(4, 30, 16), Unembedding(torch.randn(3001, 16))
         wanted = {"top_slots": [3], "square": True, "order": 0.5, "top1": True, "pairs": [(0, 3), (3, 1)]}
+        wanted["members"] = torch.arange(3001) % 3 == 1
         rows = lens_statistics(states, decoder, **wanted, backend="compiled")
         torch.save(tuple(rows), sys.argv[1])
     """

@@ -36,6 +36,7 @@ def statistics_of_logits(
     pairs: tuple[tuple[int, int], ...] = (),
     order: float | None = None,
     top1: bool = False,
+    members: Tensor | None = None,
 ) -> RowStatistics:
     m = z.amax(-1, keepdim=True)
     p, shifted = z.softmax(-1), z - m
@@ -50,6 +51,7 @@ def statistics_of_logits(
         square=(p * shifted**2).sum(-1),
         log_power=None if order is None else (order * shifted).logsumexp(-1),
         top1=z.argmax(-1) if top1 else None,
+        log_mass=None if members is None else shifted[..., members].logsumexp(-1),
         cross=torch.stack([(p[a] * shifted[b]).sum(-1) for a, b in pairs]) if pairs else None,
     )
 
@@ -73,6 +75,7 @@ def test_shapes_need_be_no_multiple_of_a_block(num_rows: int, vocab_size: int, w
     states, weight = normal(3, num_rows, width), normal(vocab_size, width, seed=1)
     pairs = ((0, 2), (1, 1))
     wanted: dict[str, Any] = {"top_slots": (1,), "top_k": 2, "pairs": pairs, "order": 0.5, "top1": True}
+    wanted["members"] = torch.arange(vocab_size, device=DEVICE) % 3 == 1
     seen = lens_statistics(states, Unembedding(weight), square=True, **wanted)
     assert_close(seen, statistics_of_logits(states.double() @ weight.double().T, **wanted))
 
@@ -81,7 +84,7 @@ def test_splits_of_the_vocabulary_change_nothing(monkeypatch: pytest.MonkeyPatch
     vocab_size = 2 * triton_lens.SPLIT_UNIT + 7
     unembedding = Unembedding(normal(vocab_size, 16, seed=1), normal(vocab_size, seed=2))
     options: dict[str, Any] = {"top_slots": (2,), "top_k": 4, "square": True, "pairs": ((0, 1), (2, 1))}
-    options |= {"order": 2.0, "top1": True}
+    options |= {"order": 2.0, "top1": True, "members": torch.arange(vocab_size, device=DEVICE) > 70}
     seen, splits = [], []
     for at_least in (1, 2, 3):
         monkeypatch.setattr(triton_lens, "MIN_SPLITS", at_least)
@@ -283,6 +286,7 @@ def test_extra_memory_is_below_200_mb_at_the_largest_shape(monkeypatch: pytest.M
             square=True,
             order=2.0,
             top1=True,
+            members=torch.ones(vocab_size, dtype=torch.bool),
             pairs=pairs,
         )
     # the results alone are more than five numbers for each row
@@ -298,6 +302,7 @@ from llm_entropy.kernels import triton_programs as programs
 def compiled(kernel, dtype, warps, **known):
     names, numbers = kernel.arg_names, ("inner", "outer", "order")
     pointers = dict.fromkeys(("slots_ptr", "top_ids_ptr", "top1_ptr"), "*i64")
+    pointers["members_ptr"] = "*u8"
     pointers |= dict.fromkeys(("weight_ptr", "states_ptr", "bias_ptr"), dtype)
     signature, attributes = {}, {}
     for at, name in enumerate(names):
@@ -313,7 +318,8 @@ def compiled(kernel, dtype, warps, **known):
 
 both = {"WIDTH": 4096, "WIDEN": False}
 one = {**both, "SOFTCAP": False, "SQUARE": False, "PAIRED": False, "TOP_K": 0, "CANDIDATES": 1, "GROUP": 8}
-no = dict.fromkeys(("bias_ptr", "cross_ptr", "top_ptr", "top_ids_ptr", "top1_ptr", "power_ptr"))
+no = dict.fromkeys(("bias_ptr", "cross_ptr", "top_ptr", "top_ids_ptr", "top1_ptr", "power_ptr", "mass_ptr"))
+no["members_ptr"] = None
 all = {**one, "SOFTCAP": True, "SQUARE": True, "PAIRED": True, "TOP_K": 5, "CANDIDATES": 8}
 block = {"BLOCK_ROWS": 128, "BLOCK_TOKENS": 128}
 print(json.dumps({
