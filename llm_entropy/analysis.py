@@ -55,7 +55,8 @@ def run_analysis(
     use_sampling: bool = False,
     compare_control: bool = False,
     positions: Literal["last", "all"] = "last",
-    mask_strategy: Literal["last", "random", "each"] = "last",
+    mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last",
+    words: bool = False,
     lens: Literal["logit", "raw", "tuned"] = "logit",
     lens_path: Union[str, Path, None] = None,
     metrics: Union[str, Sequence[str]] = DEFAULT_METRICS,
@@ -100,7 +101,10 @@ def run_analysis(
         use_sampling: Take a sampled token where the target is the predicted token.
         compare_control: Run standard and control and compare them; false: control alone where a vector is given.
         positions: Causal models: the last token, or every one.
-        mask_strategy: Masked models: which token of a sentence without a mask is masked.
+        mask_strategy: Masked models: which token of a sentence without a mask is masked; within_word_l2r: each, with
+            those behind it in its word.
+        words: Whether there is a table of words; causal models need `positions="all"`, masked ones
+            `mask_strategy="within_word_l2r"`.
         lens: How a layer becomes logits.
         lens_path: Folder of a tuned lens.
         metrics: Name or names of the metrics, keys of `llm_entropy.METRICS`.
@@ -162,6 +166,7 @@ def run_analysis(
         compare_control=compare_control,
         positions=positions,
         mask_strategy=mask_strategy,
+        words=words,
         lens=lens,
         lens_path=cast(Any, lens_path),
         metrics=cast(Any, metrics),

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
-from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, METRICS, AnalysisSettings, compared
+from llm_entropy.settings import (
+    BASELINE_METRICS,
+    COMPARISON_METRICS,
+    METRICS,
+    WORD_METRICS,
+    AnalysisSettings,
+    compared,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +29,10 @@ PREDICTED = -1
 """As a target id: the truth is unknown, the target is the token that the final layer predicts."""
 WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of devices that know no float64: Apple silicon."""
+NO_WORD = -1
+"""Where a token's word begins: it belongs to none, as a special token, or white space behind the last word."""
+CUT_WORD = -2
+"""Where a token's word begins: the sentence was cut within that word."""
 
 
 # --- what flows through a run ------------------------------------------------------------------------------------
@@ -44,6 +55,10 @@ class Example(NamedTuple):
     """For each position, where its token begins in `sentence`, in characters; -1 if unknown."""
     ends: list[int]
     """For each position, where its token ends in `sentence`, in characters; -1 if unknown."""
+    word_starts: Sequence[int] = ()
+    """For each position, where its token's word begins in `sentence`, or `NO_WORD`, or `CUT_WORD`; empty: not asked."""
+    word_ends: Sequence[int] = ()
+    """For each position, where its token's word ends, likewise."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +162,10 @@ class Batch:
     """[record], one past the last character, or -1."""
     sentences: list[str]
     """[batch], the texts."""
+    word_starts: Optional[Tensor] = None
+    """[record], first character of the word of the position's token, or `NO_WORD`, or `CUT_WORD`; None: not asked."""
+    word_ends: Optional[Tensor] = None
+    """[record], one past its last character, likewise."""
     key: BatchKey = ONLY_BATCH
     """Which batch of the corpus it is."""
     notes: Optional[WindowNotes] = None
@@ -172,7 +191,7 @@ class Batch:
         width = int(self.attention_mask[start:stop].sum(dim=1).max())
         return replace(
             self,
-            **{name: getattr(self, name)[own] for name in _OF_RECORDS},
+            **{name: values[own] for name in _OF_RECORDS if (values := getattr(self, name)) is not None},
             rows=self.rows[own] - start,
             input_ids=self.input_ids[start:stop, :width],
             attention_mask=self.attention_mask[start:stop, :width],
@@ -181,10 +200,11 @@ class Batch:
         )
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        return {name: change(getattr(self, name)) for name in ("input_ids", "attention_mask", "rows", *_OF_RECORDS)}
+        names = ("input_ids", "attention_mask", "rows", *_OF_RECORDS)
+        return {name: change(values) for name in names if (values := getattr(self, name)) is not None}
 
 
-_OF_RECORDS = ("positions", "targets", "uniforms", "sentence_ids", "starts", "ends")
+_OF_RECORDS = ("positions", "targets", "uniforms", "sentence_ids", "starts", "ends", "word_starts", "word_ends")
 """The fields of a batch that are numbers of its records, and no places in it."""
 
 
@@ -252,6 +272,8 @@ class LayerStatistics(NamedTuple):
     """ln sum exp(a (z - m)), a being `order`."""
     top1: Optional[Tensor] = None
     """The token with the largest logit, int64."""
+    log_mass: Optional[Tensor] = None
+    """ln sum exp(z - m) over the tokens that begin a word or end the text."""
     target: Optional[Tensor] = None
     """z_y - m of the target token y."""
     target_rank: Optional[Tensor] = None
@@ -330,6 +352,10 @@ class Records:
     """[record], in characters, or -1."""
     conditions: dict[str, ConditionRecords]
     """By condition, the standard one first."""
+    word_starts: Optional[Tensor] = None
+    """[record], as the batch has them."""
+    word_ends: Optional[Tensor] = None
+    """[record], as the batch has them."""
     num_tokens: int = 0
     """Real tokens of the batch."""
     num_sentences: int = 0
@@ -346,6 +372,7 @@ class Records:
 
 SENTENCE_ID, SENTENCE, POSITION = "sentence_id", "sentence", "position"
 TOKEN_ID, TOKEN, TOKEN_START, TOKEN_END = "token_id", "token", "token_start", "token_end"
+WORD_START, WORD_END = "word_start", "word_end"
 TARGET_ID, TARGET = "target_id", "target"
 TOP_TOKENS, TOP_PROBABILITIES = "top_tokens", "top_probabilities"
 TRACKED_TOKENS, TRACKED_PROBABILITIES = "tracked_tokens", "tracked_probabilities"
@@ -397,6 +424,8 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
         pa.field(TOKEN_START, pa.int32(), metadata={"unit": "characters"}),
         pa.field(TOKEN_END, pa.int32(), metadata={"unit": "characters"}),
     ]
+    if analysis.words:
+        fields += [pa.field(name, pa.int32(), metadata={"unit": "characters"}) for name in (WORD_START, WORD_END)]
     num_layers, num_tracked = shape.num_layers, min(analysis.tracked_tokens, shape.vocab_size)
     num_top = 1 if analysis.use_sampling else analysis.top_k
     conditions = analysis.run_conditions
@@ -418,6 +447,12 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
             if metric.is_per_head and condition.keeps_tokens:
                 axes, sizes = f"{axes} head", [*sizes, shape.num_heads]
             fields.append(numbers(own(name), metric.unit, axes, *sizes))
+        if analysis.words and condition.keeps_tokens:
+            fields += [
+                numbers(own(name), metric.unit, metric.axis, num_layers)
+                for name, metric in WORD_METRICS.items()
+                if name not in analysis.metrics
+            ]
     for name, metric in COMPARISON_METRICS.items():
         fields += [
             numbers(column(comparison.other.name, name), metric.unit, metric.axis, num_layers)

@@ -100,8 +100,8 @@ class EncodedSentences:
         return [Slice(self._ids[start], *some) for start, some in zip(starts.tolist(), sums, strict=True)]
 
 
-_OF_POSITIONS = ("positions", "targets", "starts", "ends")
-"""The fields of an example that have a number for each position, in their order."""
+_OF_POSITIONS = ("positions", "targets", "starts", "ends", "word_starts", "word_ends")
+"""The fields of an example that have a number for each position, in their order; of words, where they are asked for."""
 _NUMBERS = ("input_ids", "changes", "changed_ids", *_OF_POSITIONS)
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_entropy.corpus.words import Words, special_ids, without_cut, words_of
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import PREDICTED, Batch, Example
+from llm_entropy.schema import NO_WORD, PREDICTED, Batch, Example
 from llm_entropy.settings import Kind
 
 if TYPE_CHECKING:
@@ -54,6 +55,10 @@ class _Tokens(NamedTuple):
     """Whether tokens were left out at `max_length`."""
     num_doubled: int = 0
     """How many tokens the text begins with that the tokenizer adds as well; they stand once."""
+    pieces: Sequence[int | None] = ()
+    """[token], the tokenizer's own number of the word that it is a piece of; empty where nobody asks."""
+    words: Words = Words([], [])
+    """The words of the tokens, without lists where nobody asks."""
 
     def without_doubled(self) -> _Tokens:
         """Return the tokens without those that were added before, and behind, a text that has them itself."""
@@ -66,7 +71,13 @@ class _Tokens(NamedTuple):
             end = len(self.ids)
         kept = slice(before, end)
         return _Tokens(
-            self.ids[kept], self.added[kept], self.starts[kept], self.ends[kept], self.was_cut, num_doubled=before
+            self.ids[kept],
+            self.added[kept],
+            self.starts[kept],
+            self.ends[kept],
+            self.was_cut,
+            num_doubled=before,
+            pieces=self.pieces[kept],
         )
 
 
@@ -98,7 +109,7 @@ class Encoder:
     """Whether the model is causal or masked."""
     positions: Literal["last", "all"] = "last"
     """Causal models: which positions are read."""
-    mask_strategy: Literal["last", "random", "each"] = "last"
+    mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
     """Masked models: which token of a sentence without a mask is masked."""
     seed: int = 0
     """With the sentence id, fixes what `random` masks."""
@@ -106,6 +117,8 @@ class Encoder:
     """Most tokens of an example, special tokens included; null: no limit."""
     num_embeddings: int | None = None
     """How many tokens the model knows: a sentence with others is refused; null: not checked."""
+    words: bool = False
+    """Whether examples say to which word each token belongs."""
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer or a length with which no sentence could be read."""
@@ -116,11 +129,32 @@ class Encoder:
             )
         if self.kind == "masked":
             self._refuse_unknown([self.tokenizer.mask_token_id], "")
+        self._refuse_unreadable_words()
         added = self.tokenizer.num_special_tokens_to_add()
         if self.max_length is not None and self.max_length <= added:
             raise ReportedError(
                 f"data.max_length: got {self.max_length}; expected more than the {added} special tokens that "
                 f"the tokenizer of {self.tokenizer.name_or_path!r} adds"
+            )
+
+    def _refuse_unreadable_words(self) -> None:
+        """Refuse words that no setting, or no tokenizer, lets a model read whole."""
+        in_words = self.kind == "masked" and self.mask_strategy == "within_word_l2r"
+        if self.words and self.kind == "causal" and self.positions != "all":
+            raise ReportedError(
+                f"analysis.words: got analysis.positions: {self.positions}; a causal model reads words with "
+                "analysis.positions: all"
+            )
+        if self.words and self.kind == "masked" and not in_words:
+            raise ReportedError(
+                f"analysis.words: got analysis.mask_strategy: {self.mask_strategy}; a masked model reads words with "
+                "analysis.mask_strategy: within_word_l2r"
+            )
+        if (self.words or in_words) and not self.tokenizer.is_fast:
+            setting = "analysis.words" if self.words else "analysis.mask_strategy: within_word_l2r"
+            raise ReportedError(
+                f"{setting}: the tokenizer of {self.tokenizer.name_or_path!r} is a slow one, which does not say where "
+                "in the text its tokens stand; give a model with a fast tokenizer (tokenizer.json)"
             )
 
     def __call__(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> list[tuple[Example, bool]]:
@@ -148,7 +182,8 @@ class Encoder:
                 if not number:  # the others hold the same tokens
                     self._refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
                 starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
-                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends)
+                words = [[own[i] for i in positions] if own else [] for own in tokens.words]
+                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends, *words)
                 yield Encoded(example, tokens.was_cut, tokens.num_doubled > 0)
 
     @cached_property
@@ -173,12 +208,24 @@ class Encoder:
     def fingerprint(self) -> str:
         """Name of everything that decides what an example is: the tokenizer and the settings."""
         settings = [self.kind, self.positions, self.mask_strategy, self.seed, self.max_length]
+        settings += [True] if self.words else []
         parts = [_describe(self.tokenizer), json.dumps(settings)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
+
+    @cached_property
+    def _no_words(self) -> frozenset[int]:
+        return special_ids(self.tokenizer)
+
+    def _words(self, sentence: str, tokens: _Tokens) -> Words:
+        """Return the words of a sentence's tokens; one that holds masks has none: their truth is unknown."""
+        if self.kind == "masked" and self.tokenizer.mask_token_id in tokens.ids:
+            return Words([NO_WORD] * len(tokens.ids), [NO_WORD] * len(tokens.ids))
+        is_special = [token in self._no_words for token in tokens.ids]
+        return words_of(sentence, tokens.starts, tokens.ends, is_special)
 
     def _with_own_mask(self, sentence: str) -> str:
         return sentence.replace(MASK_MARK, str(self.tokenizer.mask_token)) if self.kind == "masked" else sentence
@@ -196,7 +243,8 @@ class Encoder:
         for limit in set(limits.values()):
             long = [i for i in limits if limits[i] == limit]
             for i, tokens in zip(long, self._tokenise_up_to(limit, [sentences[i] for i in long]), strict=True):
-                encoded[i] = tokens._replace(was_cut=True)
+                words = without_cut(tokens.words, encoded[i].words) if self.words else tokens.words
+                encoded[i] = tokens._replace(was_cut=True, words=words)
         return encoded
 
     def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[_Tokens]:
@@ -220,7 +268,10 @@ class Encoder:
             places = [(UNKNOWN, UNKNOWN) if flag else place for flag, place in zip(added, offsets, strict=True)]
             places = self._in_given_text(places, sentence)
             tokens = _Tokens(ids, added, [start for start, _ in places], [end for _, end in places])
-            result.append(tokens.without_doubled())
+            if self.mask_strategy == "within_word_l2r" and self.tokenizer.is_fast:
+                tokens = tokens._replace(pieces=encoded.word_ids(i))
+            tokens = tokens.without_doubled()
+            result.append(tokens._replace(words=self._words(sentence, tokens)) if self.words else tokens)
         return result
 
     def _in_given_text(self, places: list[tuple[int, int]], sentence: str) -> list[tuple[int, int]]:
@@ -263,7 +314,10 @@ class Encoder:
         else:
             chosen = own
         for i in chosen:
-            yield [*tokens.ids[:i], mask_id, *tokens.ids[i + 1 :]], [i], [tokens.ids[i]]
+            stop = i + 1
+            while self.mask_strategy == "within_word_l2r" and tokens.pieces[stop:][:1] == [tokens.pieces[i]]:
+                stop += 1
+            yield [*tokens.ids[:i], *[mask_id] * (stop - i), *tokens.ids[stop:]], [i], [tokens.ids[i]]
 
     def _is_closing(self, sentence: str, tokens: _Tokens, i: int) -> bool:
         """Whether a token is closing punctuation or blank, so that nobody would ask a model for it."""
@@ -323,7 +377,14 @@ def collate(examples: Sequence[Example], pad_token_id: int, seed: int) -> Batch:
         starts=torch.from_numpy(_flat([example.starts for example in examples])),
         ends=torch.from_numpy(_flat([example.ends for example in examples])),
         sentences=[example.sentence for example in examples],
+        word_starts=_if_any([example.word_starts for example in examples]),
+        word_ends=_if_any([example.word_ends for example in examples]),
     )
+
+
+def _if_any(rows: Sequence[Sequence[int]]) -> torch.Tensor | None:
+    """Return the numbers of all rows; None where no row has one."""
+    return torch.from_numpy(_flat(rows)) if any(rows) else None
 
 
 def sampling_uniforms(

@@ -85,6 +85,16 @@ def renyi_entropy(statistics: LayerStatistics, vocab_size: int) -> Tensor:
     return ((_given(statistics.log_power) - a * statistics.log_sum) / (1.0 - a)).clamp(min=0.0)
 
 
+def log_boundary(statistics: LayerStatistics, vocab_size: int) -> Tensor:
+    """Return ln of the probability that the next token begins a word or ends the text, at most 0.
+
+    NaN where the vocabulary does not tell (Pimentel and Meister 2024, "How to Compute the Probability of a Word").
+    """
+    if statistics.log_mass is None:
+        return torch.full_like(statistics.log_sum, torch.nan)
+    return (statistics.log_mass - statistics.log_sum).clamp(max=0.0)
+
+
 def _flag(is_so: Tensor, log_sum: Tensor, other: Tensor) -> Tensor:
     """Return 1 where something is so of two rows, else 0; NaN where the logits of one of them are no numbers."""
     return torch.where((log_sum + other).isnan(), torch.nan, is_so.float())
@@ -116,6 +126,7 @@ FROM_STATISTICS: dict[str, Callable[[LayerStatistics, int], Tensor]] = {
         top1_agreement,
         top1_changed,
         renyi_entropy,
+        log_boundary,
     )
 }
 """Every metric that is made from the statistics of a vocabulary row, by its name in `settings.metrics`."""

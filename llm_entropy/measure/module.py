@@ -18,7 +18,14 @@ from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_ST
 from llm_entropy.measure.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
 from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records
-from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, AnalysisSettings, compared, needs_of
+from llm_entropy.settings import (
+    BASELINE_METRICS,
+    COMPARISON_METRICS,
+    WORD_METRICS,
+    AnalysisSettings,
+    compared,
+    needs_of,
+)
 from llm_entropy.steering.plan import SteeringPlan
 
 log = logging.getLogger("llm_entropy")
@@ -35,10 +42,20 @@ class EntropyModule(L.LightningModule):
         lens: How a layer becomes logits.
         analysis: What is measured, under which conditions.
         plans: How each steered condition steers, by name.
+        word_starts: [vocab], bool, the tokens that begin a word or end the text, for the table of words; None: the
+            vocabulary does not tell, or nobody asks.
     """
 
+    _word_starts: Optional[Tensor]
+
     def __init__(
-        self, view: ModelView, lens: Lens, analysis: AnalysisSettings, plans: Mapping[str, SteeringPlan]
+        self,
+        view: ModelView,
+        lens: Lens,
+        analysis: AnalysisSettings,
+        plans: Mapping[str, SteeringPlan],
+        *,
+        word_starts: Optional[Tensor] = None,
     ) -> None:
         super().__init__()
         self.model = view.model
@@ -52,6 +69,10 @@ class EntropyModule(L.LightningModule):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
             baseline = self.names[self.conditions.index(comparison.baseline)]
             baseline += [name for name in BASELINE_METRICS if name not in baseline]
+        for condition, names in zip(self.conditions, self.names, strict=True):
+            if analysis.words and condition.keeps_tokens:
+                names += [name for name in WORD_METRICS if name not in names]
+        self.register_buffer("_word_starts", word_starts, persistent=False)
         self.wanted = Wanted(
             top_k=analysis.top_k,
             num_tracked=analysis.tracked_tokens,
@@ -93,6 +114,8 @@ class EntropyModule(L.LightningModule):
             token_ids=host.input_ids[host.rows, host.positions],
             starts=host.starts,
             ends=host.ends,
+            word_starts=host.word_starts,
+            word_ends=host.word_ends,
             # A batch without sentences, which only carries a window's notes, has records of no condition.
             conditions={condition.name: own for condition, own in zip(self.conditions, found, strict=False)},
             num_tokens=int(host.attention_mask.sum()),
@@ -189,7 +212,8 @@ class EntropyModule(L.LightningModule):
         unembedding = self.view.unembedding(self.analysis.temperature)
         inputs = self.lens.project(states, slots.layers)
         names_tokens = [self.conditions[c].keeps_tokens for c in together]
-        statistics, tokens = decode(inputs, slots, unembedding, targets, uniforms, self.wanted, names_tokens)
+        wanted = self.wanted._replace(members=self._word_starts)
+        statistics, tokens = decode(inputs, slots, unembedding, targets, uniforms, wanted, names_tokens)
         vocab_size = self.view.shape.vocab_size
         names = {name for c in together for name in self.names[c]}
         metrics = {name: make(statistics, vocab_size) for name, make in FROM_STATISTICS.items() if name in names}

@@ -80,6 +80,8 @@ class Wanted(NamedTuple):
     """What the metrics are made from."""
     order: float = 2.0
     """The order of the powers."""
+    members: Optional[Tensor] = None
+    """[vocab], bool, the tokens that begin a word or end the text; None: the vocabulary does not tell."""
 
 
 def decode(
@@ -153,6 +155,7 @@ def _statistics(
         square="square" in wanted.needs,
         order=wanted.order if "power" in wanted.needs else None,
         top1="top1" in wanted.needs,
+        members=wanted.members if "mass" in wanted.needs else None,
         pairs=[(a, b) for a, b in pairs if a != b],
     )
 
@@ -166,6 +169,7 @@ def _statistics(
         square=spread(rows.square),
         log_power=spread(rows.log_power),
         top1=spread(rows.top1),
+        log_mass=spread(rows.log_mass),
         final_cross=_cross(rows, pairs, final_pairs),
         standard_cross=_cross(rows, pairs, first_pairs),
         order=wanted.order,

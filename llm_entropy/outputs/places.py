@@ -34,6 +34,10 @@ class Place:
         """The Parquet file of all records."""
         return self.folder / "data" / f"{self.model}.parquet"
 
+    def words(self, suffix: str) -> Path:
+        """Return the table of words, `.csv` or `.parquet`."""
+        return self.folder / "data" / f"{self.model}_words{suffix}"
+
     @property
     def predictions(self) -> Path:
         """The CSV file of the most likely tokens."""

@@ -22,7 +22,7 @@ from llm_entropy.schema import (
     TOKEN_START,
     column,
 )
-from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, Comparison, Condition
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, WORD_METRICS, Comparison, Condition
 
 MOST_DICTIONARY = 2**30
 """Bytes of texts in a row group up to which each is stored once."""
@@ -88,7 +88,7 @@ class ConditionParquet:
             files: The file is complete when it is closed.
         """
         prefix = column(condition.name, "")
-        left_out = {*COMPARISON_METRICS, *BASELINE_METRICS} - set(metrics)
+        left_out = {*COMPARISON_METRICS, *BASELINE_METRICS, *WORD_METRICS} - set(metrics)
         self._names = [name for name in schema.names if _belongs(name, prefix, left_out)]
         fields = [schema.field(name).with_name(name.removeprefix(prefix)) for name in self._names]
         self._file = RecordFile(path, pa.schema(fields, metadata=_about(model, condition.name)), files)

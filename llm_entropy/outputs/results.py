@@ -59,6 +59,13 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
 
         return pd.read_parquet(self.place.records)
 
+    @property
+    def words(self) -> pd.DataFrame:
+        """The words of a condition, one row each, as `analysis.words` and `output.parquet` have them written."""
+        import pandas as pd
+
+        return pd.read_parquet(self.place.words(".parquet"))
+
 
 @dataclass(frozen=True)
 class ModelResult(Mapping[str, ConditionResult]):

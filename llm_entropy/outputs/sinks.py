@@ -23,6 +23,7 @@ from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.places import (
+    Place,
     doses_path,
     place_of_comparison,
     place_of_condition,
@@ -32,7 +33,8 @@ from llm_entropy.outputs.places import (
 from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.views import Pair, View, num_points
-from llm_entropy.schema import TRACKED_TOKENS, ModelShape, column
+from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
+from llm_entropy.schema import TRACKED_TOKENS, WORD_START, ModelShape, column
 from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition, compared
 
 log = logging.getLogger("llm_entropy")
@@ -97,11 +99,22 @@ class ConditionSinks:
             self._sinks.append(
                 ConditionParquet(place.records, condition, target.metrics, target.model, target.schema, target.files)
             )
+        if WORD_START in target.schema.names:
+            self._sinks.append(_word_sink(condition, place, target))
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
         for sink in self._sinks:
             sink.add(view)
+
+
+def _word_sink(condition: Condition, place: Place, target: Target) -> WordSink:
+    """Return what is made of a condition's words."""
+    files: list[WordCsv | WordParquet] = [WordCsv(place.words(".csv"))] if target.csv else []
+    if target.parquet:
+        about = target.shape.num_layers, target.model, condition.name
+        files.append(WordParquet(place.words(".parquet"), *about, target.files))
+    return WordSink(*files)
 
 
 class ComparisonSinks:

@@ -202,7 +202,9 @@ def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L
     """
     opened = open_model(plan, settings.analysis, precision=settings.trainer.precision)
     device = trainer.strategy.root_device
-    module = EntropyModule(opened.view, opened.lens, settings.analysis, plan.steering).to(device)
+    module = EntropyModule(
+        opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
+    ).to(device)
     most = tokens_per_batch(settings, opened.view, trainer, plan.max_length)
     sample, num_sentences = _sample(plan, corpus)
     if not sample:

@@ -10,9 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Optional
 
+from torch import Tensor
+
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
+from llm_entropy.corpus.words import word_starts
 from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
@@ -51,6 +54,22 @@ class Plan:
     """Folder of a tuned lens."""
     max_length: Optional[int]
     """Most tokens of a sentence."""
+
+    def word_starts(self) -> Optional[Tensor]:
+        """Return which tokens begin a word or end the text, [vocab]; None where nobody asks, or nobody can tell."""
+        if not self.encoder.words or self.encoder.kind == "masked":
+            return None
+        tokenizer, config = self.source.tokenizer, self.source.config.get_text_config()
+        ends = getattr(config, "eos_token_id", None)
+        ends = [tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])]
+        found = word_starts(tokenizer, self.source.shape.vocab_size, [token for token in ends if token is not None])
+        if found is None:
+            log.warning(
+                "%s: the tokens of its vocabulary do not begin with white space: the corrected surprisal of words is "
+                "empty",
+                self.source.key,
+            )
+        return found
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -120,6 +139,7 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         seed=settings.seed,
         max_length=max_length,
         num_embeddings=shape.vocab_size,
+        words=analysis.words,
     )
     return Plan(source, encoder, steering, lens_path, max_length)
 
@@ -154,6 +174,8 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         corpus: Fingerprint of the corpus.
     """
     analysis = to_plain(settings.analysis)
+    if not analysis["words"]:  # as in the runs before there was a choice
+        del analysis["words"]
     for name in ("control", "conditions", "lens_path"):
         del analysis[name]  # what they come to counts: the conditions, each model's `steering` and `lens`
     identity = {

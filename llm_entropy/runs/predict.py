@@ -47,7 +47,9 @@ class Work(NamedTuple):
 
 
 ANALYSIS = Work(
-    lambda plan, opened, settings: EntropyModule(opened.view, opened.lens, settings.analysis, plan.steering),
+    lambda plan, opened, settings: EntropyModule(
+        opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
+    ),
     lambda opened, settings, about: shard_schema(settings.analysis, opened.view.shape, about),
 )
 """A run that measures."""

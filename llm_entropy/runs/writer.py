@@ -30,6 +30,8 @@ from llm_entropy.schema import (
     TOP_TOKENS,
     TRACKED_PROBABILITIES,
     TRACKED_TOKENS,
+    WORD_END,
+    WORD_START,
     Batch,
     BatchKey,
     Records,
@@ -273,6 +275,8 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
         TOKEN_START: records.starts.numpy(),
         TOKEN_END: records.ends.numpy(),
     }
+    if records.word_starts is not None and records.word_ends is not None:
+        values |= {WORD_START: records.word_starts.numpy(), WORD_END: records.word_ends.numpy()}
     for condition, own in records.conditions.items():
         named: dict[str, Any] = dict(own.metrics)
         if (tokens := own.tokens) is not None:

@@ -13,6 +13,7 @@ Need = Literal[
     "square",
     "power",
     "top1",
+    "mass",
     "target",
     "target_rank",
     "final_cross",
@@ -92,7 +93,17 @@ RESIDUAL_NORM = "residual_norm"
 BASELINE_METRICS: dict[str, Metric] = {RESIDUAL_NORM: METRICS[RESIDUAL_NORM]}
 """Metrics that the standard condition of a comparison records in any case: what a dose is measured by."""
 
-ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS}
+LOG_BOUNDARY = "log_boundary"
+WORD_METRICS: dict[str, Metric] = {
+    "entropy": METRICS["entropy"],
+    "surprisal": METRICS["surprisal"],
+    LOG_BOUNDARY: Metric(
+        "log probability that the word ends", "nats", "layer", ("moments", "mass"), bounds=(-math.inf, 0.0)
+    ),
+}
+"""What the tables of words are made from; recorded where they are asked for."""
+
+ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS, **WORD_METRICS}
 """Every metric, by name."""
 
 

@@ -30,8 +30,10 @@ class AnalysisSettings:
     """Run standard and control and compare them; false: run what is enabled alone."""
     positions: Literal["last", "all"] = "last"
     """Causal models: the last token, or every token, of a sentence."""
-    mask_strategy: Literal["last", "random", "each"] = "last"
-    """Masked models: which token of a sentence without a mask token is masked."""
+    mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
+    """Masked models: which token of a sentence without a mask gets one; within_word_l2r: each, with its word's rest."""
+    words: bool = False
+    """Make a table of words, with surprisal summed over their tokens; needs positions: all, masked within_word_l2r."""
     lens: Literal["logit", "raw", "tuned"] = "logit"
     """How a layer becomes logits: the model's own norm and head, the head alone, or a trained affine map first."""
     lens_path: Optional[str] = None

@@ -17,6 +17,7 @@ from llm_entropy.corpus.encoding import Encoder
         (byte_level("<s> $A"), {"kind": "causal", "positions": "all"}),
         (word_piece(), {"kind": "masked", "mask_strategy": "each"}),
         (word_piece(), {"kind": "masked", "mask_strategy": "last"}),
+        (word_piece(), {"kind": "masked", "mask_strategy": "within_word_l2r", "words": True}),
     ],
 )
 def test_encoded_sentences_give_the_examples_back_however_they_were_grouped(

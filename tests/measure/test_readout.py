@@ -15,8 +15,9 @@ from llm_entropy.settings import COMPARISON_METRICS
 from llm_entropy.settings.sections import LEAST_FROM_SHANNON
 
 LAYERS, ROWS, WIDTH, VOCAB = 4, 5, 16, 103
-NEEDS = ("moments", "square", "power", "top1", "final_cross", "standard_cross", "target", "target_rank")
-EVERYTHING = Wanted(3, 2, False, NEEDS, order=0.5)
+NEEDS = ("moments", "square", "power", "top1", "final_cross", "standard_cross", "target", "target_rank", "mass")
+MEMBERS = torch.arange(VOCAB) % 3 == 1
+EVERYTHING = Wanted(3, 2, False, NEEDS, order=0.5, members=MEMBERS)
 
 
 def make_inputs(*shared: int) -> tuple[Tensor, Tensor]:
@@ -79,6 +80,7 @@ def test_metrics_are_those_of_the_textbook_whatever_is_shared(shared: tuple[int,
         "top1_agreement": (z.argmax(-1) == z[:, -1:].argmax(-1)).double(),
         "top1_changed": (z.argmax(-1) != z[:1].argmax(-1)).double(),
         "renyi_entropy": 2 * p.sqrt().sum(-1).log(),
+        "log_boundary": p[..., MEMBERS].sum(-1).log(),
     }
     assert set(truth) == set(FROM_STATISTICS)
     for name, expected in truth.items():
