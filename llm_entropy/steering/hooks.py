@@ -22,7 +22,11 @@ from llm_entropy.steering.plan import SteeringPlan, token_weights_for
 
 @contextmanager
 def steer(
-    blocks: Sequence[nn.Module], plan: SteeringPlan, attention_mask: Tensor, input_ids: Tensor | None = None
+    blocks: Sequence[nn.Module],
+    plan: SteeringPlan,
+    attention_mask: Tensor,
+    input_ids: Tensor | None = None,
+    num_own: Tensor | None = None,
 ) -> Iterator[None]:
     """Steer whole forwards of one batch over `blocks`, until the `with` ends, however it ends.
 
@@ -37,15 +41,31 @@ def steer(
         attention_mask: [batch, seq], 0 at padding, as the model gets it; best on the CPU, where looking at it takes no
             waiting for the device.
         input_ids: [batch, seq], beside the mask; only plans that leave out special tokens need it.
+        num_own: [batch], beside the mask: how many tokens are the sentence's own, where a model has written others.
     """
     assert attention_mask.ndim == 2, f"attention mask {tuple(attention_mask.shape)}, expected [batch, seq]"
+    if not plan.steered_layers:
+        yield
+        return
+    with steer_by(blocks, plan, token_weights_for(plan, attention_mask, input_ids, num_own)):
+        yield
+
+
+@contextmanager
+def steer_by(blocks: Sequence[nn.Module], plan: SteeringPlan, weights: Tensor) -> Iterator[None]:
+    """Steer as `steer` does, by weights of the tokens that are given.
+
+    Args:
+        blocks: As for `steer`.
+        plan: As for `steer`.
+        weights: [batch, seq], float32, of the tokens that go through the model; best on the CPU.
+    """
     assert len(plan.directions) == len(blocks) + 1, f"{len(plan.directions)} rows for {len(blocks)} blocks"
     layers = set(plan.steered_layers)
     if not layers:
         yield
         return
-    device = plan.directions.device
-    token_weights = token_weights_for(plan, attention_mask, input_ids)[..., None].to(device, non_blocking=True)
+    token_weights = weights[..., None].to(plan.directions.device, non_blocking=True)
     # All applications of a steered module are hooked, so that each can be told from the others by counting.
     steered = {id(blocks[layer - 1]) for layer in layers if layer > 0}
     applied = [(layer, block) for layer, block in enumerate(blocks, start=1) if id(block) in steered]

@@ -48,7 +48,7 @@ def steered_tokens(
 
     - `all`: every real token, special tokens included.
     - `last`: the last real token; in masked models the last that is no special one, as [SEP] is not the sentence's.
-    - `prompt`: the text as it is given: without a separate answer the same as `all`.
+    - `prompt`: the text as it is given, the same as `all`; what a model writes behind it is not (`steers_new_tokens`).
     - `no_special`: every real token but the special ones; masks and unknown words stand for words, and count.
     - a slice: as Python counts the real tokens of the sentence from 0, special tokens included: `5:`, `:-1`, `::2`.
 
@@ -71,6 +71,44 @@ def steered_tokens(
     assert tokens == "last", tokens
     own = is_real & ~_is_special(input_ids, special) if special.close_sentences else is_real
     return own & (own.flip(1).cumsum(1).flip(1) == 1)
+
+
+def steers_new_tokens(
+    tokens: str,
+    numbers: Tensor,
+    num_own: Tensor,
+    input_ids: Tensor | None = None,
+    special: SpecialTokens = NO_SPECIAL,
+) -> Tensor:
+    """Return which of the tokens that a model has written behind a sentence are steered.
+
+    - `all`: every one. `last`: every one, too, for each is the last token when it is read.
+    - `prompt`: none.
+    - `no_special`: every one but special tokens.
+    - a slice: those that go on with one that has no end, as `5:` and `::2`; others speak of the sentence alone.
+
+    Args:
+        tokens: As `ControlSettings.tokens`.
+        numbers: [batch, seq], the number of each token in its text, from 0 on.
+        num_own: [batch], how many tokens the sentence itself has.
+        input_ids: [batch, seq]; only special tokens need it.
+        special: Of the model.
+
+    Returns:
+        [batch, seq], bool.
+    """
+    if tokens in ("all", "last"):
+        return torch.ones_like(numbers, dtype=torch.bool)
+    if tokens == "no_special":
+        return ~_is_special(input_ids, special)
+    if tokens == "prompt":
+        return torch.zeros_like(numbers, dtype=torch.bool)
+    chosen = as_slice(tokens)
+    start, step = chosen.start or 0, chosen.step or 1
+    if chosen.stop is not None or step < 0:
+        return torch.zeros_like(numbers, dtype=torch.bool)
+    first = (num_own[:, None] + start).clamp(min=0) if start < 0 else start
+    return (numbers >= first) & ((numbers - first) % step == 0)
 
 
 def _is_special(input_ids: Tensor | None, special: SpecialTokens) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import ControlSettings
 from llm_entropy.steering.hooks import steer
-from llm_entropy.steering.plan import SteeringPlan, token_weights_for
+from llm_entropy.steering.plan import SteeringPlan, new_token_weights, token_weights_for
 from llm_entropy.steering.tokens import SpecialTokens, special_tokens_of, steered_tokens
 
 VECTOR = torch.linspace(0.5, 1, HIDDEN)
@@ -194,3 +194,38 @@ def test_blocks_that_are_no_numbers_and_no_slice_are_refused(blocks: Any) -> Non
 
 def test_a_zero_vector_stays_the_standard_run_whatever_blocks_are_chosen() -> None:
     assert plan_of(ControlSettings(blocks=[1]), 0 * VECTOR, num_blocks=4).first_layer is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weights"),
+    [
+        ("all", [3, 3, 3, 3]),
+        ("last", [3, 3, 3, 3]),
+        ("prompt", [0, 0, 0, 0]),
+        ("no_special", [3, 0, 3, 3]),
+        ("2:", [3, 3, 3, 3]),
+        ("6:", [0, 3, 3, 3]),
+        ("::2", [0, 3, 0, 3]),
+        ("-4::3", [0, 0, 3, 0]),
+        (":7", [0, 0, 0, 0]),
+        (":-1", [0, 0, 0, 0]),
+        ("::-1", [0, 0, 0, 0]),
+    ],
+)
+def test_tokens_that_a_model_wrote_have_the_last_weight_where_the_choice_goes_on_over_them(
+    tokens: str, weights: list[int]
+) -> None:
+    plan = SteeringPlan(
+        torch.ones(3, 4),
+        torch.ones(3),
+        torch.tensor([1.0, 2.0, 3.0]),
+        tokens=tokens,
+        special=SpecialTokens(frozenset({9})),
+    )
+    ids, mask, num_own = torch.tensor([[1, 2, 3, 4, 5, 6, 9, 7, 8, 0]]), torch.ones(1, 10).long(), torch.tensor([5])
+    mask[0, 9] = 0
+    found = token_weights_for(plan, mask, ids, num_own)
+    assert found[0, 5:].tolist() == [*weights, 0]
+    assert torch.equal(found[:, :5], token_weights_for(plan, mask[:, :5], ids[:, :5]))
+    numbers = torch.arange(5, 9)[None]
+    assert new_token_weights(plan, numbers, num_own, ids[:, 5:9])[0].tolist() == weights
