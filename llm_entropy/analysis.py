@@ -54,7 +54,9 @@ def run_analysis(
     temperature: float = 1.0,
     use_sampling: bool = False,
     compare_control: bool = False,
-    positions: Literal["last", "all"] = "last",
+    positions: Literal["last", "all", "generated"] = "last",
+    max_new_tokens: Optional[int] = None,
+    top_p: Optional[float] = None,
     mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last",
     words: bool = False,
     lens: Literal["logit", "raw", "tuned"] = "logit",
@@ -98,9 +100,11 @@ def run_analysis(
             read, or all.
         num_sentences: How many, picked by `seed`; None: all; auto: all of `sentences` or `data`, 10 built-in ones.
         temperature: Every logit is divided by it.
-        use_sampling: Take a sampled token where the target is the predicted token.
+        use_sampling: Take a sampled token where a token is predicted or written.
         compare_control: Run standard and control and compare them; false: control alone where a vector is given.
-        positions: Causal models: the last token, or every one.
+        positions: Causal models: the last token, or every one; or every token that the model writes behind it.
+        max_new_tokens: `positions="generated"`: most tokens that are written; None: 32.
+        top_p: `positions="generated"` with `use_sampling`: the most likely tokens of this probability are sampled.
         mask_strategy: Masked models: which token of a sentence without a mask is masked; within_word_l2r: each, with
             those behind it in its word.
         words: Whether there is a table of words; causal models need `positions="all"`, masked ones
@@ -165,6 +169,8 @@ def run_analysis(
         use_sampling=use_sampling,
         compare_control=compare_control,
         positions=positions,
+        max_new_tokens=max_new_tokens,
+        top_p=top_p,
         mask_strategy=mask_strategy,
         words=words,
         lens=lens,

@@ -15,6 +15,8 @@ from llm_entropy.settings import (
     BASELINE_METRICS,
     COMPARISON_METRICS,
     METRICS,
+    STANDARD_SURPRISAL,
+    TEXT_METRICS,
     WORD_METRICS,
     AnalysisSettings,
     compared,
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 PREDICTED = -1
 """As a target id: the truth is unknown, the target is the token that the final layer predicts."""
+NO_TOKEN = -1
+"""As a token's id: there is none, the text has ended before."""
 WITHOUT_FLOAT64 = frozenset({"mps"})
 """Types of devices that know no float64: Apple silicon."""
 NO_WORD = -1
@@ -48,7 +52,7 @@ class Example(NamedTuple):
     input_ids: list[int]
     """Tokens, special tokens included, mask put in, no padding."""
     positions: list[int]
-    """Where the metrics are read, as indices into `input_ids`."""
+    """Where the metrics are read, as indices into `input_ids`; with generated text on beyond them, where it will be."""
     targets: list[int]
     """For each position, the true token, or `PREDICTED`."""
     starts: list[int]
@@ -170,6 +174,9 @@ class Batch:
     """Which batch of the corpus it is."""
     notes: Optional[WindowNotes] = None
     """Of its window, where it is the window's first batch."""
+    num_own: Optional[Tensor] = None
+    """[batch], on the CPU: how many tokens of a row are the sentence's own; behind them stand those that a model wrote.
+    None: all are its own."""
 
     host: Optional[Batch] = None
     """The batch that this one was moved from: what the CPU needs to know is asked there, without waiting."""
@@ -196,6 +203,7 @@ class Batch:
             input_ids=self.input_ids[start:stop, :width],
             attention_mask=self.attention_mask[start:stop, :width],
             sentences=self.sentences[start:stop],
+            num_own=None if self.num_own is None else self.num_own[start:stop],
             host=None,
         )
 
@@ -318,6 +326,8 @@ class ConditionRecords(NamedTuple):
     """Per metric [record, layer] or [record, block]; [record, block, head] of one that has a number for each head."""
     tokens: Optional[NamedTokens]
     """None for a condition whose records are metrics alone."""
+    written: Optional[Tensor] = None
+    """[record], on the CPU: the token that the model wrote there, or `NO_TOKEN`; None: it wrote none."""
 
     @classmethod
     def join(cls, parts: Sequence[ConditionRecords]) -> ConditionRecords:
@@ -326,12 +336,18 @@ class ConditionRecords(NamedTuple):
 
         metrics = {name: torch.cat([part.metrics[name] for part in parts]) for name in parts[0].metrics}
         tokens = [part.tokens for part in parts if part.tokens is not None]
-        return cls(metrics, NamedTokens(*map(torch.cat, zip(*tokens, strict=True))) if tokens else None)
+        written = [part.written for part in parts if part.written is not None]
+        return cls(
+            metrics,
+            NamedTokens(*map(torch.cat, zip(*tokens, strict=True))) if tokens else None,
+            torch.cat(written) if written else None,
+        )
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> ConditionRecords:
         """Return the records with every tensor changed."""
         tokens = None if self.tokens is None else NamedTokens(*map(change, self.tokens))
-        return ConditionRecords({name: change(value) for name, value in self.metrics.items()}, tokens)
+        written = None if self.written is None else change(self.written)
+        return ConditionRecords({name: change(value) for name, value in self.metrics.items()}, tokens, written)
 
 
 @dataclass
@@ -345,7 +361,7 @@ class Records:
     positions: Tensor
     """[record]."""
     token_ids: Tensor
-    """[record], the token at the position, as the model read it."""
+    """[record], the token at the position, as the model read it; `NO_TOKEN` where each condition read another."""
     starts: Tensor
     """[record], in characters, or -1."""
     ends: Tensor
@@ -374,6 +390,7 @@ SENTENCE_ID, SENTENCE, POSITION = "sentence_id", "sentence", "position"
 TOKEN_ID, TOKEN, TOKEN_START, TOKEN_END = "token_id", "token", "token_start", "token_end"
 WORD_START, WORD_END = "word_start", "word_end"
 TARGET_ID, TARGET = "target_id", "target"
+CONTINUATION = "continuation"
 TOP_TOKENS, TOP_PROBABILITIES = "top_tokens", "top_probabilities"
 TRACKED_TOKENS, TRACKED_PROBABILITIES = "tracked_tokens", "tracked_probabilities"
 
@@ -408,6 +425,10 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
     heads of block 0 first, of a placebo their mean over the heads; `tracked_probabilities` tracked x layers, the layers
     of the first token first. Unit, axis and shape are in each field's metadata. A text stands in the first record that
     a part has of its sentence, and is null in the others: copies would grow with the square of a document's length.
+
+    Of generated texts a row is (sentence, step): behind one sentence every condition writes its next token at the same
+    position. The targets of a condition are what it wrote, its other columns what it says there; they are null, or NaN,
+    where its text has ended. The text itself, `continuation`, stands in the first record of its sentence.
     """
     import pyarrow as pa
 
@@ -427,7 +448,7 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
     if analysis.words:
         fields += [pa.field(name, pa.int32(), metadata={"unit": "characters"}) for name in (WORD_START, WORD_END)]
     num_layers, num_tracked = shape.num_layers, min(analysis.tracked_tokens, shape.vocab_size)
-    num_top = 1 if analysis.use_sampling else analysis.top_k
+    num_top = 1 if analysis.use_sampling and not analysis.is_generated else analysis.top_k
     conditions = analysis.run_conditions
     for condition in conditions:
         own = partial(column, condition.name)
@@ -440,6 +461,9 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
                 pa.field(own(TRACKED_TOKENS), pa.list_(pa.string(), num_tracked)),
                 numbers(own(TRACKED_PROBABILITIES), "", "token layer", num_tracked, num_layers),
             ]
+        if analysis.is_generated:
+            more = pa.field(own(CONTINUATION), pa.string()) if condition.keeps_tokens else None
+            fields.append(more or pa.field(own(TARGET_ID), pa.int32()))
         for name in analysis.metrics:
             metric = METRICS[name]
             axes: str = metric.axis
@@ -465,6 +489,12 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
         for name, metric in BASELINE_METRICS.items()
         if name not in analysis.metrics
     ]
+    if analysis.is_generated and baselines:
+        metric = TEXT_METRICS[STANDARD_SURPRISAL]
+        fields += [
+            numbers(column(condition.name, STANDARD_SURPRISAL), metric.unit, metric.axis, num_layers)
+            for condition in conditions
+        ]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
 
 

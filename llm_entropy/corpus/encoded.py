@@ -60,8 +60,9 @@ class EncodedSentences:
         self._ids, self._sentences, self._owners = sentence_ids, sentences, np.array(owners, np.int64)
         self._numbers = numbers
         self._bases = np.cumsum(np.diff(self._owners, prepend=-1) != 0) - 1
-        self.lengths: npt.NDArray[np.int64] = numbers["input_ids"].lengths[self._bases]
-        """[example], in tokens."""
+        num_fed = max(0, encoder.num_new_tokens - 1)  # nothing is read behind the last token that a model writes
+        self.lengths: npt.NDArray[np.int64] = numbers["input_ids"].lengths[self._bases] + num_fed
+        """[example], most tokens that go through a model."""
         self.num_cut = len(cut)
         """Number of sentences of which an example was cut."""
         self.num_own_start = len(own_start)

@@ -107,7 +107,7 @@ class Encoder:
     """Fast or slow; a slow one gives no offsets."""
     kind: Kind
     """Whether the model is causal or masked."""
-    positions: Literal["last", "all"] = "last"
+    positions: Literal["last", "all", "generated"] = "last"
     """Causal models: which positions are read."""
     mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
     """Masked models: which token of a sentence without a mask is masked."""
@@ -119,6 +119,8 @@ class Encoder:
     """How many tokens the model knows: a sentence with others is refused; null: not checked."""
     words: bool = False
     """Whether examples say to which word each token belongs."""
+    num_new_tokens: int = 0
+    """Most tokens that the model writes behind a sentence, where it does."""
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer or a length with which no sentence could be read."""
@@ -181,7 +183,10 @@ class Encoder:
             for number, (ids, positions, targets) in enumerate(read):
                 if not number:  # the others hold the same tokens
                     self._refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
-                starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
+                starts, ends = (
+                    [places[i] if i < len(ids) else UNKNOWN for i in positions]
+                    for places in (tokens.starts, tokens.ends)
+                )
                 words = [[own[i] for i in positions] if own else [] for own in tokens.words]
                 example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends, *words)
                 yield Encoded(example, tokens.was_cut, tokens.num_doubled > 0)
@@ -209,6 +214,7 @@ class Encoder:
         """Name of everything that decides what an example is: the tokenizer and the settings."""
         settings = [self.kind, self.positions, self.mask_strategy, self.seed, self.max_length]
         settings += [True] if self.words else []
+        settings += [self.num_new_tokens] if self.num_new_tokens else []
         parts = [_describe(self.tokenizer), json.dumps(settings)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -293,6 +299,9 @@ class Encoder:
         ids = tokens.ids[:end]
         if self.positions == "last":
             yield ids, [len(ids) - 1], [PREDICTED]
+        elif self.positions == "generated":
+            end = len(ids) - 1 + self.num_new_tokens
+            yield ids, list(range(len(ids) - 1, end)), [PREDICTED] * self.num_new_tokens
         else:
             yield ids, list(range(len(ids))), [*ids[1:], PREDICTED]
 

@@ -113,7 +113,7 @@ def _forward(
             hooks.callback(block.register_forward_pre_hook(lambda *_: reading.before_block()).remove)
         if plan is not None:
             host = batch.host or batch
-            hooks.enter_context(steer(view.blocks, plan, host.attention_mask, host.input_ids))
+            hooks.enter_context(steer(view.blocks, plan, host.attention_mask, host.input_ids, host.num_own))
         kept = hooks.enter_context(keep_outputs(view, keep))
         if behind is not None:
             hooks.enter_context(start_behind(view, *behind))

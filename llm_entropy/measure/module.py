@@ -106,7 +106,7 @@ class EntropyModule(L.LightningModule):
         host = batch.host or batch
         owners = zip(host.sentence_ids.tolist(), host.rows.tolist(), strict=True)
         found = self._measure_what_fits(batch) if batch.sentences else []
-        found, wait = _to_host(found, batch.input_ids.device)
+        found, wait = to_host(found, batch.input_ids.device)
         return Records(
             sentence_ids=host.sentence_ids,
             texts={number: host.sentences[row] for number, row in owners},
@@ -134,8 +134,7 @@ class EntropyModule(L.LightningModule):
             torch.OutOfMemoryError: There is no memory for a single sentence.
         """
         num_rows = len(batch.sentences)
-        slots = sum(self._num_slots(c) for c in range(len(self.conditions)))
-        size = rows_together(num_rows, slots, self.slots.num_layers, len(batch.rows) * self._state_bytes)
+        size = rows_together(num_rows, self._slots_together, self.slots.num_layers, len(batch.rows) * self._state_bytes)
         size = min(size, self._most_rows or num_rows)
         parts: list[list[ConditionRecords]] = []
         start = self._tokens_before = 0
@@ -166,15 +165,18 @@ class EntropyModule(L.LightningModule):
         """Bytes of a record's state at one layer."""
         return self.view.shape.hidden_size * self.view.decoder.weight.element_size()
 
+    @property
+    def _slots_together(self) -> int:
+        """How many layers, of all conditions, are kept for a record before it is read."""
+        return sum(self._num_slots(c) for c in range(len(self.conditions)))
+
     def _num_slots(self, condition: int) -> int:
         return self.slots.num_layers - (self.slots.shared[condition] if condition else 0)
 
     def _measure(self, batch: Batch) -> list[ConditionRecords]:
         """Run every condition on a batch, and read them together, or in groups where a long sentence takes too much."""
-        self.plans = [None if plan is None else plan.to(batch.attention_mask.device) for plan in self.plans]
-        needs = self.wanted.needs
-        reading = Reading(self.view, "attention" in needs, "attended" in needs, lambda: self._tell(self._tokens_before))
-        forwards = run_forwards(reading, batch, self.plans, self.slots.shared)
+        self._move_plans(batch.attention_mask.device)
+        forwards = run_forwards(self._reading(), batch, self.plans, self.slots.shared)
         first = next(forwards)
         sizes = [self._num_slots(c) for c in range(1, len(self.conditions))]
         found: list[ConditionRecords] = []
@@ -184,6 +186,13 @@ class EntropyModule(L.LightningModule):
             read = self._read([first, *islice(forwards, count)], together, batch)
             found += read[bool(found) :]  # the first condition is there once
         return found
+
+    def _move_plans(self, device: torch.device) -> None:
+        self.plans = [None if plan is None else plan.to(device) for plan in self.plans]
+
+    def _reading(self) -> Reading:
+        needs = self.wanted.needs
+        return Reading(self.view, "attention" in needs, "attended" in needs, lambda: self._tell(self._tokens_before))
 
     def _read(self, forwards: Sequence[Forward], together: Sequence[int], batch: Batch) -> list[ConditionRecords]:
         """Return the records of some conditions, the first one included, whose layers go through the lens together.
@@ -239,7 +248,7 @@ def _num_tokens(batch: Batch) -> int:
     return int((batch.host or batch).attention_mask.sum())
 
 
-def _to_host(
+def to_host(
     found: list[ConditionRecords], device: torch.device
 ) -> tuple[list[ConditionRecords], Optional[Callable[[], None]]]:
     """Send records to the CPU, and return them and what waits until they are there; None if they are."""

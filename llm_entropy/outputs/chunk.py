@@ -26,6 +26,8 @@ class Chunk:
     """Whether the model is causal or masked."""
     shape: ModelShape
     """The model's sizes."""
+    is_generated: bool = False
+    """Whether the records are those of texts that the model wrote, of a length of its own under each condition."""
 
     @cached_property
     def starts(self) -> Integers:
@@ -40,7 +42,12 @@ class Chunk:
 
     @cached_property
     def answers(self) -> Integers:
-        """[answer], the records that answer the sentence: a causal model's last one, each mask of a masked model."""
+        """[answer], the records that answer the sentence: a causal model's last one, each mask of a masked model.
+
+        Of a text that was written it is the first one, which every condition has.
+        """
+        if self.is_generated:
+            return self.starts
         return self.starts + self.counts - 1 if self.kind == "causal" else np.arange(len(self.table))
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,26 @@ class PredictionCsv:
     def add(self, view: View) -> None:
         """Take the next sentences."""
         self._file.write(view.prediction_lines)
+
+
+class GenerationCsv:
+    """The texts that a model wrote under one condition: a line for each sentence, with the tokens as a JSON list."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file."""
+        self._file = CsvFile(path, csv_text.GENERATION_HEADER)
+
+    def add(self, view: View) -> None:
+        """Take the next sentences."""
+        tokens = [json.dumps(tokens, ensure_ascii=False) for tokens in view.written_tokens]
+        self._file.write(
+            csv_text.lines(
+                view.chunk.sentence_fields,
+                csv_text.text_fields(view.continuations),
+                view.condition.name,
+                csv_text.text_fields(pa.array(tokens, pa.string())),
+            )
+        )
 
 
 class FourLineCsv:

@@ -19,6 +19,7 @@ LARGE = pa.large_string()
 METRIC_HEADER = b"sentence,values\n"
 TOKEN_HEADER = b"sentence,token,values\n"
 PREDICTION_HEADER = b"Sentence,Token,Probability,Analysis\n"
+GENERATION_HEADER = b"Sentence,Continuation,Analysis,tokens\n"
 
 
 def number_texts(values: npt.ArrayLike) -> pa.LargeStringArray:

@@ -19,9 +19,11 @@ from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.views import Pair, num_points
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import (
+    ALL_METRICS,
     COMPARISON_METRICS,
     KL_FROM_STANDARD,
     RESIDUAL_NORM,
+    TEXT_METRICS,
     Comparison,
     Condition,
     compared,
@@ -74,7 +76,7 @@ class DoseEffects:
         sample: SentenceSample,
     ) -> None:
         """Expect the sentences of the comparisons of a vector's strengths, none of which is 0."""
-        self._names = [comparison.other.name for comparison in comparisons]
+        self._shape, self._names = shape, [comparison.other.name for comparison in comparisons]
         steering = [comparison.other.steering for comparison in comparisons]
         self.doses = (0.0, *(one.strength for one in steering if one is not None))
         self.source = next(one.source for one in steering if one is not None)
@@ -98,7 +100,7 @@ class DoseEffects:
     def dosed(self) -> Iterable[Dosed]:
         """Yield what was collected, metric by metric."""
         for metric, slopes in self.slopes.items():
-            yield Dosed(self.source, metric, self.doses, slopes)
+            yield Dosed(self.source, metric, self.doses, slopes, _first_layer(metric, self._shape))
 
 
 class ModelEffects:
@@ -153,6 +155,7 @@ class ModelEffects:
                 numbers,
                 self._tested(name, metric),
                 placebos.mean_differences(_source(effects.comparison.other), metric, numbers.num_columns),
+                _first_layer(metric, self._shape),
             )
             for name, effects in self._effects.items()
             for metric, numbers in effects.numbers.items()
@@ -165,6 +168,8 @@ class ModelEffects:
         if metric in COMPARISON_METRICS:
             return np.zeros(len(points), bool)
         facts = self._facts.get(name, SteeringFacts(0))
+        if metric in TEXT_METRICS:  # a text changes as a whole
+            return np.full(len(points), facts.first_layer is not None)
         return points >= (len(points) if facts.first_layer is None else facts.first_layer)
 
     def untouched(self) -> dict[str, int]:
@@ -225,6 +230,11 @@ def _by_vector(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
         if steering.strength != 0:
             by_source.setdefault(steering.source, []).append(comparison)
     return [own for own in by_source.values() if _num_strengths(own[0].other) > 1]
+
+
+def _first_layer(metric: str, shape: ModelShape) -> int:
+    """Return the layer of a metric's first number; a whole text comes from the last layer."""
+    return shape.num_blocks if ALL_METRICS[metric].axis == "text" else 0
 
 
 def _num_strengths(condition: Condition) -> int:

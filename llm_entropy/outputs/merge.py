@@ -18,7 +18,7 @@ from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_
 from llm_entropy.outputs.sinks import ModelSinks, Target
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import ModelShape, shard_schema
-from llm_entropy.settings import AnalysisSettings, Kind
+from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, Kind
 from llm_entropy.store.files import publish
 from llm_entropy.store.ledger import Ledger
 
@@ -91,6 +91,7 @@ def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, 
             schema,
             source.shape,
             analysis.metrics,
+            list(TEXT_METRICS) if analysis.is_generated else [],
             total.num_sentences,
             source.seed,
             source.facts,
@@ -102,7 +103,7 @@ def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, 
         for lowest, end in ranges:
             table = parts.read(lowest, end)
             if len(table):
-                sinks.add(Chunk(table, source.kind, source.shape))
+                sinks.add(Chunk(table, source.kind, source.shape, analysis.is_generated))
         sinks.finish()
     return sinks.tables(source.name, total.num_records)
 

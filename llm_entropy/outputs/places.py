@@ -44,6 +44,11 @@ class Place:
         mark = "comparative_" if self.is_compared else ""
         return self.folder / "predictions" / f"{self.model}_{mark}predictions.csv"
 
+    @property
+    def generations(self) -> Path:
+        """The CSV file of the texts that the model wrote."""
+        return self.folder / "predictions" / f"{self.model}_generations.csv"
+
     def plot(self, name: str) -> Path:
         """Return the file of a figure."""
         return self.folder / "plots" / f"{self.model}_{name}.png"

@@ -16,7 +16,14 @@ from typing import Optional, Protocol, TypeVar
 import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
-from llm_entropy.outputs.csv_sinks import ComparativePredictionCsv, FourLineCsv, MetricCsv, PredictionCsv, TokenCsv
+from llm_entropy.outputs.csv_sinks import (
+    ComparativePredictionCsv,
+    FourLineCsv,
+    GenerationCsv,
+    MetricCsv,
+    PredictionCsv,
+    TokenCsv,
+)
 from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
 from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses, write_summary
 from llm_entropy.outputs.inference.doses import DoseTable
@@ -63,6 +70,8 @@ class Target:
     """The model's sizes."""
     metrics: list[str]
     """What was measured under every condition."""
+    text_metrics: list[str]
+    """What of generated texts is compared beside it; empty where none are written."""
     num_sentences: int
     """How many sentences will come."""
     seed: int
@@ -95,6 +104,8 @@ class ConditionSinks:
         if target.csv:
             self._sinks += [MetricCsv(place.metric(metric), metric) for metric in target.metrics]
             self._sinks += [TokenCsv(place.token_probabilities), PredictionCsv(place.predictions)]
+            if target.text_metrics:
+                self._sinks.append(GenerationCsv(place.generations))
         if target.parquet:
             self._sinks.append(
                 ConditionParquet(place.records, condition, target.metrics, target.model, target.schema, target.files)
@@ -155,10 +166,11 @@ class ModelSinks:
         self._comparisons = {
             one.other.name: ComparisonSinks(one, target) for one in comparisons if one.other.keeps_tokens
         }
-        self._placebos = PlaceboTable(target.metrics)
+        counted = [*target.metrics, *target.text_metrics]
+        self._placebos = PlaceboTable(counted)
         self._effects = ModelEffects(
             conditions,
-            target.metrics,
+            counted,
             target.shape,
             target.facts,
             num_sentences=target.num_sentences,

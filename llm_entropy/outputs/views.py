@@ -12,7 +12,11 @@ import pyarrow as pa
 from llm_entropy.outputs import csv_text
 from llm_entropy.outputs.chunk import Chunk, mean_by_group
 from llm_entropy.outputs.comparison import Floats, difference
+from llm_entropy.outputs.texts import FROM_TEXTS, text_rows
 from llm_entropy.schema import (
+    CONTINUATION,
+    TARGET,
+    TARGET_ID,
     TOP_PROBABILITIES,
     TOP_TOKENS,
     TRACKED_PROBABILITIES,
@@ -24,8 +28,8 @@ from llm_entropy.settings import ALL_METRICS, Condition
 
 
 def num_points(metric: str, shape: ModelShape) -> int:
-    """Return over how many layers, or blocks, a metric runs."""
-    return shape.num_layers if ALL_METRICS[metric].axis == "layer" else shape.num_blocks
+    """Return over how many layers, or blocks, a metric runs; of a whole text there is one number."""
+    return {"layer": shape.num_layers, "block": shape.num_blocks, "text": 1}[ALL_METRICS[metric].axis]
 
 
 def mean_over_heads(values: npt.NDArray[Any], num_blocks: int) -> npt.NDArray[Any]:
@@ -48,11 +52,50 @@ class View:
     def rows(self, metric: str) -> Floats:
         """Return a metric, [sentence, layer]: the mean over each sentence's records, and over heads."""
         if metric not in self._rows:
-            has_gaps = ALL_METRICS[metric].has_gaps
-            means = mean_by_group(self.numbers(metric), self.chunk.counts, has_gaps=has_gaps)
-            width = num_points(metric, self.chunk.shape)
-            self._rows[metric] = means if means.shape[1] == width else mean_over_heads(means, width)
+            self._rows[metric] = text_rows(self.texts, metric) if metric in FROM_TEXTS else self._means(metric)
         return self._rows[metric]
+
+    def _means(self, metric: str) -> Floats:
+        values, counts = self.numbers(metric), self.chunk.counts
+        if self.chunk.is_generated:
+            values, counts = values[self._is_written], np.array([len(text) for text in self.texts])
+        means = mean_by_group(values, counts, has_gaps=ALL_METRICS[metric].has_gaps)
+        width = num_points(metric, self.chunk.shape)
+        return means if means.shape[1] == width else mean_over_heads(means, width)
+
+    @cached_property
+    def _is_written(self) -> npt.NDArray[np.bool_]:
+        """[record], whether the condition has written a token there: its text may have ended before."""
+        ids = self.chunk.table[column(self.condition.name, TARGET_ID)].combine_chunks()
+        return np.asarray(ids.is_valid().to_numpy(zero_copy_only=False))
+
+    @cached_property
+    def texts(self) -> list[npt.NDArray[np.int64]]:
+        """[sentence], the ids of the tokens that the condition has written, at least one."""
+        ids = self.chunk.table[column(self.condition.name, TARGET_ID)].fill_null(0).to_numpy()
+        return [
+            ids[start : start + count][self._is_written[start : start + count]]
+            for start, count in zip(self.chunk.starts, self.chunk.counts, strict=True)
+        ]
+
+    @property
+    def continuations(self) -> pa.StringArray:
+        """[sentence], the text that the condition has written."""
+        return self.chunk.table[column(self.condition.name, CONTINUATION)].combine_chunks().take(self._first_records)
+
+    @property
+    def written_tokens(self) -> list[list[str]]:
+        """[sentence], what each token that the condition has written says."""
+        tokens = self.chunk.table[column(self.condition.name, TARGET)].to_pylist()
+        ends = np.cumsum(self.chunk.counts).tolist()
+        return [
+            [token for token in tokens[start:end] if token is not None]
+            for start, end in zip(self.chunk.starts.tolist(), ends, strict=True)
+        ]
+
+    @property
+    def _first_records(self) -> pa.Array:
+        return pa.array(self.chunk.starts)
 
     @cached_property
     def prediction_lines(self) -> pa.LargeStringArray:

@@ -15,7 +15,7 @@ import torch
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.measure.forwards import shared_layers
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measure.generated import measuring_module
 from llm_entropy.models.families import outline_model
 from llm_entropy.models.loading import load_skeleton, weights_dtype
 from llm_entropy.runs.launch import checkpoint_root
@@ -24,7 +24,7 @@ from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.runs.predict import tokens_per_batch
 from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.schema import Example, shard_schema
-from llm_entropy.settings import AnalysisSettings, Condition, Settings
+from llm_entropy.settings import AnalysisSettings, Condition, Settings, compared
 from llm_entropy.store.windows import Task
 
 SAMPLE = 256
@@ -100,12 +100,17 @@ def estimate(plan: Plan, analysis: AnalysisSettings, corpus: Corpus) -> Estimate
     blocks = [shape.num_blocks] + [0 if count > shape.num_blocks else shape.num_blocks - count for count in shared[1:]]
     lenses = shape.num_layers + sum(shape.num_layers - count for count in shared[1:])
     weights = sum(own.numel() for block in outline.blocks for own in block.parameters() if own.ndim > 1)
-    lengths = [len(example.input_ids) for example in sample]
+    # As many tokens as may be written count, though texts may end before.
+    lengths = [len(example.input_ids) + max(0, analysis.num_new_tokens - 1) for example in sample]
     # 2 operations for each weight and token; queries with keys, and their weights with values, 2 each
     of_pass = 2.0 * weights * sum(lengths) + 4.0 * shape.num_blocks * shape.hidden_size * sum(n * n for n in lengths)
     num_records = sum(len(example.positions) for example in sample)
     weight = getattr(outline.decoder, "weight", None)
     of_lens = 2.0 * (shape.vocab_size * shape.hidden_size if weight is None else weight.numel()) * num_records
+    if analysis.is_generated:  # each writes, and its texts are read by the standard condition as well
+        num_others = len(compared(conditions))
+        blocks += [shape.num_blocks] * (len(conditions) + num_others)
+        lenses += shape.num_layers * num_others + len(conditions)
     passes = sum(blocks) / shape.num_blocks
     texts = sum(len(example.sentence.encode()) for example in sample if example.positions)
     record_bytes = _record_bytes(plan, analysis)
@@ -202,7 +207,7 @@ def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L
     """
     opened = open_model(plan, settings.analysis, precision=settings.trainer.precision)
     device = trainer.strategy.root_device
-    module = EntropyModule(
+    module = measuring_module(
         opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
     ).to(device)
     most = tokens_per_batch(settings, opened.view, trainer, plan.max_length)

@@ -20,7 +20,7 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loading import ModelSource, find_model
-from llm_entropy.settings import ControlSettings, ModelSettings, Settings, to_plain
+from llm_entropy.settings import AnalysisSettings, ControlSettings, ModelSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 from llm_entropy.steering.tokens import special_tokens_of
 from llm_entropy.store import manifest
@@ -37,6 +37,10 @@ SHAPING = ("direction", "layer_weights", "token_weights")
 """Settings of a vector that an identity holds beside the hash of what acts, so that an error can name what differs."""
 CHOICES = ("operator", "cap", "blocks", "tokens", "target_kl")
 """As `SHAPING`, where they are not the usual ones: the identities of runs that know none of them stay what they are."""
+LEAST_ROOM = 3
+"""Fewest tokens of a sentence that a model must have room for beside what it writes, as `data.max_length` has it."""
+OF_GENERATION = ("max_new_tokens", "top_p")
+"""Settings that an identity holds where they are given, as `CHOICES`."""
 LAST_DIGITS = ("numba",)
 """Packages that compile the arithmetic, and do not decide what is computed."""
 
@@ -112,10 +116,12 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
             raise ReportedError(
                 f"analysis.{name}: got {number}; the vocabulary of {key} has {shape.vocab_size} tokens, ask for fewer"
             )
-    if data.max_length is not None and source.most_tokens is not None and data.max_length > source.most_tokens:
+    most_tokens = _most_tokens(source, analysis)
+    if data.max_length is not None and most_tokens is not None and data.max_length > most_tokens:
+        beside = f", and {analysis.num_new_tokens} more are written" if analysis.is_generated else ""
         raise ReportedError(
-            f"data.max_length: got {data.max_length}; {key} takes at most {source.most_tokens} tokens; "
-            "give that or less, or null"
+            f"data.max_length: got {data.max_length}; {key} takes at most {source.most_tokens} tokens{beside}; "
+            f"give {'that' if not beside else most_tokens} or less, or null"
         )
     lens_path = None
     if analysis.lens == "tuned":
@@ -130,7 +136,7 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         seed=settings.seed,
         special=special_tokens_of(source.tokenizer, source.architecture.kind),
     )
-    max_length = data.max_length or source.most_tokens
+    max_length = data.max_length or most_tokens
     encoder = Encoder(
         tokenizer=source.tokenizer,
         kind=source.architecture.kind,
@@ -140,8 +146,33 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan
         max_length=max_length,
         num_embeddings=shape.vocab_size,
         words=analysis.words,
+        num_new_tokens=analysis.num_new_tokens,
     )
     return Plan(source, encoder, steering, lens_path, max_length)
+
+
+def _most_tokens(source: ModelSource, analysis: AnalysisSettings) -> Optional[int]:
+    """Return how many tokens of a sentence a model can take, with room for what it is to write; None: any number.
+
+    Raises:
+        ReportedError: It does not write texts, or has no room for them.
+    """
+    if not analysis.is_generated:
+        return source.most_tokens
+    if source.architecture.kind == "masked":
+        raise ReportedError(
+            f"analysis.positions: got generated, but {source.key} ({source.name}) is a masked model, which does not go "
+            "on with a text; leave it out of the models, or set the positions to last"
+        )
+    if source.most_tokens is None:
+        return None
+    room = source.most_tokens - (analysis.num_new_tokens - 1)  # the last token is not read
+    if room < LEAST_ROOM:
+        raise ReportedError(
+            f"analysis.max_new_tokens: got {analysis.num_new_tokens}; {source.key} takes at most {source.most_tokens} "
+            f"tokens, the sentence's own included; give {max(1, source.most_tokens - LEAST_ROOM + 1)} or less"
+        )
+    return room
 
 
 def check_tokens(plan: Plan, corpus: Corpus, task: Task) -> None:
@@ -178,6 +209,9 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         del analysis["words"]
     for name in ("control", "conditions", "lens_path"):
         del analysis[name]  # what they come to counts: the conditions, each model's `steering` and `lens`
+    for name in OF_GENERATION:
+        if analysis[name] is None:
+            del analysis[name]
     identity = {
         "seed": settings.seed,
         "corpus": corpus,

@@ -12,7 +12,7 @@ import torch
 
 from llm_entropy.corpus.datamodule import SentenceDataModule
 from llm_entropy.measure.budget import CPU_TOKENS, gpu_tokens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measure.generated import measuring_module
 from llm_entropy.models.attention.interface import EAGER, attention_implementation
 from llm_entropy.models.families import ModelView
 from llm_entropy.runs.beginning import create
@@ -47,7 +47,7 @@ class Work(NamedTuple):
 
 
 ANALYSIS = Work(
-    lambda plan, opened, settings: EntropyModule(
+    lambda plan, opened, settings: measuring_module(
         opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
     ),
     lambda opened, settings, about: shard_schema(settings.analysis, opened.view.shape, about),
@@ -165,6 +165,6 @@ def tokens_per_batch(settings: Settings, view: ModelView, trainer: L.Trainer, ma
         view.shape,
         bytes_per_number=weights.itemsize,
         num_conditions=len(settings.analysis.run_conditions),
-        reads_all=settings.analysis.positions == "all",
+        reads_all=settings.analysis.positions != "last",
         map_length=max_length if attention_implementation(view.model) == EAGER else None,
     )

@@ -275,7 +275,10 @@ def _largest(steering: SteeringPlan) -> float:
 def _batches(plan: Plan, corpus: Corpus, seed: int) -> list[Batch]:
     """Return the batches of a sample of the corpus."""
     ids, sentences = sample_sentences(corpus.for_kind(plan.source.architecture.kind), SENTENCES, seed)
-    examples = [encoded.example for encoded in plan.encoder.examples(ids, sentences)]
+    encoder = plan.encoder
+    if encoder.positions == "generated":  # what will be written is not there yet: the first of its tokens is looked at
+        encoder = replace(encoder, positions="last", num_new_tokens=0)
+    examples = [encoded.example for encoded in encoder.examples(ids, sentences)]
     if not examples:
         return []
     groups = plan_batches([len(example.input_ids) for example in examples], CPU_TOKENS)

@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from llm_entropy.schema import (
+    CONTINUATION,
+    NO_TOKEN,
     POSITION,
     SENTENCE,
     SENTENCE_ID,
@@ -62,24 +64,35 @@ class TokenTexts:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}
+        self._texts: dict[int, Optional[str]] = {NO_TOKEN: None}
 
-    def __call__(self, token_ids: Tensor) -> list[str]:
-        """Return the texts of tokens, in the order of the flattened tensor."""
+    def __call__(self, token_ids: Tensor) -> list[Optional[str]]:
+        """Return the texts of tokens, in the order of the flattened tensor; None for `NO_TOKEN`."""
         ids = token_ids.flatten().tolist()
         for token_id in set(ids) - self._texts.keys():
             self._texts[token_id] = self._text(token_id)
         return [self._texts[token_id] for token_id in ids]
 
     def _text(self, token_id: int) -> str:
-        piece = self._tokenizer.convert_ids_to_tokens(token_id) if token_id < len(self._tokenizer) else None
+        piece = self._piece(token_id)
         if not piece:
             return f"<{token_id}>"  # vocabularies of models are padded beyond those of their tokenizers
-        assert isinstance(piece, str)
         if piece.startswith("\u2581"):
             return piece.replace("\u2581", " ")  # SentencePiece's space, which decoding drops at the start
         text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
         return piece if REPLACEMENT in text or not text else text
+
+    def _piece(self, token_id: int) -> Optional[str]:
+        piece = self._tokenizer.convert_ids_to_tokens(token_id) if token_id < len(self._tokenizer) else None
+        assert piece is None or isinstance(piece, str)
+        return piece
+
+    def whole(self, token_ids: Sequence[int]) -> str:
+        """Return the text that tokens make together, as it goes on from a sentence, without special tokens."""
+        known = [token_id for token_id in token_ids if token_id < len(self._tokenizer)]
+        text = str(self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        first = self._piece(known[0]) if known else None
+        return f" {text}" if first and first.startswith("\u2581") and not text.startswith(" ") else text
 
 
 class ShardWriter(BasePredictionWriter):
@@ -266,11 +279,11 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
     """
     if not len(records.positions):
         return schema.empty_table()
-    values: dict[str, pa.Array | list[str] | Any] = {
+    values: dict[str, Any] = {
         SENTENCE_ID: records.sentence_ids.numpy(),
         SENTENCE: pa.nulls(len(records.positions), pa.string()),
         POSITION: records.positions.numpy(),
-        TOKEN_ID: records.token_ids.numpy(),
+        TOKEN_ID: _token_ids(records.token_ids),
         TOKEN: texts(records.token_ids),
         TOKEN_START: records.starts.numpy(),
         TOKEN_END: records.ends.numpy(),
@@ -281,15 +294,35 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
         named: dict[str, Any] = dict(own.metrics)
         if (tokens := own.tokens) is not None:
             named |= {
-                TARGET_ID: tokens.target_ids.numpy(),
+                TARGET_ID: _token_ids(tokens.target_ids),
                 TARGET: texts(tokens.target_ids),
                 TOP_TOKENS: texts(tokens.top_ids),
                 TOP_PROBABILITIES: tokens.top_probabilities,
                 TRACKED_TOKENS: texts(tokens.tracked_ids),
                 TRACKED_PROBABILITIES: tokens.tracked_probabilities,
             }
+        if own.written is not None:
+            named[TARGET_ID] = _token_ids(own.written)
+            named[CONTINUATION] = _continuations(records.sentence_ids, own.written, texts)
         values |= {column(condition, name): value for name, value in named.items()}
     return pa.table([_array(values[field.name], field.type) for field in schema], schema=schema)
+
+
+def _token_ids(token_ids: Tensor) -> pa.Array:
+    """Return the ids of tokens, null where there is none."""
+    ids = token_ids.numpy()
+    return pa.array(ids, pa.int32(), mask=ids == NO_TOKEN)
+
+
+def _continuations(sentence_ids: Tensor, written: Tensor, texts: TokenTexts) -> list[Optional[str]]:
+    """Return the text that was written behind each sentence, at the first of its records, which stand together."""
+    found: list[Optional[str]] = [None] * len(written)
+    _, counts = sentence_ids.unique_consecutive(return_counts=True)
+    start = 0
+    for own in written.split(counts.tolist()):
+        found[start] = texts.whole([token_id for token_id in own.tolist() if token_id != NO_TOKEN])
+        start += len(own)
+    return found
 
 
 def _array(values: Any, kind: pa.DataType) -> pa.Array:

@@ -33,8 +33,8 @@ class Metric(NamedTuple):
     """The words on a plot's axis."""
     unit: str
     """`nats`, `logits`, `tokens`, `nats squared`, or empty for a pure number."""
-    axis: Literal["layer", "block"]
-    """What the values run over: layers 0..L, or blocks 0..L-1."""
+    axis: Literal["layer", "block", "text"]
+    """What the values run over: layers 0..L, or blocks 0..L-1; of a text there is one."""
     needs: tuple[Need, ...]
     """What it is made from."""
     scale: Literal["linear", "logarithmic"] = "linear"
@@ -103,7 +103,17 @@ WORD_METRICS: dict[str, Metric] = {
 }
 """What the tables of words are made from; recorded where they are asked for."""
 
-ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS, **WORD_METRICS}
+STANDARD_SURPRISAL = "standard_surprisal"
+TEXT_METRICS: dict[str, Metric] = {
+    STANDARD_SURPRISAL: Metric("surprisal under the standard model", "nats", "layer", ("moments", "target")),
+    "text_length": Metric("length of the text", "tokens", "text", ()),
+    "distinct_1": Metric("different tokens / tokens", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
+    "distinct_2": Metric("different pairs / pairs of tokens", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
+    "longest_repetition": Metric("longest repeated sequence", "tokens", "text", ()),
+}
+"""Metrics of generated texts; they are always measured where texts are written and compared."""
+
+ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS, **WORD_METRICS, **TEXT_METRICS}
 """Every metric, by name."""
 
 

@@ -15,6 +15,9 @@ from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
 LEAST_FROM_SHANNON = 0.02
 """How near an order a of Rényi's entropy may come to 1: float32 leaves an error of about 1e-6 / abs(a - 1) nats."""
 
+DEFAULT_NEW_TOKENS = 32
+"""Most tokens that are written where the settings do not say it."""
+
 
 @dataclass
 class AnalysisSettings:
@@ -25,11 +28,15 @@ class AnalysisSettings:
     temperature: float = 1.0
     """Every logit is divided by it."""
     use_sampling: bool = False
-    """Take a sampled token, instead of the most likely one, where the target is the predicted token."""
+    """Take a sampled token, instead of the most likely one, where a token is predicted or written."""
     compare_control: bool = False
     """Run standard and control and compare them; false: run what is enabled alone."""
-    positions: Literal["last", "all"] = "last"
-    """Causal models: the last token, or every token, of a sentence."""
+    positions: Literal["last", "all", "generated"] = "last"
+    """Causal models: the last token, or every token, of a sentence; or every token that the model writes behind it."""
+    max_new_tokens: Optional[int] = None
+    """`positions: generated`: most tokens that are written; null: 32."""
+    top_p: Optional[float] = None
+    """`positions: generated` with `use_sampling`: the most likely tokens of this probability are sampled; null: all."""
     mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
     """Masked models: which token of a sentence without a mask gets one; within_word_l2r: each, with its word's rest."""
     words: bool = False
@@ -63,6 +70,7 @@ class AnalysisSettings:
                 f"analysis.renyi_order: got {order}; expected a number above 0, and not within {LEAST_FROM_SHANNON} of "
                 "1, where it is the entropy"
             )
+        self._check_generation()
         _check_at_least("analysis.top_k", self.top_k, 1)
         _check_at_least("analysis.tracked_tokens", self.tracked_tokens, 1)
         if not self.metrics:
@@ -74,6 +82,38 @@ class AnalysisSettings:
         if self.lens == "tuned" and self.lens_path is None:
             raise ReportedError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
         self.run_conditions  # noqa: B018 - what is wrong with them is found before anything is done
+
+    def _check_generation(self) -> None:
+        """Refuse settings of generated text that are out of range, or without effect."""
+        for name in ("max_new_tokens", "top_p"):
+            if getattr(self, name) is not None and not self.is_generated:
+                raise ReportedError(
+                    f"analysis.{name}: got {getattr(self, name)}, but analysis.positions is {self.positions}; set the "
+                    "positions to generated, or leave it out"
+                )
+        if self.max_new_tokens is not None:
+            _check_at_least("analysis.max_new_tokens", self.max_new_tokens, 1)
+        if self.top_p is None:
+            return
+        if not 0 < self.top_p <= 1:
+            raise ReportedError(f"analysis.top_p: got {self.top_p}; expected a number above 0, up to 1")
+        if not self.use_sampling:
+            raise ReportedError(
+                f"analysis.top_p: got {self.top_p}, but analysis.use_sampling is false; set it to true, or leave "
+                "top_p out"
+            )
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the model writes the text that is read."""
+        return self.positions == "generated"
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Most tokens that the model writes behind a sentence; 0: it writes none."""
+        if not self.is_generated:
+            return 0
+        return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     @property
     def run_conditions(self) -> tuple[Condition, ...]:

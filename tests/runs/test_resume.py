@@ -152,6 +152,21 @@ def test_only_what_is_missing_is_computed_and_the_bytes_are_the_same(settings: S
     assert about["models"]["gpt2"]["num_records"] == 70
 
 
+def test_lost_texts_are_written_again_as_they_were_and_tasks_write_the_same(settings: Settings):
+    words = {"num_sentences": 24, "max_new_tokens": 5, "use_sampling": True, "top_p": 0.9}
+    sampled = replace(settings.analysis, positions="generated", **words)
+    settings = replace(settings, analysis=sampled)
+    whole = run(settings, quiet=True)
+    before = tables_of(whole.run_dir)
+    lose(whole.run_dir, 1, -1)
+    assert tables_of(run(settings, quiet=True, resume=True).run_dir) == before
+    merged = merge_run(run_tasks(settings, "array", 2, (1, 0)).run_dir, quiet=True)
+    assert tables_of(merged.run_dir) == before
+    assert b"control" in before["control/predictions/gpt2_generations.csv"]
+    with pytest.raises(ReportedError, match=r"analysis.top_p was 0.9, now null"):
+        run(replace(settings, analysis=replace(sampled, top_p=None)), quiet=True, resume=True)
+
+
 def test_a_complete_run_is_left_as_it_is(settings_of_whole: Settings, whole: RunResult):
     before = everything_in(whole.run_dir)
     again = run(settings_of_whole, quiet=True, resume=True)

@@ -543,14 +543,14 @@ def start_by_torchrun(launch: Launcher, words: list[str], num_processes: int) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_processes", "start", "tokens_per_batch", "num_sentences"),
+    ("num_processes", "start", "tokens_per_batch", "num_sentences", "positions"),
     [
-        pytest.param(2, start_anew, 40, None, id="2 processes"),
-        pytest.param(3, start_by_lightning, 40, None, id="3 processes"),
-        pytest.param(2, start_by_torchrun, 40, None, id="2 by torchrun"),
-        pytest.param(3, start_by_torchrun, 1, None, id="3 by torchrun, a sentence to a batch"),
-        pytest.param(2, start_by_lightning, 40, 1, id="2 processes, one without batches"),
-        pytest.param(3, start_by_torchrun, 40, 1, id="3 by torchrun, two without batches"),
+        pytest.param(2, start_anew, 40, None, "all", id="2 processes"),
+        pytest.param(3, start_by_lightning, 40, None, "generated", id="3 processes, generated text"),
+        pytest.param(2, start_by_torchrun, 40, None, "all", id="2 by torchrun"),
+        pytest.param(3, start_by_torchrun, 1, None, "all", id="3 by torchrun, a sentence to a batch"),
+        pytest.param(2, start_by_lightning, 40, 1, "all", id="2 processes, one without batches"),
+        pytest.param(3, start_by_torchrun, 40, 1, "all", id="3 by torchrun, two without batches"),
     ],
 )
 def test_many_processes_give_the_bytes_of_one(
@@ -563,14 +563,16 @@ def test_many_processes_give_the_bytes_of_one(
     start: Callable[[Launcher, list[str], int], str],
     tokens_per_batch: int,
     num_sentences: int | None,
+    positions: str,
 ):
+    models = ["gpt2"] if positions == "generated" else MODELS  # masked models write nothing
     options = {
-        "models": folders,
+        "models": {model: folders[model] for model in models},
         "data": {"path": corpus, "tokens_per_batch": tokens_per_batch},
         "analysis": {
             "num_sentences": num_sentences,
             "metrics": ["entropy", "attention_entropy"],
-            "positions": "all",
+            "positions": positions,
             "use_sampling": True,
             "compare_control": True,
             "control": {"control_vector": [0.3, -0.2], "strengths": [-1, 1], "placebo": {"random": 1}},
@@ -590,9 +592,9 @@ def test_many_processes_give_the_bytes_of_one(
     many = tmp_path / "many"
     assert tables_of(one) == tables_of(many)
     assert tables_of(one, ".parquet") == tables_of(many, ".parquet")
-    assert {f"comparative/data/{model}_placebos.parquet" for model in MODELS} < set(tables_of(one, ".parquet"))
+    assert {f"comparative/data/{model}_placebos.parquet" for model in models} < set(tables_of(one, ".parquet"))
     busy = 1 if num_sentences == 1 else num_processes
-    for model in MODELS:
+    for model in models:
         shards = sorted((many / "shards" / model).rglob("*.parquet"))
         assert [path.parent.name for path in shards] == [f"rank-{rank:04d}" for rank in range(busy)]
         assert len(manifest_of(many)["models"][model]["processes"]) == busy

@@ -25,6 +25,8 @@ class Dosed(NamedTuple):
     """[level], strengths, all different; 0 for the standard run is the first."""
     slopes: SentenceNumbers
     """`sentence_slopes` of the metric, with a level for each dose: the metric."""
+    first_layer: int = 0
+    """The layer (or block) of the first number."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def dose_table(dosed: Sequence[Dosed], seed: int) -> DoseTable:
     return DoseTable(
         vector=np.repeat([one.vector for one in dosed], widths),
         metric=np.repeat([one.metric for one in dosed], widths),
-        layer=np.concatenate([np.arange(width) for width in widths]),
+        layer=np.concatenate([one.first_layer + np.arange(one.slopes.num_columns) for one in dosed]),
         n=totals.n,
         slope=totals.mean,
         slope_ci_low=interval.low,

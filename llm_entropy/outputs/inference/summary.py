@@ -33,6 +33,8 @@ class Compared(NamedTuple):
     """[layer], where a test has sense: where steering reaches, and the difference may have either sign."""
     placebos: Floats
     """[placebo, layer], mean differences of the condition's placebos; no rows without them."""
+    first_layer: int = 0
+    """The layer (or block) of the first number."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def summarise(compared: Sequence[Compared], seed: int) -> Summary:
     return Summary(
         condition=np.repeat([one.condition for one in compared], widths),
         metric=metric,
-        layer=np.concatenate([np.arange(width) for width in widths]),
+        layer=np.concatenate([one.first_layer + np.arange(one.differences.num_columns) for one in compared]),
         n=totals.n,
         mean_standard=totals.levels[0],
         mean_condition=totals.levels[1],
