@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,19 @@ class GenerationCsv:
                 csv_text.text_fields(pa.array(tokens, pa.string())),
             )
         )
+
+
+class TextCsv:
+    """What is counted in the texts of one condition, and how the model finds them: a line for each sentence."""
+
+    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
+        """Make the file, with a column for each metric; of one with several layers it is the last."""
+        self._file, self._metrics = CsvFile(path, ",".join(["sentence", *metrics]).encode() + b"\n"), metrics
+
+    def add(self, view: View) -> None:
+        """Take the next sentences."""
+        columns = [csv_text.number_fields(view.rows(metric)[:, -1]) for metric in self._metrics]
+        self._file.write(csv_text.lines(view.chunk.sentence_fields, *columns))
 
 
 class FourLineCsv:

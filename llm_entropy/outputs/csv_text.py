@@ -36,6 +36,19 @@ def number_texts(values: npt.ArrayLike) -> pa.LargeStringArray:
     return pc.if_else(pa.array(np.isfinite(numbers)), pa.array(numbers).cast(LARGE), _text("null"))
 
 
+def number_fields(values: npt.ArrayLike) -> pa.LargeStringArray:
+    """Return numbers as CSV fields: as `number_texts`, and an empty one where it has `null`.
+
+    Args:
+        values: [number]; rounded to float32.
+
+    Returns:
+        [number].
+    """
+    texts = number_texts(values)
+    return pc.if_else(pc.equal(texts, _text("null")), _text(""), texts)
+
+
 def list_fields(values: npt.NDArray[np.floating]) -> pa.LargeStringArray:
     """Return rows of numbers as quoted CSV fields, each one a JSON list.
 

@@ -49,6 +49,11 @@ class Place:
         """The CSV file of the texts that the model wrote."""
         return self.folder / "predictions" / f"{self.model}_generations.csv"
 
+    @property
+    def texts(self) -> Path:
+        """The CSV file of what is counted in these texts."""
+        return self.folder / "data" / f"{self.model}_texts.csv"
+
     def plot(self, name: str) -> Path:
         """Return the file of a figure."""
         return self.folder / "plots" / f"{self.model}_{name}.png"

@@ -53,6 +53,23 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
         return pd.read_csv(self.place.predictions, keep_default_na=False, encoding="utf-8")
 
     @property
+    def generations(self) -> pd.DataFrame:
+        """What the model wrote, with `positions: generated`: columns Sentence, Continuation, Analysis, tokens."""
+        import pandas as pd
+
+        return pd.read_csv(self.place.generations, keep_default_na=False, encoding="utf-8")
+
+    @property
+    def texts(self) -> pd.DataFrame:
+        """What is counted in these texts, a row per sentence: length, distinct-1 and -2, longest repetition.
+
+        In a comparison also the surprisal under the standard model and KL from it, both at the last layer.
+        """
+        import pandas as pd
+
+        return pd.read_csv(self.place.texts, index_col="sentence", na_values={}, encoding="utf-8")
+
+    @property
     def records(self) -> pd.DataFrame:
         """Every record, one row each, as `output.parquet` writes them."""
         import pandas as pd

@@ -22,6 +22,7 @@ from llm_entropy.outputs.csv_sinks import (
     GenerationCsv,
     MetricCsv,
     PredictionCsv,
+    TextCsv,
     TokenCsv,
 )
 from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
@@ -39,10 +40,19 @@ from llm_entropy.outputs.places import (
 )
 from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
+from llm_entropy.outputs.texts import FROM_TEXTS
 from llm_entropy.outputs.views import Pair, View, num_points
 from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
 from llm_entropy.schema import TRACKED_TOKENS, WORD_START, ModelShape, column
-from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition, compared
+from llm_entropy.settings import (
+    ALL_METRICS,
+    COMPARISON_METRICS,
+    KL_FROM_STANDARD,
+    STANDARD_SURPRISAL,
+    Comparison,
+    Condition,
+    compared,
+)
 
 log = logging.getLogger("llm_entropy")
 
@@ -105,7 +115,9 @@ class ConditionSinks:
             self._sinks += [MetricCsv(place.metric(metric), metric) for metric in target.metrics]
             self._sinks += [TokenCsv(place.token_probabilities), PredictionCsv(place.predictions)]
             if target.text_metrics:
-                self._sinks.append(GenerationCsv(place.generations))
+                beside = (STANDARD_SURPRISAL, KL_FROM_STANDARD)
+                measured = [name for name in beside if column(condition.name, name) in target.schema.names]
+                self._sinks += [GenerationCsv(place.generations), TextCsv(place.texts, [*FROM_TEXTS, *measured])]
         if target.parquet:
             self._sinks.append(
                 ConditionParquet(place.records, condition, target.metrics, target.model, target.schema, target.files)

@@ -107,8 +107,8 @@ STANDARD_SURPRISAL = "standard_surprisal"
 TEXT_METRICS: dict[str, Metric] = {
     STANDARD_SURPRISAL: Metric("surprisal under the standard model", "nats", "layer", ("moments", "target")),
     "text_length": Metric("length of the text", "tokens", "text", ()),
-    "distinct_1": Metric("different tokens / tokens", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
-    "distinct_2": Metric("different pairs / pairs of tokens", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
+    "distinct_1": Metric("distinct-1: different tokens / all", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
+    "distinct_2": Metric("distinct-2: different pairs / all", "", "text", (), has_gaps=True, bounds=(0.0, 1.0)),
     "longest_repetition": Metric("longest repeated sequence", "tokens", "text", ()),
 }
 """Metrics of generated texts; they are always measured where texts are written and compared."""

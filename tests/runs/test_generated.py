@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 from tiny_models import HIDDEN, MAX_POSITIONS, SENTENCES, make_tokenizer, save_model
 
 from llm_entropy import run_analysis
 from llm_entropy.errors import ReportedError
+from llm_entropy.outputs import making
+from llm_entropy.outputs.plots import canvas, draw_model, generations
 from llm_entropy.outputs.results import RunResult
+from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import TEXT_METRICS
 
 NUM_NEW = 6
@@ -40,16 +45,22 @@ def analyse(models: dict[str, str], folder: Path, **words: Any) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def written(gpt2: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def tables() -> list[ModelTables]:
+    """What `written` would have drawn."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def written(
+    gpt2: dict[str, str], tmp_path_factory: pytest.TempPathFactory, tables: list[ModelTables]
+) -> Iterator[RunResult]:
     """Two strengths and a placebo, compared."""
     vector = [math.sin(index) for index in range(HIDDEN)]
     control: dict[str, Any] = {"control_vector": vector, "strengths": [-2, 2], "placebo": {"random": 1}}
-    return analyse(gpt2, tmp_path_factory.mktemp("written"), compare_control=True, **control)
-
-
-def generations(result: RunResult, condition: str) -> pd.DataFrame:
-    path = result.run_dir / CONDITIONS[condition] / "predictions/gpt2_generations.csv"
-    return pd.read_csv(path, keep_default_na=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "draw_model", lambda own, _: tables.append(own))
+        patch.setattr(making, "draw_side_by_side", lambda *_: None)
+        yield analyse(gpt2, tmp_path_factory.mktemp("written"), compare_control=True, output={"plots": True}, **control)
 
 
 def texts(result: RunResult, condition: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
@@ -77,7 +88,7 @@ def counted(tokens: list[int]) -> tuple[float, float, float, float]:
 def test_the_table_of_texts_has_the_sentence_its_continuation_and_the_tokens(
     written: RunResult, condition: str
 ) -> None:
-    table = generations(written, condition)
+    table = written["gpt2"][condition].generations
     assert list(table.columns) == ["Sentence", "Continuation", "Analysis", "tokens"]
     assert list(table["Sentence"]) == list(SENTENCES)
     assert set(table["Analysis"]) == {condition}
@@ -89,9 +100,9 @@ def test_the_table_of_texts_has_the_sentence_its_continuation_and_the_tokens(
         assert own["token_id"].notna().sum() == 1, "what is read behind the first token is each condition's own"
         assert own["continuation"].iloc[0] == row.Continuation
         assert own["continuation"].iloc[1:].isna().all()
-    assert (
-        generations(written, "standard")["Continuation"] != generations(written, "control_+2")["Continuation"]
-    ).any()
+    assert (written.run_dir / CONDITIONS[condition] / "predictions/gpt2_generations.csv").is_file()
+    own, other = (written["gpt2"][name].generations["Continuation"] for name in ("standard", "control_+2"))
+    assert (own != other).any()
 
 
 def test_rows_are_means_over_what_was_written_and_predictions_those_of_the_first_token(written: RunResult) -> None:
@@ -127,6 +138,38 @@ def test_the_summary_compares_the_texts_as_they_are_counted_and_as_the_standard_
     placebos = written["gpt2"].placebos
     assert set(TEXT_METRICS) < set(placebos["metric"])
     assert not list(written.run_dir.rglob("*random*"))
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_the_table_of_counts_has_a_row_for_each_text(written: RunResult, condition: str) -> None:
+    table = written["gpt2"][condition].texts
+    measured = ["standard_surprisal"] if condition == "standard" else ["standard_surprisal", "kl_from_standard"]
+    assert list(table.columns) == [*COUNTED, *measured]
+    assert list(table.index) == list(SENTENCES)
+    for (tokens, own), (_, row) in zip(texts(written, condition), table.iterrows(), strict=True):
+        np.testing.assert_allclose(row[list(COUNTED)].astype(float), counted(tokens), rtol=1e-6)
+        assert row["standard_surprisal"] == pytest.approx(np.stack(own["standard_surprisal"])[: len(tokens), -1].mean())
+
+
+def test_the_figure_of_texts_shows_each_mean_difference_with_its_interval_beside_the_placebos(
+    written: RunResult, tables: list[ModelTables], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(canvas, "_rendered", lambda figure: figures.append(figure) or Image.new("L", (1, 1)))
+    drawn = draw_model(tables[0], tmp_path)
+    assert drawn[-1] == tmp_path / "comparative/plots/gpt2_generations.png"
+    summary, placebos = written["gpt2"].summary, written["gpt2"].placebos
+    panels = figures[-1].axes
+    assert len(panels) == len(generations.SHOWN) == 6
+    for metric, axes in zip(generations.SHOWN, panels, strict=True):
+        last = summary[summary["metric"] == metric].groupby("condition", sort=False).last()
+        shown = [line.get_xdata() for line in axes.lines]
+        np.testing.assert_allclose(shown[:-1:2], last[["ci_low", "ci_high"]])
+        np.testing.assert_allclose(np.ravel(shown[1:-1:2]), last["mean_difference"])
+        own = placebos[placebos["metric"] == metric].groupby("condition")["mean_difference"].last()
+        assert [bar.get_x() for bar in axes.patches] == pytest.approx([own.iloc[0]] * 2)
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["control_-2", "control_+2"]
+    assert panels[0].get_title(loc="left").startswith("Surprisal under the standard model (nats)\nstandard: ")
 
 
 def test_one_condition_alone_leaves_its_texts(gpt2: dict[str, str], tmp_path: Path) -> None:

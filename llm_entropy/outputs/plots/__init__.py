@@ -2,7 +2,8 @@
 
 `canvas` makes and saves figures, `lettering` writes on them, `condition` draws one condition, `comparative` what a
 condition changed, with `impact`, where it acts; `dose_response` and `overview` draw all comparisons of a model
-together, `side_by_side` the models of a run beside each other; `verdict` looks up how sure a difference is.
+together, `generations` what they do to generated text, `side_by_side` the models of a run beside each other; `verdict`
+looks up how sure a difference is.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from llm_entropy.outputs.plots.comparative import draw_comparison
 from llm_entropy.outputs.plots.condition import draw_condition
 from llm_entropy.outputs.plots.dose_response import draw_doses
+from llm_entropy.outputs.plots.generations import draw_generations
 from llm_entropy.outputs.plots.overview import draw_overview
 from llm_entropy.outputs.plots.side_by_side import draw_models
 from llm_entropy.outputs.tables import ModelTables
@@ -30,7 +32,8 @@ def draw_model(tables: ModelTables, run_dir: Path) -> list[Path]:
     """
     drawn = [path for condition in tables.conditions for path in draw_condition(tables, condition, run_dir)]
     drawn += [path for one in tables.comparisons.values() for path in draw_comparison(tables, one, run_dir)]
-    return [*drawn, *draw_doses(tables, run_dir), *draw_overview(tables, run_dir)]
+    of_all = (draw_doses, draw_overview, draw_generations)
+    return [*drawn, *(path for draw in of_all for path in draw(tables, run_dir))]
 
 
 def draw_side_by_side(tables: Sequence[ModelTables], run_dir: Path) -> list[Path]:
