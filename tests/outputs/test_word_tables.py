@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 import torch
@@ -17,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from llm_entropy import run_analysis
 from llm_entropy.errors import ReportedError
+from llm_entropy.outputs import words as word_files
+from llm_entropy.outputs.making import merge_run
 from llm_entropy.outputs.results import RunResult
 
 SENTENCES = [
@@ -154,6 +157,19 @@ def test_the_csv_file_says_what_the_parquet_file_says(result: RunResult) -> None
         np.testing.assert_array_equal(read, numbers(words[name]).astype(np.float32))
 
 
+def test_a_merge_anew_gives_the_same_words_in_row_groups_of_a_fixed_size(
+    result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = result["llama"]["control"].place.words(".parquet")
+    before = pq.read_table(path)
+    monkeypatch.setattr(word_files, "ROW_GROUP", 7)
+    merge_run(result.run_dir, quiet=True)
+    groups = pq.ParquetFile(path).metadata
+    sizes = [groups.row_group(index).num_rows for index in range(groups.num_row_groups)]
+    assert sizes == [7] * (len(before) // 7) + [len(before) % 7]
+    assert pq.read_table(path).equals(before)
+
+
 def test_without_a_bos_nothing_predicts_the_first_word(result: RunResult) -> None:
     words = result["gpt2"]["standard"].words
     is_first = ~words["sentence_id"].duplicated()
@@ -213,7 +229,11 @@ def test_special_tokens_of_the_text_are_no_words_and_a_word_that_was_cut_has_no_
     models: dict[str, str], tmp_path: Path
 ) -> None:
     sentences = [f"the cat{END}nobody waved", "rain fell on the quayside"]
-    whole = analyse({"llama": models["llama"]}, tmp_path, sentences)["llama"]["standard"].words
+    whole = analyse({"llama": models["llama"]}, tmp_path, [*sentences, f"{END}the cat"])["llama"]["standard"].words
+    whole, own_start = whole[whole["sentence_id"] < 2], whole[whole["sentence_id"] == 2]
+    for name in ("surprisal", "corrected_surprisal", "entropy_before"):  # the BOS stands once
+        np.testing.assert_allclose(numbers(own_start[name])[:1], numbers(whole[name])[:1], rtol=1e-5)
+    assert own_start["start"].tolist() == [len(END), len(f"{END}the ")]
     assert whole["word"].tolist() == ["the", "cat", "nobody", "waved", "rain", "fell", "on", "the", "quayside"]
     behind = whole.iloc[2]
     assert (behind["start"], behind["end"]) == (len(f"the cat{END}"), len(f"the cat{END}nobody"))

@@ -39,6 +39,11 @@ def test_an_identity_names_how_a_vector_acts_where_it_is_not_as_usual(
     assert identity_of(**control) == usual | {f"conditions.control.{name}": value for name, value in named.items()}
 
 
+def test_an_identity_names_words_where_they_are_asked_for_alone() -> None:
+    with_words = run_identity(Settings(analysis=AnalysisSettings(words=True)), [], "corpus")
+    assert with_words == run_identity(Settings(), [], "corpus") | {"analysis.words": True}
+
+
 def test_a_plan_has_another_name_for_each_way_to_act_and_the_old_one_for_the_usual() -> None:
     special = SpecialTokens(frozenset({7}), close_sentences=True)
     plans = [
