@@ -84,7 +84,7 @@ def auroc(above: Numbers, below: Numbers) -> float:
 
 
 def split_half(method: str, differences: Numbers, halves: Flags) -> float:
-    """Return how reliable a vector is: the mean cosine r of two halves' vectors, as 2 r / (1 + r).
+    """Return how reliable a vector is: the mean cosine r of two halves' vectors, as 2 r / (1 + r), unless r is below 0.
 
     Args:
         method: How vectors are made.
@@ -97,7 +97,7 @@ def split_half(method: str, differences: Numbers, halves: Flags) -> float:
     lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     cosines = np.divide((one * other).sum(axis=1), lengths, out=np.zeros(len(one)), where=lengths > 0)
     mean = float(cosines.mean())
-    return _ratio(2 * mean, 1 + mean)
+    return 2 * mean / (1 + mean) if mean > 0 else mean
 
 
 def best_of(rows: list[Quality]) -> Quality:

@@ -47,7 +47,7 @@ def draw_quality(table: pd.DataFrame, about: str, path: Path) -> list[Path]:
         The file.
     """
     drawn: list[Path] = []
-    with figure(path, 10.2, 3.9, drawn) as canvas:
+    with figure(path, 10.2, 4.4, drawn) as canvas:
         for axes, (title, lines) in zip(canvas.subplots(1, len(PANELS)), PANELS, strict=True):
             _draw_lines(axes, table, title, lines)
         write_title(canvas, "Quality of the vectors by block", about)
@@ -68,4 +68,4 @@ def _draw_lines(axes: Axes, table: pd.DataFrame, title: str, lines: dict[str, tu
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlabel("Block")
     axes.set_ylabel(title)
-    place_legend(axes, handles, [label for label, _ in shown.values()], loc="best")
+    place_legend(axes, handles, [label for label, _ in shown.values()], loc="lower left", bbox_to_anchor=(0, 1))
