@@ -8,11 +8,12 @@ propagates: a vector at block k first shows at layer k + 1.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from llm_entropy.models.families import hooks_on_applications, stream_in, stream_of
@@ -60,12 +61,49 @@ def steer_by(blocks: Sequence[nn.Module], plan: SteeringPlan, weights: Tensor) -
         plan: As for `steer`.
         weights: [batch, seq], float32, of the tokens that go through the model; best on the CPU.
     """
+    token_weights = weights[..., None].to(plan.directions.device, non_blocking=True)
+
+    def weights_of(hidden: Tensor) -> Tensor:
+        assert hidden.shape[:-1] == token_weights.shape[:-1], (
+            f"hidden state {tuple(hidden.shape)}, but the weights of the tokens are {tuple(token_weights.shape[:-1])}"
+        )
+        return token_weights
+
+    with _steered(blocks, plan, weights_of):
+        yield
+
+
+@contextmanager
+def steer_every_token(blocks: Sequence[nn.Module], plan: SteeringPlan) -> Iterator[None]:
+    """Steer every token of every forward over `blocks`, of whatever batches, until the `with` ends: also in generation.
+
+    Padding is steered too; the attention mask hides it from the other tokens.
+
+    Args:
+        blocks: As for `steer`.
+        plan: What acts, on the model's device; it chooses no tokens, and gives them no weights.
+    """
+    assert plan.token_weights is None, "weights are spread over whole sentences"
+    assert plan.tokens == "all", plan.tokens
+    every = torch.ones(1, 1, 1, device=plan.directions.device)
+    with _steered(blocks, plan, lambda hidden: every):
+        yield
+
+
+@contextmanager
+def _steered(blocks: Sequence[nn.Module], plan: SteeringPlan, weights_of: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Steer forwards over `blocks`.
+
+    Args:
+        blocks: As for `steer`.
+        plan: What acts.
+        weights_of: Given the stream [batch, seq, hidden], returns the weights of its tokens, [batch, seq, 1] or one.
+    """
     assert len(plan.directions) == len(blocks) + 1, f"{len(plan.directions)} rows for {len(blocks)} blocks"
     layers = set(plan.steered_layers)
     if not layers:
         yield
         return
-    token_weights = weights[..., None].to(plan.directions.device, non_blocking=True)
     # All applications of a steered module are hooked, so that each can be told from the others by counting.
     steered = {id(blocks[layer - 1]) for layer in layers if layer > 0}
     applied = [(layer, block) for layer, block in enumerate(blocks, start=1) if id(block) in steered]
@@ -73,11 +111,7 @@ def steer_by(blocks: Sequence[nn.Module], plan: SteeringPlan, weights: Tensor) -
     num_runs: Counter[int] = Counter()
 
     def steered_stream(hidden: Tensor, layer: int) -> Tensor:
-        assert hidden.shape[:-1] == token_weights.shape[:-1], (
-            f"hidden state {tuple(hidden.shape)}, but the attention mask given to `steer` is "
-            f"{tuple(token_weights.shape[:-1])}"
-        )
-        return OPERATORS[plan.operator](hidden, plan.action(layer), token_weights)
+        return OPERATORS[plan.operator](hidden, plan.action(layer), weights_of(hidden))
 
     def steer_input(index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if index > 0:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from llm_entropy.settings import ControlSettings
-from llm_entropy.steering.hooks import steer
+from llm_entropy.steering.hooks import steer, steer_every_token
 from llm_entropy.steering.plan import SteeringPlan, interpolate, token_weights_for
 
 BLOCKS_OF = {
@@ -505,3 +505,22 @@ def test_the_opposite_sign_moves_the_steered_layer_the_other_way() -> None:
         shifts.append(steered[1] - standard[1])
     assert_close(shifts[0], -shifts[1], 1e-5)
     assert shifts[0][mask == 1].abs().min() > 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_steering_every_token_needs_no_mask_and_takes_any_batch(family: str) -> None:
+    model = tiny(family)
+    blocks = BLOCKS_OF[family](model)
+    plan = random_plan(len(blocks), tokens=False)
+    ids, mask = sentences()
+    batches = [(ids, mask), (ids[:2, :4], mask[:2, :4])]
+    expected = []
+    for batch in batches:
+        with steer(blocks, plan, batch[1]):
+            expected.append(logits_of(model, *batch))
+    with steer_every_token(blocks, plan):
+        found = [logits_of(model, *batch) for batch in batches]
+    for (_, own_mask), logits, truth in zip(batches, found, expected, strict=True):
+        real = own_mask.bool()
+        torch.testing.assert_close(logits[real], truth[real], rtol=1e-5, atol=1e-5)
+    assert not torch.equal(logits_of(model, *batches[0]), found[0])
