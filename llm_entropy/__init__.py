@@ -17,6 +17,7 @@ from llm_entropy.settings import (
 )
 
 if TYPE_CHECKING:
+    from llm_entropy import functional, library
     from llm_entropy.analysis import extract, run_analysis
     from llm_entropy.outputs.extraction.making import merge_vectors
     from llm_entropy.outputs.extraction.result import ExtractionResult
@@ -36,6 +37,8 @@ __all__ = [
     "Settings",
     "TrainerSettings",
     "extract",
+    "functional",
+    "library",
     "merge_run",
     "merge_vectors",
     "run_analysis",
@@ -49,6 +52,8 @@ _LATE = {
     "RunResult": "llm_entropy.outputs.results",
     "merge_run": "llm_entropy.outputs.making",
 }
+_MODULES = ("functional", "library")
+"""Modules of public names: `measure` cannot be one of the package itself, which has a wing of that name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -57,6 +62,8 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version("llm_entropy")
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LATE[name]), name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Optional, TypeVar, Union, cast
@@ -12,10 +11,14 @@ from typing import Any, Literal, Optional, TypeVar, Union, cast
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_entropy.corpus.pairs import rows_of
 from llm_entropy.corpus.sentences import refuse_data_beside, texts_of
 from llm_entropy.errors import ReportedError
+from llm_entropy.library import LanguageModel, key_of
+from llm_entropy.models.loaded import loaded_source
+from llm_entropy.models.loading import ModelSource
 from llm_entropy.outputs.extraction.result import ExtractionResult
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.extract import run_extraction
@@ -40,7 +43,8 @@ from llm_entropy.settings.fields import holds_arrays, plain_value
 from llm_entropy.steering.tensors import as_vector
 
 Section = TypeVar("Section")
-Model = Union[str, Path, Mapping[str, Any], ModelSettings]
+Loaded = Union[LanguageModel, PreTrainedModel, tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Model = Union[str, Path, Mapping[str, Any], ModelSettings, Loaded]
 Row = Union[Tensor, npt.NDArray[np.floating], Sequence[float]]
 Vector = Union[str, Path, Row, Sequence[Row]]
 Weights = Union[Tensor, npt.NDArray[np.floating], Sequence[float]]
@@ -92,8 +96,8 @@ def run_analysis(
 
     Args:
         models: By a key that names files, a hub name, folder or `builtin:...`, or settings; or one or several of these
-            without a key, which is then the last part of the name; default: gpt2 and bert. A model that is loaded is
-            saved first (`save_pretrained`).
+            without a key, which is then the last part of the name; default: gpt2 and bert. Or a model that is loaded:
+            what `open_model` returns, the model itself, or (model, tokenizer); in one process, and left as it was.
         sentences: The corpus itself, instead of `data`: a list, an iterator, which is read once, a column, or a data
             frame or data set, whose text column is found as that of a file is, or named by `data={"text_column": ...}`.
             Missing values of a column are skipped and counted. Of an `IterableDataset` the first `num_sentences` are
@@ -146,6 +150,7 @@ def run_analysis(
     Raises:
         ReportedError: Something is wrong, said in one line; nothing is left behind.
     """
+    by_key, loaded = _loaded_apart(default_models() if models is None else _by_key(models))
     data = _section(data, "data", DataSettings, "path", "what is in memory is given as sentences")
     # Where a cast stands, the settings make a plain value of what was given.
     control = ControlSettings(
@@ -185,7 +190,7 @@ def run_analysis(
     settings = Settings(
         seed=seed,
         analysis=analysis,
-        models=default_models() if models is None else _by_key(models),
+        models=by_key,
         data=data,
         trainer=_section(trainer, "trainer", TrainerSettings),
         output=_section(output, "output", OutputSettings, "dir"),
@@ -194,7 +199,7 @@ def run_analysis(
         refuse_data_beside(data)
         number = settings.analysis.num_sentences
         sentences = texts_of(sentences, data, None if number == "auto" else number)
-    return run(settings, quiet=quiet, sentences=sentences, resume=resume)
+    return run(settings, quiet=quiet, sentences=sentences, resume=resume, loaded=loaded)
 
 
 def extract(
@@ -280,24 +285,42 @@ def _by_key(models: Any) -> dict[str, Any]:
     """Return models by a key each, which names files; of a name or of several, the last part of the name is the key."""
     if isinstance(models, Mapping):
         return dict(models)
-    several = list(models) if isinstance(models, (list, tuple)) else [models]
+    several = list(models) if isinstance(models, (list, tuple)) and not _is_pair(models) else [models]
     by_key: dict[str, Any] = {}
     for model in several:
-        key, taken = _key_of(model), {other.casefold() for other in by_key}
+        key, taken = key_of(_model_in(model)), {other.casefold() for other in by_key}
         numbered = itertools.chain([key], (f"{key}-{number}" for number in itertools.count(2)))
         by_key[next(name for name in numbered if name.casefold() not in taken)] = model
     return by_key
 
 
-def _key_of(model: Any) -> str:
-    """Return a key for a model without one: the last part of its name or folder, as far as it can name files."""
-    name = (
-        model.get("name") if isinstance(model, Mapping) else model.name if isinstance(model, ModelSettings) else model
+def _is_pair(model: Any) -> bool:
+    """Whether it is a model with its tokenizer, and not several models."""
+    return (
+        isinstance(model, (list, tuple))
+        and len(model) == 2
+        and isinstance(model[0], PreTrainedModel)
+        and isinstance(model[1], PreTrainedTokenizerBase)
     )
-    if not isinstance(name, (str, os.PathLike)):
-        return type(model).__name__  # what is no model is refused by this name
-    last = Path(os.fspath(name).rpartition(":")[2]).name or Path(name).absolute().name
-    return re.sub(r"[^\w.-]", "-", last, flags=re.ASCII).strip(".") or "model"
+
+
+def _model_in(model: Any) -> Any:
+    """Return what names a model: of one that is loaded, the model itself."""
+    return model.model if isinstance(model, LanguageModel) else model[0] if _is_pair(model) else model
+
+
+def _loaded_apart(models: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, ModelSource]]:
+    """Return models by key as settings hold them, and those that are loaded."""
+    by_key, loaded = dict(models), {}
+    for key, model in models.items():
+        if isinstance(model, LanguageModel):
+            assert model.source.loaded is not None
+            loaded[key] = loaded_source(key, model.source.loaded, model.tokenizer)
+        elif isinstance(model, PreTrainedModel) or _is_pair(model):
+            loaded[key] = loaded_source(key, *(model if _is_pair(model) else (model,)))
+        if key in loaded:
+            by_key[key] = loaded[key].settings
+    return by_key, loaded
 
 
 def _vector(key: str, vector: Any) -> Any:

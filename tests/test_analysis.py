@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from tiny_models import HIDDEN, SENTENCES, make_model, save_model
+from tiny_models import HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 from torch import Tensor
 
 from llm_entropy import analysis, run_analysis
@@ -74,10 +74,21 @@ def test_the_folder_that_one_works_in_is_a_model_too(
 
 
 @pytest.mark.parametrize("wrap", [lambda model: model, lambda model: [model], lambda model: {"m": model}])
-def test_a_model_that_is_loaded_is_refused_with_the_way_to_save_it(passed: dict[str, Any], wrap: Any) -> None:
-    with pytest.raises(ReportedError, match=r"got GPT2LMHeadModel; .* with save_pretrained\(FOLDER\)"):
-        run_analysis(wrap(make_model("gpt2")))
+def test_a_model_that_is_loaded_needs_a_tokenizer(passed: dict[str, Any], wrap: Any) -> None:
+    model, tokenizer = make_model("gpt2"), make_tokenizer("causal")
+    with pytest.raises(ReportedError, match=r"got GPT2LMHeadModel without a tokenizer; expected \(model, tokenizer\)"):
+        run_analysis(wrap(model))
     assert not passed
+    run_analysis(wrap((model, tokenizer)))
+    ((key, source),) = passed["loaded"].items()
+    assert key in ("m", "GPT2LMHeadModel")
+    assert (source.loaded, source.tokenizer) == (model, tokenizer)
+    assert passed["settings"].models == {key: ModelSettings("loaded:GPT2LMHeadModel", dtype="float32")}
+
+
+def test_settings_themselves_hold_no_loaded_model() -> None:
+    with pytest.raises(ReportedError, match=r"models\.m: got GPT2LMHeadModel; .* with save_pretrained\(FOLDER\)"):
+        Settings(models={"m": make_model("gpt2")})
 
 
 def test_sections_are_taken_as_paths_mappings_and_settings(passed: dict[str, Any]) -> None:

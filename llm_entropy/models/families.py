@@ -121,6 +121,23 @@ def fuse_activations(model: nn.Module) -> None:
                 setattr(parent, name, fused())
 
 
+@contextmanager
+def fused_activations(model: nn.Module) -> Iterator[None]:
+    """As `fuse_activations`, inside of the context alone."""
+    before = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child) in FUSED_ACTIVATIONS
+    ]
+    fuse_activations(model)
+    try:
+        yield
+    finally:
+        for parent, name, child in before:
+            setattr(parent, name, child)
+
+
 def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
     """Return what is known of a model's family.
 

@@ -49,7 +49,7 @@ from llm_entropy.models.families import (
 )
 from llm_entropy.models.quantised import method_of, missing_package, restore_head_
 from llm_entropy.schema import ModelShape
-from llm_entropy.settings import ModelSettings
+from llm_entropy.settings import LOADED_PREFIX, ModelSettings
 
 log = logging.getLogger("llm_entropy")
 
@@ -97,6 +97,8 @@ class ModelSource:
     """The GGUF file in `location` that holds configuration, tokenizer and weights."""
     adapter: Optional[Path] = None
     """Folder of an adapter that is merged into the model."""
+    loaded: Optional[PreTrainedModel] = None
+    """The model itself, where it was given in memory."""
 
     @property
     def pad_token_id(self) -> int:
@@ -158,7 +160,6 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         raise ReportedError(
             f"{name}: tokenizer_config.json says model_max_length {longest!r}; expected a number; correct it"
         )
-    limits = [int(limit) for limit in (most_tokens(config), longest) if limit and limit < UNLIMITED]
     return ModelSource(
         key=key,
         name=settings.name,
@@ -168,7 +169,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         tokenizer=cast(PreTrainedTokenizerBase, tokenizer),
         architecture=architecture,
         shape=shape,
-        most_tokens=min(limits, default=None),
+        most_tokens=limit_of(most_tokens(config), longest),
         revision=commit,
         gguf_file=gguf_file,
         adapter=adapter,
@@ -189,6 +190,11 @@ def weights_dtype(source: ModelSource, precision: str) -> torch.dtype:
     return DTYPES[dtype] if dtype else PRECISION_DTYPES[precision]
 
 
+def limit_of(*limits: Optional[float]) -> Optional[int]:
+    """Return the least of several limits of a sentence's tokens; None where there is none."""
+    return min((int(limit) for limit in limits if limit and limit < UNLIMITED), default=None)
+
+
 def load_model(source: ModelSource, *, precision: str, needs_attention: bool) -> PreTrainedModel:
     """Read a model's weights.
 
@@ -199,11 +205,14 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             needs eager attention, which is always read.
 
     Returns:
-        The model with its head, in evaluation mode, on the CPU.
+        The model with its head, in evaluation mode, on the CPU; one that is loaded is returned as it is, for whoever
+        has borrowed it.
 
     Raises:
         ReportedError: The weights cannot be read, or are not those of a language model.
     """
+    if source.loaded is not None:
+        return source.loaded
     settings = source.settings
     auto = source.architecture.auto
     dtype = weights_dtype(source, precision)
@@ -235,12 +244,16 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
 def load_skeleton(source: ModelSource) -> PreTrainedModel:
     """Return a model without its weights, which takes no memory: its modules are on the meta device.
 
+    One that is loaded is returned as it is.
+
     Args:
         source: What `find_model` found.
 
     Raises:
         ReportedError: transformers does not take its configuration.
     """
+    if source.loaded is not None:
+        return source.loaded
     auto = source.architecture.auto
     with _one_error(source.settings, source.location), _quiet_transformers(), torch.device("meta"):
         return cast(
@@ -326,6 +339,11 @@ def _listed(keys: Sequence[str]) -> str:
 def _location(key: str, settings: ModelSettings) -> tuple[str, Optional[str]]:
     """Return what transformers loads a model from, and the GGUF file in it, if it is one."""
     name, gguf_file = settings.name, settings.gguf_file
+    if name.startswith(LOADED_PREFIX):
+        raise ReportedError(
+            f"{key}: {name} was given in memory; only Python can go on with such a run: run_analysis(..., resume=True) "
+            "with the same model, arguments and output"
+        )
     if name.startswith(BUILTIN_PREFIX):
         return str(model_folder(name.removeprefix(BUILTIN_PREFIX))), gguf_file
     try:

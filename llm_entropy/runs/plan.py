@@ -19,6 +19,7 @@ from llm_entropy.corpus.words import word_starts
 from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
+from llm_entropy.models.loaded import content_of
 from llm_entropy.models.loading import ModelSource, find_model
 from llm_entropy.settings import AnalysisSettings, ControlSettings, ModelSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
@@ -93,7 +94,9 @@ class Plan:
 
 
 def _content(source: ModelSource) -> Optional[str]:
-    """Return a name for the content of a local model's files; None for one from the hub, which has a revision."""
+    """Return a name for the content of a local model's files; None for one from the hub."""
+    if source.loaded is not None:
+        return content_of(source.loaded)
     folder = Path(source.location)
     if not folder.is_dir():
         return None
@@ -102,14 +105,20 @@ def _content(source: ModelSource) -> Optional[str]:
     return fingerprint(folder, weight_files(folder))
 
 
-def plan_model(key: str, model: str | ModelSettings, settings: Settings) -> Plan:
+def plan_model(key: str, model: str | ModelSettings, settings: Settings, loaded: Optional[ModelSource] = None) -> Plan:
     """Check everything about a model that can be checked before its weights are read.
+
+    Args:
+        key: The model's.
+        model: Which one.
+        settings: Of the run.
+        loaded: The model, where it was given in memory.
 
     Raises:
         ReportedError: The model, a control vector, or what is asked of it is wrong.
     """
     analysis, data = settings.analysis, settings.data
-    source = find_model(key, ModelSettings(model) if isinstance(model, str) else model)
+    source = loaded or find_model(key, ModelSettings(model) if isinstance(model, str) else model)
     shape = source.shape
     for name, number in (("top_k", analysis.top_k), ("tracked_tokens", analysis.tracked_tokens)):
         if number > shape.vocab_size:

@@ -25,6 +25,7 @@ from llm_entropy.settings.metrics import (
     needs_of,
 )
 from llm_entropy.settings.sections import (
+    LOADED_PREFIX,
     AnalysisSettings,
     DataSettings,
     ModelSettings,
@@ -32,6 +33,7 @@ from llm_entropy.settings.sections import (
     Settings,
     TrainerSettings,
     default_models,
+    is_loaded,
     to_plain,
 )
 
@@ -48,6 +50,7 @@ __all__ = [
     "CONTROL",
     "DEFAULT_METRICS",
     "KL_FROM_STANDARD",
+    "LOADED_PREFIX",
     "LOG_BOUNDARY",
     "METRICS",
     "RANKS",
@@ -75,6 +78,7 @@ __all__ = [
     "TrainerSettings",
     "compared",
     "default_models",
+    "is_loaded",
     "needs_of",
     "to_plain",
 ]

@@ -249,6 +249,15 @@ class OutputSettings:
         _check_at_least("output.part_seconds", self.part_seconds, 0)
 
 
+LOADED_PREFIX = "loaded:"
+"""Begins the name of a model that was given in memory; the class of the model follows."""
+
+
+def is_loaded(model: Union[str, ModelSettings]) -> bool:
+    """Whether settings stand for a model that was given in memory."""
+    return (model if isinstance(model, str) else model.name).startswith(LOADED_PREFIX)
+
+
 def default_models() -> dict[str, Union[str, ModelSettings]]:
     """Return the models of the default analysis: one causal, one masked."""
     return {"gpt2": ModelSettings("gpt2"), "bert": ModelSettings("google-bert/bert-base-uncased")}

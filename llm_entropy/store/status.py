@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings import Settings
+from llm_entropy.settings import Settings, is_loaded
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
 from llm_entropy.store.ledger import Expected, Ledger, Missing, find_missing, read_ledger
@@ -169,7 +169,7 @@ def how_to_go_on(run_dir: Path, settings: Settings, num_tasks: int, missing: Seq
 
 
 def resume_command(run_dir: Path, settings: Settings, task: Task, *, with_index: bool = True) -> str:
-    """Return the command that goes on with a run, ready for a shell.
+    """Return the command that goes on with a run, ready for a shell; of models in memory, the call that does.
 
     Args:
         run_dir: The run's folder.
@@ -177,6 +177,9 @@ def resume_command(run_dir: Path, settings: Settings, task: Task, *, with_index:
         task: Which of its tasks.
         with_index: Whether the task's number is given, or left to the array.
     """
+    if any(is_loaded(model) for model in settings.models.values()):
+        output = f"output={{'dir': {settings.output.dir!r}, 'run_name': {run_dir.name!r}}}"
+        return f"run_analysis(..., {output}, resume=True), with the same models and arguments"
     words = ["llm-entropy", settings.COMMAND, "--config", str(run_dir / manifest.CONFIG)]
     words += ["--output.dir", settings.output.dir, "--output.run_name", run_dir.name, "--resume"]
     if task.count > 1:
