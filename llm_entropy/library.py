@@ -232,7 +232,8 @@ def measure(
 
     Args:
         lm: As `open_model` returns it.
-        sentences: Texts: a list, an iterator, a column, or a data frame or data set with a text column.
+        sentences: Texts: a list, an iterator, a column, or a data frame or data set with a text column. One that is
+            blank or missing has no rows.
         metrics: Name or names, keys of `llm_entropy.METRICS`.
         positions: Causal models: the last token, or every one.
         conditions: Ways of steering, by name: each a vector (a file, a tensor or array, numbers), or a mapping with

@@ -11,7 +11,7 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def missing_strengths(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def find_strengths(state: RunState, plans: Iterable[Plan], device: torch.device) -> None:
+def find_strengths(state: RunState, plans: Sequence[Plan], device: torch.device) -> None:
     """Search the strengths of all models, unless the run has them already. Only the first process does that.
 
     Args:
@@ -103,6 +103,9 @@ def find_strengths(state: RunState, plans: Iterable[Plan], device: torch.device)
     if state.session.run_dir is not None:
         take_found(state, manifest.read_manifest(state.session.run_dir), state.session.run_dir)
         return
+    for plan in plans:
+        for condition in wanted.values():
+            _refuse_idle(plan, condition)
     state.found = {plan.source.key: _strengths_of(plan, state, wanted, device) for plan in plans}
 
 
@@ -194,8 +197,6 @@ def _strengths_of(
     found = {source: strength for source, strength in given.items() if strength is not None}
     searched = {source: condition for source, condition in wanted.items() if source not in found}
     if searched:
-        for condition in searched.values():
-            _refuse_idle(plan, condition)
         opened = open_model(plan, settings.analysis, precision=settings.trainer.precision)
         found |= _search(plan, opened, settings, state.corpus, searched, device)
         del opened

@@ -21,7 +21,7 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs import strengths
 from llm_entropy.runs.run import run
-from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings
+from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, OutputSettings, Settings, to_plain
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import windows
 
@@ -187,18 +187,18 @@ def test_a_task_that_has_searched_at_the_same_time_takes_the_strength_of_the_fir
 def test_several_processes_have_the_strength_of_the_first(
     gpt2: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, launcher: Launcher
 ) -> None:
-    settings = settings_of(gpt2, tmp_path)
-    one = run(settings, quiet=True)
-    config = tmp_path / "config.yaml"
-    plain = yaml.safe_load((one.run_dir / "config.yaml").read_text())
-    plain["analysis"]["control"]["found_strengths"] = None
-    config.write_text(yaml.safe_dump(plain))
-    words = ["predict", f"--config={config}", f"--output.dir={tmp_path / 'two'}", "--trainer.devices=2"]
+    settings, config = settings_of(gpt2, tmp_path), tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(to_plain(settings)))
+    words = ["predict", f"--config={config}", "--output.run_name=two", "--trainer.devices=2"]
     ended = launcher.at(tmp_path_factory.mktemp("two"))([*words, "--trainer.accelerator=cpu"], num_copies=1)
     assert ended.status == 0, ended.said
-    two = tmp_path / "two" / "one"
-    assert len(json.loads((two / "run.json").read_text())["models"]["gpt2"]["processes"]) == 2
-    tables = {path.name: path.read_bytes() for path in one.run_dir.glob("*/data/*.csv")}
+    two = tmp_path / "runs" / "two"
+    about = json.loads((two / "run.json").read_text())
+    assert len(about["models"]["gpt2"]["processes"]) == 2
+    assert ended.said.count("found strength") == 1, "the first process alone searches"
+    settings.analysis.control.found_strengths = {"gpt2": about["found_strengths"]["gpt2"]["control"]}
+    one = run(settings, quiet=True).run_dir
+    tables = {path.name: path.read_bytes() for path in one.glob("*/data/*.csv")}
     assert {path.name: path.read_bytes() for path in two.glob("*/data/*.csv")} == tables
 
 
