@@ -18,7 +18,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-from llm_entropy.outputs.plots import canvas
+from llm_entropy.outputs.plots import canvas, drawing
 
 # The models are tiny: threads would cost more than they give, much more on a machine that is busy.
 torch.set_num_threads(1)
@@ -50,4 +50,5 @@ def small_plots() -> Iterator[None]:
     """Draw with few pixels, which take most of the time; how many a user gets is a test of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canvas, "DPI", SMALL_DPI)
+        patch.setattr(drawing, "num_processes", lambda: 1)  # other processes would draw as many as a user gets
         yield

@@ -14,7 +14,7 @@ from typing import Any
 from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
-from llm_entropy.outputs.plots import draw_model, draw_side_by_side
+from llm_entropy.outputs.plots.drawing import Drawers
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
@@ -94,17 +94,18 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         raise ReportedError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
     try:
         models, tables = {}, []
-        for key, ledger in ledgers.items():
-            model = manifest.read_model(run_dir, key)
-            assert model is not None, "a complete model has a model.json"
-            tables.append(_merge_model(run_dir, settings, key, model, ledger))
-            found = {
-                "summary": [_plain(row) for row in summary_rows(tables[-1])],
-                "effects": [_plain(row) for row in effect_rows(tables[-1], settings.analysis.run_conditions)],
-            }
-            models[key] = {**model, **manifest.model_totals(ledger), **found}
-        if settings.output.plots:
-            draw_side_by_side(tables, run_dir)
+        with Drawers(settings.output, run_dir) as drawers:
+            for key, ledger in ledgers.items():
+                model = manifest.read_model(run_dir, key)
+                assert model is not None, "a complete model has a model.json"
+                tables.append(_merge_model(run_dir, settings, key, model, ledger))
+                drawers.draw_model(tables[-1])
+                found = {
+                    "summary": [_plain(row) for row in summary_rows(tables[-1])],
+                    "effects": [_plain(row) for row in effect_rows(tables[-1], settings.analysis.run_conditions)],
+                }
+                models[key] = {**model, **manifest.model_totals(ledger), **found}
+            drawers.draw_side_by_side(tables)
         corpus = about["corpus"]
         if corpus["num_windows"] is None:
             corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
@@ -128,15 +129,14 @@ def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, A
     shape = ModelShape(**model["shape"])
     source = MergeSource(key, model["name"], model["kind"], shape, ledger, facts, settings.seed)
     options = MergeOptions(csv=settings.output.csv, parquet=settings.output.parquet)
-    tables = merge_model(run_dir, source, settings.analysis, options)
-    if settings.output.plots:
-        draw_model(tables, run_dir)
-    return tables
+    return merge_model(run_dir, source, settings.analysis, options)
 
 
-def made_of(settings: Settings) -> dict[str, bool]:
-    """Return what is made of the records, as `run.json` says it."""
-    return {"csv": settings.output.csv, "parquet": settings.output.parquet, "plots": settings.output.plots}
+def made_of(settings: Settings) -> dict[str, Any]:
+    """Return what is made of the records, as `run.json` says it; the format of plots where it is not PNG."""
+    output = settings.output
+    made = {"csv": output.csv, "parquet": output.parquet, "plots": output.plots}
+    return made if output.plot_format == "png" else {**made, "plot_format": output.plot_format}
 
 
 def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> RunResult:

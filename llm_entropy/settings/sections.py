@@ -11,6 +11,7 @@ from llm_entropy.settings.conditions import Condition, Mode, make_conditions, mo
 from llm_entropy.settings.control import ControlSettings
 from llm_entropy.settings.fields import make_plain_
 from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
+from llm_entropy.settings.plots import PLOTS, PlotFormat
 
 LEAST_FROM_SHANNON = 0.02
 """How near an order a of Rényi's entropy may come to 1: float32 leaves an error of about 1e-6 / abs(a - 1) nats."""
@@ -234,8 +235,10 @@ class OutputSettings:
     """Name of this run's folder; null: run_{timestamp}_{id}."""
     csv: bool = True
     """Whether metrics, token probabilities and predictions are written as CSV; too large beyond a million sentences."""
-    plots: bool = True
-    """Whether plots are drawn."""
+    plots: Union[bool, list[str]] = True
+    """Whether plots are drawn; or which: metrics (all plots of each) and kinds of plot, as [layer_impact, entropy]."""
+    plot_format: PlotFormat = "png"
+    """How plots are written: png, or as vectors svg or pdf."""
     parquet: bool = True
     """Whether every record is written as Parquet beside the CSV files."""
     part_megabytes: float = 16.0
@@ -245,8 +248,16 @@ class OutputSettings:
 
     def __post_init__(self) -> None:
         make_plain_(self, "output")
+        for name in self.plots if isinstance(self.plots, list) else ():
+            if name not in PLOTS:
+                raise ReportedError(f"output.plots: got {name!r}; expected true, false, or some of {', '.join(PLOTS)}")
         _check_at_least("output.part_megabytes", self.part_megabytes, 0)
         _check_at_least("output.part_seconds", self.part_seconds, 0)
+
+    @property
+    def draws(self) -> bool:
+        """Whether any plot is drawn."""
+        return bool(self.plots)
 
 
 LOADED_PREFIX = "loaded:"

@@ -283,7 +283,7 @@ def test_a_dose_response_shows_the_last_layer_and_that_of_the_largest_effect_wit
     changed.doses = replace(
         changed.doses, **{name: np.where(own, np.resize(numbers, len(own)), 0.0) for name, numbers in slopes.items()}
     )
-    drawn = dose_response.draw_doses(changed, tmp_path)
+    drawn = [figure.save() for figure in dose_response.figures_of_doses(changed, tmp_path)]
     assert [path.name for path in drawn] == [f"tiny_{metric}_dose_response.png" for metric in METRICS]
     assert [axes.get_title(loc="left") for axes in quick[0].axes] == [
         "Last layer (4)\nslope per unit +1,234, 95 % [+1,000, +2e+06]",
@@ -309,7 +309,7 @@ def test_several_vectors_with_doses_have_their_names_in_the_files(quick, tmp_pat
 
 
 def test_the_summary_holds_each_mean_difference_its_interval_and_the_range_of_the_placebos(dosed, quick, tmp_path):
-    (path,) = overview.draw_overview(dosed, tmp_path)
+    (path,) = (figure.save() for figure in overview.figures_of_overview(dosed, tmp_path))
     assert path == tmp_path / "comparative/plots/tiny_summary.png"
     panels = dict(zip([*METRICS, *COMPARISON_METRICS], quick[0].axes, strict=True))
     names = ["control_-2", "control_-1", "control_+1", "control_+2"]

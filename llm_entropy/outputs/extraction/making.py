@@ -129,7 +129,8 @@ def _make_model(
         table.to_csv(temporary, index=False, lineterminator="\n")
     if settings.output.plots:
         line = f"{key} · {extract.method} · {counts['num_left_out']} of {counts['num_pairs']} pairs left out"
-        draw_quality(table, line, quality_plot_path(run_dir, key))
+        place = quality_plot_path(run_dir, key).with_suffix(f".{settings.output.plot_format}")
+        draw_quality(table, line, place)
     log.info(
         "%s: best block %d of 0 to %d: AUROC %.3f, d' %.2f on %d pairs left out, %.2g of the stream's norm; %s",
         *(key, best.block, len(rows) - 1, best.auroc, best.d_prime, counts["num_left_out"], best.relative_norm),

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter
-from PIL.Image import Dither, Image, Quantize, fromarray
+from PIL.Image import Image, fromarray
 
+from llm_entropy.outputs.plots.layout import SinglePanel
 from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition
@@ -67,36 +70,120 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "lines.solid_capstyle": "round",
     "figure.facecolor": "white",
-    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "llm_entropy",
 }
 
 
+class Drawing(NamedTuple):
+    """A figure that can be drawn: how large, what on it, and where it goes."""
+
+    path: Path
+    """The PNG file; another format has another suffix."""
+    width: float
+    """In inches."""
+    height: float
+    """In inches."""
+    draw: Callable[[Figure], None]
+    """Draws on an empty figure."""
+    names: tuple[str, ...]
+    """Words of `output.plots` that choose it: a metric, a kind of plot, or both."""
+    is_single: bool = False
+    """Whether it has a single panel with its legend below, which is laid out at once."""
+
+    def save(self, plot_format: str = "png") -> Path:
+        """Draw it, and save it: whole, or not at all.
+
+        Args:
+            plot_format: A key of `SAVERS`.
+
+        Returns:
+            The file.
+        """
+        path = self.path.with_suffix(f".{plot_format}")
+        with figure(path, self.width, self.height, is_single=self.is_single) as canvas:
+            self.draw(canvas)
+        return path
+
+
 @contextmanager
-def figure(path: Path, width: float, height: float, drawn: list[Path]) -> Iterator[Figure]:
+def figure(path: Path, width: float, height: float, *, is_single: bool = False) -> Iterator[Figure]:
     """Give an empty figure, and save it when it has been drawn: whole, or not at all.
 
     Args:
-        path: Where it goes.
+        path: Where it goes; the suffix is a key of `SAVERS`.
         width: In inches.
         height: In inches.
-        drawn: The path is appended to it.
+        is_single: As in `Drawing`.
     """
     with mpl.rc_context(STYLE):
-        canvas = Figure(figsize=(width, height), dpi=DPI)
+        canvas = Figure(figsize=(width, height), dpi=DPI, layout=SinglePanel() if is_single else "constrained")
         yield canvas
-        image = _rendered(canvas)
+        save = SAVERS[path.suffix.removeprefix(".")](canvas)
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as temporary:
-            image.save(temporary, format="png", dpi=(DPI, DPI))
-    drawn.append(path)
+            save(temporary)
+
+
+Saver = Callable[[Path], None]
+
+
+def _as_png(canvas: Figure) -> Saver:
+    image = _rendered(canvas)
+    return lambda path: image.save(path, format="png", dpi=(DPI, DPI))
+
+
+def _as_svg(canvas: Figure) -> Saver:
+    vector: Any = FigureCanvasSVG(canvas)
+    return lambda path: vector.print_svg(path, metadata={"Date": None})
+
+
+def _as_pdf(canvas: Figure) -> Saver:
+    vector: Any = FigureCanvasPdf(canvas)
+    return lambda path: vector.print_pdf(path, metadata={"CreationDate": None})
+
+
+SAVERS: dict[str, Callable[[Figure], Saver]] = {"png": _as_png, "svg": _as_svg, "pdf": _as_pdf}
+"""By format: what returns the function that writes a figure; without dates: the same figure is the same file."""
 
 
 def _rendered(canvas: Figure) -> Image:
     """Return the picture in 256 colours of its own: a third of the size, and no difference to be seen."""
     agg: Any = FigureCanvasAgg(canvas)  # matplotlib leaves its methods untyped
     agg.draw()
-    picture = fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
-    return picture.quantize(256, method=Quantize.MEDIANCUT, dither=Dither.NONE)
+    return in_few_colours(np.asarray(agg.buffer_rgba()))
+
+
+def in_few_colours(pixels: npt.NDArray[np.uint8]) -> Image:
+    """Return a picture in at most 256 colours.
+
+    White, which most of it is, is one of them. Other colours fall into 32 shades of red by 32 of green by 32 of blue;
+    the 255 cells that hold most pixels have the mean colour of these, and pixels of other cells that of the nearest.
+
+    Args:
+        pixels: [row, column, red green blue opacity], opaque.
+    """
+    words = pixels.view(np.uint32)[..., 0]
+    is_inked = words != np.uint32(0xFFFFFFFF)
+    channels = words[is_inked].view(np.uint8).reshape(-1, 4)[:, :3].T.astype(np.intp)
+    shades = channels >> 3
+    cells = (shades[0] << 10) | (shades[1] << 5) | shades[2]
+    counts = np.bincount(cells, minlength=1 << 15)
+    used = np.flatnonzero(counts)
+    kept = np.sort(used[np.argsort(-counts[used], kind="stable")[:255]])
+    sums = np.stack([np.bincount(cells, channel, 1 << 15)[kept] for channel in channels], axis=1)
+    indices = np.zeros(words.shape, np.uint8)
+    if len(kept):
+        numbers = np.zeros(1 << 15, np.uint8)
+        distances = np.abs(_shades(used)[:, None] - _shades(kept)).sum(axis=2)
+        numbers[used] = distances.argmin(axis=1) + 1
+        indices[is_inked] = numbers[cells]
+    picture = fromarray(indices)
+    picture.putpalette([255, 255, 255, *np.rint(sums / counts[kept][:, None]).astype(int).ravel().tolist()])
+    return picture
+
+
+def _shades(cells: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    return np.stack([cells >> 10, cells >> 5 & 31, cells & 31], axis=1)
 
 
 def write_title(canvas: Figure, title: str, subtitle: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import Container
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llm_entropy.outputs.inference.summary import Summary
@@ -19,12 +21,12 @@ from llm_entropy.outputs.plots.canvas import (
     MINUS,
     MOST_MARKERS,
     ROLE_COLOURS,
+    Drawing,
     Numbers,
     band,
     band_label,
     capital,
     difference_label,
-    figure,
     finish,
     is_logarithmic,
     marker,
@@ -41,6 +43,7 @@ from llm_entropy.outputs.plots.impact import draw_impact, impact_size
 from llm_entropy.outputs.plots.verdict import num_untouched, shade_untouched, verdict
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, TOP1_CHANGED, Comparison
+from llm_entropy.settings.plots import COMPARISON, DIFFERENCES, LAYER_IMPACT
 
 BETWEEN = {
     KL_FROM_STANDARD: ("KL from {baseline} to {other} (nats)", "How far {other} moves the prediction, by layer"),
@@ -53,8 +56,8 @@ SPREAD_ALPHA, INTERVAL_ALPHA = 0.1, 0.42
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
-def draw_comparison(tables: ModelTables, compared: ComparisonTables, run_dir: Path) -> list[Path]:
-    """Draw every figure of a comparison.
+def figures_of_comparison(tables: ModelTables, compared: ComparisonTables, run_dir: Path) -> list[Drawing]:
+    """Return every figure of a comparison.
 
     Args:
         tables: What the merge made of the model.
@@ -62,47 +65,67 @@ def draw_comparison(tables: ModelTables, compared: ComparisonTables, run_dir: Pa
         run_dir: The run's folder.
 
     Returns:
-        The files.
+        The figures, not drawn yet.
     """
-    drawn: list[Path] = []
     place = place_of_comparison(run_dir, compared.comparison, tables.model)
-    for metric in compared.metrics:
-        _draw_metric(tables, compared, metric, run_dir, drawn)
-    baseline, other = map(shown_name, compared.comparison)
+    both = {COMPARISON: _draw_conditions, DIFFERENCES: _draw_distances}
+    of_metrics = [
+        Drawing(place.plot(f"{metric}_{kind}"), 6.4, 4.0, partial(draw, tables, compared, metric), (metric, kind), True)
+        for metric in compared.metrics
+        for kind, draw in both.items()
+    ]
     size = impact_size(tables.shape.num_layers, len(compared.metrics))
-    with figure(place.plot("layer_impact"), *size, drawn) as canvas:
-        draw_impact(canvas, tables, compared)
-        about = "no spread to divide by" if tables.num_sentences == 1 else f"{other} {MINUS} {baseline}"
-        title = f"Where {other} acts: standardised effect by metric and layer"
-        write_title(canvas, title, model_line(tables, about))
-    first = num_untouched(tables, compared.comparison.other)
-    for metric, (label, title) in BETWEEN.items():
-        with figure(place.plot(metric), 6.4, 4.0, drawn) as canvas:
-            axes = canvas.add_subplot()
-            draw_trajectories(axes, compared.between[metric], metric, GREEN, first)
-            axes.set_ylabel(label.format(baseline=baseline, other=other))
-            write_title(canvas, title.format(other=other), model_line(tables))
-    return drawn
+    impact = Drawing(place.plot(LAYER_IMPACT), *size, partial(_draw_impact, tables, compared), (LAYER_IMPACT,))
+    between = [
+        Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_between, tables, compared, metric), (metric,), True)
+        for metric in BETWEEN
+    ]
+    return [*of_metrics, impact, *between]
 
 
-def _draw_metric(
-    tables: ModelTables, compared: ComparisonTables, metric: str, run_dir: Path, drawn: list[Path]
-) -> None:
-    """Draw a metric under both conditions, and its differences."""
-    about, curves = ALL_METRICS[metric], compared.metrics[metric]
-    place = place_of_comparison(run_dir, compared.comparison, tables.model)
+def _draw_conditions(tables: ModelTables, compared: ComparisonTables, metric: str, canvas: Figure) -> None:
+    """Draw a metric under both conditions."""
     baseline, other = map(shown_name, compared.comparison)
-    start = f"{capital(about.label)} by {about.axis}"
-    target = ["of each condition's own target"] if about.reads_target else []
+    rows = verdict(tables, compared.comparison.other, metric)
     first = num_untouched(tables, compared.comparison.other)
-    with figure(place.plot(f"{metric}_comparison"), 6.4, 4.0, drawn) as canvas:
-        rows = verdict(tables, compared.comparison.other, metric)
-        _draw_both(canvas.add_subplot(), compared.comparison, curves, metric, rows, first)
-        write_title(canvas, f"{start}, {baseline} and {other}", model_line(tables, *target))
-    with figure(place.plot(f"{metric}_differences"), 6.4, 4.0, drawn) as canvas:
-        _draw_differences(canvas.add_subplot(), curves.difference, metric, first)
-        line = model_line(tables, *target, *_of_sample(curves.difference))
-        write_title(canvas, f"{start}, {other} {MINUS} {baseline}", line)
+    _draw_both(canvas.add_subplot(), compared.comparison, compared.metrics[metric], metric, rows, first)
+    write_title(canvas, f"{_start(metric)}, {baseline} and {other}", model_line(tables, *_target(metric)))
+
+
+def _draw_distances(tables: ModelTables, compared: ComparisonTables, metric: str, canvas: Figure) -> None:
+    """Draw the differences of a metric, sentence by sentence."""
+    baseline, other = map(shown_name, compared.comparison)
+    curves, first = compared.metrics[metric].difference, num_untouched(tables, compared.comparison.other)
+    _draw_differences(canvas.add_subplot(), curves, metric, first)
+    line = model_line(tables, *_target(metric), *_of_sample(curves))
+    write_title(canvas, f"{_start(metric)}, {other} {MINUS} {baseline}", line)
+
+
+def _draw_impact(tables: ModelTables, compared: ComparisonTables, canvas: Figure) -> None:
+    baseline, other = map(shown_name, compared.comparison)
+    draw_impact(canvas, tables, compared)
+    about = "no spread to divide by" if tables.num_sentences == 1 else f"{other} {MINUS} {baseline}"
+    title = f"Where {other} acts: standardised effect by metric and layer"
+    write_title(canvas, title, model_line(tables, about))
+
+
+def _draw_between(tables: ModelTables, compared: ComparisonTables, metric: str, canvas: Figure) -> None:
+    """Draw a metric of a condition beside the baseline."""
+    baseline, other = map(shown_name, compared.comparison)
+    label, title = BETWEEN[metric]
+    axes = canvas.add_subplot()
+    first = num_untouched(tables, compared.comparison.other)
+    draw_trajectories(axes, compared.between[metric], metric, GREEN, first)
+    axes.set_ylabel(label.format(baseline=baseline, other=other))
+    write_title(canvas, title.format(other=other), model_line(tables))
+
+
+def _start(metric: str) -> str:
+    return f"{capital(ALL_METRICS[metric].label)} by {ALL_METRICS[metric].axis}"
+
+
+def _target(metric: str) -> list[str]:
+    return ["of each condition's own target"] if ALL_METRICS[metric].reads_target else []
 
 
 def _of_sample(curves: Curves) -> list[str]:

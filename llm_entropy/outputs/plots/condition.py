@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from llm_entropy.outputs.plots.canvas import (
     BLACK,
     PALETTE,
     ROLE_COLOURS,
+    Drawing,
     Numbers,
     band,
     band_label,
     capital,
-    figure,
     finish,
     marker,
     model_line,
@@ -37,6 +38,7 @@ from llm_entropy.outputs.plots.lettering import plain, token_label, wrapped
 from llm_entropy.outputs.plots.verdict import shade_untouched
 from llm_entropy.outputs.tables import Curves, ModelTables, TokenTracks
 from llm_entropy.settings import ALL_METRICS, Condition
+from llm_entropy.settings.plots import TOKEN_PROBABILITIES
 
 MOST_TRAJECTORIES = 200
 """Most sentences that are drawn as lines of their own."""
@@ -44,8 +46,8 @@ MOST_TRACKED = 6
 """Most tokens that are drawn for a sentence."""
 
 
-def draw_condition(tables: ModelTables, condition: Condition, run_dir: Path) -> list[Path]:
-    """Draw every figure of one condition.
+def figures_of_condition(tables: ModelTables, condition: Condition, run_dir: Path) -> list[Drawing]:
+    """Return every figure of one condition.
 
     Args:
         tables: What the merge made.
@@ -53,21 +55,30 @@ def draw_condition(tables: ModelTables, condition: Condition, run_dir: Path) -> 
         run_dir: The run's folder.
 
     Returns:
-        The files.
+        The figures, not drawn yet.
     """
-    drawn: list[Path] = []
-    place, name = place_of_condition(run_dir, condition, tables.model), shown_name(condition)
-    for metric, curves in tables.curves[condition.name].items():
-        title = f"{capital(ALL_METRICS[metric].label)} by {ALL_METRICS[metric].axis}, {name}"
-        with figure(place.plot(metric), 6.4, 4.0, drawn) as canvas:
-            axes = canvas.add_subplot()
-            draw_trajectories(axes, curves, metric, ROLE_COLOURS[condition.role])
-            write_title(canvas, title, model_line(tables, *_shown(curves)))
-    with figure(place.plot("token_probabilities"), 10.0, 5.0, drawn) as canvas:
-        _draw_tracks(canvas, tables.tracks[condition.name])
-        about = "probability at each layer of the tokens that the final layer ranks highest"
-        write_title(canvas, f"How the final answer emerges, {name}", model_line(tables, about))
-    return drawn
+    place = place_of_condition(run_dir, condition, tables.model)
+    of_metrics = [
+        Drawing(
+            place.plot(metric), 6.4, 4.0, partial(_draw_metric, tables, condition, metric), (metric,), is_single=True
+        )
+        for metric in tables.curves[condition.name]
+    ]
+    emerging = partial(_draw_emerging, tables, condition)
+    return [*of_metrics, Drawing(place.plot(TOKEN_PROBABILITIES), 10.0, 5.0, emerging, (TOKEN_PROBABILITIES,))]
+
+
+def _draw_metric(tables: ModelTables, condition: Condition, metric: str, canvas: Figure) -> None:
+    about, curves = ALL_METRICS[metric], tables.curves[condition.name][metric]
+    draw_trajectories(canvas.add_subplot(), curves, metric, ROLE_COLOURS[condition.role])
+    title = f"{capital(about.label)} by {about.axis}, {shown_name(condition)}"
+    write_title(canvas, title, model_line(tables, *_shown(curves)))
+
+
+def _draw_emerging(tables: ModelTables, condition: Condition, canvas: Figure) -> None:
+    _draw_tracks(canvas, tables.tracks[condition.name])
+    about = "probability at each layer of the tokens that the final layer ranks highest"
+    write_title(canvas, f"How the final answer emerges, {shown_name(condition)}", model_line(tables, about))
 
 
 def _shown(curves: Curves) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,9 @@ from llm_entropy.outputs.plots.canvas import (
     MINUS,
     MOST_NAME,
     VERMILLION,
+    Drawing,
     axis_label,
     capital,
-    figure,
     legend_columns,
     model_line,
     place_legend,
@@ -39,6 +40,7 @@ from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import largest_effect, verdict
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition
+from llm_entropy.settings.plots import DOSE_RESPONSE
 
 SHOWN = 0.05, 0.95
 """Quantiles of the single sentences between which the axis reaches: it would show little but the odd ones."""
@@ -46,36 +48,34 @@ MOST_STRENGTHS = 9
 """Most strengths that are written below the axis, each where it is."""
 
 
-def draw_doses(tables: ModelTables, run_dir: Path) -> list[Path]:
-    """Draw each metric over the strength of each vector that has several.
+def figures_of_doses(tables: ModelTables, run_dir: Path) -> list[Drawing]:
+    """Return the figures of each metric over the strength of each vector that has several.
 
     Args:
         tables: What the merge made of the model.
         run_dir: The run's folder; the figures go to the folder of all comparisons.
 
     Returns:
-        The files; none where no vector has several strengths.
+        The figures, not drawn yet; none where no vector has several strengths.
     """
-    drawn: list[Path] = []
+    figures: list[Drawing] = []
     if tables.doses is None:
-        return drawn
+        return figures
     vectors = list(dict.fromkeys(tables.doses.vector.tolist()))
     place = place_of_comparisons(run_dir, tables.model)
     for vector in vectors:
         conditions = doses_of(tables, vector)
         for metric in tables.comparisons[conditions[0].name].metrics:
-            name = f"{metric}_dose_response" if len(vectors) == 1 else f"{vector}_{metric}_dose_response"
+            name = f"{metric}_{DOSE_RESPONSE}" if len(vectors) == 1 else f"{vector}_{metric}_{DOSE_RESPONSE}"
             layers = _layers(tables, conditions, metric)
-            with figure(place.plot(name), 6.4 if len(layers) == 1 else 7.2, 3.9, drawn) as canvas:
-                _draw_panels(canvas, tables, conditions, metric, layers)
-                title = f"{capital(ALL_METRICS[metric].label)} by strength of {shorten(vector, MOST_NAME)}"
-                target = ["of each condition's own target"] if ALL_METRICS[metric].reads_target else []
-                write_title(canvas, title, model_line(tables, *target))
-    return drawn
+            draw = partial(_draw_panels, tables, conditions, metric, layers)
+            width = 6.4 if len(layers) == 1 else 7.2
+            figures.append(Drawing(place.plot(name), width, 3.9, draw, (metric, DOSE_RESPONSE)))
+    return figures
 
 
 def _draw_panels(
-    canvas: Figure, tables: ModelTables, conditions: Sequence[Condition], metric: str, layers: Sequence[int]
+    tables: ModelTables, conditions: Sequence[Condition], metric: str, layers: Sequence[int], canvas: Figure
 ) -> None:
     """Draw a panel for each layer; each has its own axis."""
     panels = canvas.subplots(1, len(layers), squeeze=False)[0]
@@ -85,6 +85,9 @@ def _draw_panels(
     panels[0].set_ylabel(axis_label(metric))
     columns = legend_columns(labels, canvas.get_figwidth())
     place_legend(canvas, handles, labels, loc="outside lower center", ncols=columns)
+    title = f"{capital(ALL_METRICS[metric].label)} by strength of {shorten(source_of(conditions[0]), MOST_NAME)}"
+    target = ["of each condition's own target"] if ALL_METRICS[metric].reads_target else []
+    write_title(canvas, title, model_line(tables, *target))
 
 
 def doses_of(tables: ModelTables, vector: str) -> list[Condition]:

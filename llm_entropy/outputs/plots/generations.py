@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from llm_entropy.outputs.places import place_of_comparisons
 from llm_entropy.outputs.plots.canvas import (
     BLACK,
+    Drawing,
     axis_label,
-    figure,
     legend_columns,
     model_line,
     place_legend,
@@ -27,6 +29,7 @@ from llm_entropy.outputs.plots.overview import PLACEBO_COLOUR, PLACEBO_EDGE, Loo
 from llm_entropy.outputs.plots.verdict import about_placebos, placebo_means, verdict
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import KL_FROM_STANDARD, STANDARD_SURPRISAL, TEXT_METRICS
+from llm_entropy.settings.plots import GENERATIONS
 
 SHOWN = (STANDARD_SURPRISAL, KL_FROM_STANDARD, *(name for name in TEXT_METRICS if name != STANDARD_SURPRISAL))
 """The metrics that are drawn, each at its last layer."""
@@ -35,38 +38,38 @@ BAR_HEIGHT = 0.6
 """Of what shows the placebos, in rows."""
 
 
-def draw_generations(tables: ModelTables, run_dir: Path) -> list[Path]:
-    """Draw how the texts of each condition differ from those of the standard one.
+def figures_of_generations(tables: ModelTables, run_dir: Path) -> list[Drawing]:
+    """Return the figure of how the texts of each condition differ from those of the standard one.
 
     Args:
         tables: What the merge made of the model.
         run_dir: The run's folder; the figure goes to the folder of all comparisons.
 
     Returns:
-        The file; none where nothing is compared, or no text was written.
+        The figure, not drawn yet; none where nothing is compared, or no text was written.
     """
-    drawn: list[Path] = []
     if tables.summary is None or not np.isin(STANDARD_SURPRISAL, tables.summary.metric):
-        return drawn
+        return []
     shown, about = chosen([compared.comparison.other for compared in tables.comparisons.values()])
     looks = looks_of(shown)
     height = 2 * (1.1 + 0.24 * len(looks)) + 1.0
-    path = place_of_comparisons(run_dir, tables.model).plot("generations")
-    with figure(path, 9.3, height, drawn) as canvas:
-        panels = canvas.subplots(-(-len(SHOWN) // NUM_COLUMNS), NUM_COLUMNS, sharey=True, squeeze=False).flat
-        is_beside_placebos = [
-            _draw_panel(axes, tables, looks, metric) for axes, metric in zip(panels, SHOWN, strict=True)
-        ]
-        handles: list[Artist] = [Line2D([], [], color=BLACK, marker="o", ms=4, lw=1.5)]
-        labels = ["mean difference from standard" + (", 95 % interval" if tables.num_sentences > 1 else "")]
-        if any(is_beside_placebos):
-            handles.append(Patch(facecolor=PLACEBO_COLOUR, edgecolor=PLACEBO_EDGE, lw=0.6))
-            of_doses = any(about_placebos(look.condition) for look in looks)
-            labels.append("range of the placebos of its vector" + (", at its largest strength" if of_doses else ""))
-        place_legend(canvas, handles, labels, loc="outside lower center", ncols=legend_columns(labels, 9.3))
-        subject = shown_name(shown[0]) if len(shown) == 1 else "each condition"
-        write_title(canvas, f"What {subject} does to the text that is written", model_line(tables, *about))
-    return drawn
+    path = place_of_comparisons(run_dir, tables.model).plot(GENERATIONS)
+    return [Drawing(path, 9.3, height, partial(_draw_generations, tables, looks, about), (GENERATIONS,))]
+
+
+def _draw_generations(tables: ModelTables, looks: Sequence[Look], about: Sequence[str], canvas: Figure) -> None:
+    panels = canvas.subplots(-(-len(SHOWN) // NUM_COLUMNS), NUM_COLUMNS, sharey=True, squeeze=False).flat
+    is_beside_placebos = [_draw_panel(axes, tables, looks, metric) for axes, metric in zip(panels, SHOWN, strict=True)]
+    handles: list[Artist] = [Line2D([], [], color=BLACK, marker="o", ms=4, lw=1.5)]
+    labels = ["mean difference from standard" + (", 95 % interval" if tables.num_sentences > 1 else "")]
+    if any(is_beside_placebos):
+        handles.append(Patch(facecolor=PLACEBO_COLOUR, edgecolor=PLACEBO_EDGE, lw=0.6))
+        of_doses = any(about_placebos(look.condition) for look in looks)
+        labels.append("range of the placebos of its vector" + (", at its largest strength" if of_doses else ""))
+    columns = legend_columns(labels, canvas.get_figwidth())
+    place_legend(canvas, handles, labels, loc="outside lower center", ncols=columns)
+    subject = shown_name(looks[0].condition) if len(looks) == 1 else "each condition"
+    write_title(canvas, f"What {subject} does to the text that is written", model_line(tables, *about))
 
 
 def _draw_panel(axes: Axes, tables: ModelTables, looks: Sequence[Look], metric: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.container import Container
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from llm_entropy.outputs.places import place_of_comparisons
@@ -23,8 +25,8 @@ from llm_entropy.outputs.plots.canvas import (
     MOST_NAME,
     ORANGE,
     ROLE_COLOURS,
+    Drawing,
     axis_label,
-    figure,
     is_logarithmic,
     legend_columns,
     marker,
@@ -41,6 +43,7 @@ from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import about_placebos, num_untouched, placebo_means, shade_untouched, verdict
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import COMPARISON_METRICS, KL_FROM_STANDARD, Condition
+from llm_entropy.settings.plots import SUMMARY
 
 MOST_CONDITIONS = 8
 """Most conditions that are told apart."""
@@ -61,38 +64,42 @@ class Look(NamedTuple):
     line: str
 
 
-def draw_overview(tables: ModelTables, run_dir: Path) -> list[Path]:
-    """Draw what every condition changes in every metric.
+def figures_of_overview(tables: ModelTables, run_dir: Path) -> list[Drawing]:
+    """Return the figure of what every condition changes in every metric.
 
     Args:
         tables: What the merge made of the model.
         run_dir: The run's folder; the figure goes to the folder of all comparisons.
 
     Returns:
-        The file; none where nothing is compared.
+        The figure, not drawn yet; none where nothing is compared.
     """
-    drawn: list[Path] = []
     if not tables.comparisons:
-        return drawn
-    everything = [compared.comparison.other for compared in tables.comparisons.values()]
-    shown, about = chosen(everything)
+        return []
     metrics = [*next(iter(tables.comparisons.values())).metrics, *COMPARISON_METRICS]
     num_columns = MOST_COLUMNS if len(metrics) > 4 else min(len(metrics), 2)
     num_rows = -(-len(metrics) // num_columns)
     size = max(3.1 * num_columns, 6.4), 1.2 + 2.05 * num_rows
-    path = place_of_comparisons(run_dir, tables.model).plot("summary")
-    with figure(path, *size, drawn) as canvas:
-        panels = canvas.subplots(num_rows, num_columns, squeeze=False).flat
-        for axes in panels[len(metrics) :]:
-            axes.remove()
-        looks = looks_of(shown)
-        for axes, metric in zip(panels, metrics, strict=False):
-            handles, labels = _draw_panel(axes, tables, looks, metric)
-        place_legend(canvas, handles, labels, loc="outside lower center", ncols=legend_columns(labels, size[0]))
-        subject = shown_name(shown[0]) if len(shown) == 1 else "each condition"
-        line = model_line(tables, "mean difference from standard", *about)
-        write_title(canvas, f"What {subject} changes, by depth", line)
-    return drawn
+    draw = partial(_draw_overview, tables, metrics, num_rows, num_columns)
+    return [Drawing(place_of_comparisons(run_dir, tables.model).plot(SUMMARY), *size, draw, (SUMMARY,))]
+
+
+def _draw_overview(
+    tables: ModelTables, metrics: Sequence[str], num_rows: int, num_columns: int, canvas: Figure
+) -> None:
+    everything = [compared.comparison.other for compared in tables.comparisons.values()]
+    shown, about = chosen(everything)
+    panels = canvas.subplots(num_rows, num_columns, squeeze=False).flat
+    for axes in panels[len(metrics) :]:
+        axes.remove()
+    looks = looks_of(shown)
+    for axes, metric in zip(panels, metrics, strict=False):
+        handles, labels = _draw_panel(axes, tables, looks, metric)
+    columns = legend_columns(labels, canvas.get_figwidth())
+    place_legend(canvas, handles, labels, loc="outside lower center", ncols=columns)
+    subject = shown_name(shown[0]) if len(shown) == 1 else "each condition"
+    line = model_line(tables, "mean difference from standard", *about)
+    write_title(canvas, f"What {subject} changes, by depth", line)
 
 
 def chosen(conditions: Sequence[Condition]) -> tuple[list[Condition], list[str]]:

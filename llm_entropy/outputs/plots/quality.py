@@ -35,23 +35,18 @@ PANELS = (
 """Titles of the axes, and what they show: label and colour by column."""
 
 
-def draw_quality(table: pd.DataFrame, about: str, path: Path) -> list[Path]:
+def draw_quality(table: pd.DataFrame, about: str, path: Path) -> None:
     """Draw the table of a model's quality.
 
     Args:
         table: A row per block.
         about: The line below the title.
         path: The file.
-
-    Returns:
-        The file.
     """
-    drawn: list[Path] = []
-    with figure(path, 10.2, 4.4, drawn) as canvas:
+    with figure(path, 10.2, 4.4) as canvas:
         for axes, (title, lines) in zip(canvas.subplots(1, len(PANELS)), PANELS, strict=True):
             _draw_lines(axes, table, title, lines)
         write_title(canvas, "Quality of the vectors by block", about)
-    return drawn
 
 
 def _draw_lines(axes: Axes, table: pd.DataFrame, title: str, lines: dict[str, tuple[str, str]]) -> None:

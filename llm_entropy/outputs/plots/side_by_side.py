@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from llm_entropy.outputs.comparison import relative_depth, share_of_log_vocabulary
 from llm_entropy.outputs.places import place_of_condition
 from llm_entropy.outputs.plots.canvas import (
     PALETTE,
+    Drawing,
     Numbers,
     band,
     band_label,
     capital,
-    figure,
     finish,
     marker,
     place_legend,
@@ -26,6 +28,7 @@ from llm_entropy.outputs.plots.canvas import (
 )
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ALL_METRICS, METRICS, Condition
+from llm_entropy.settings.plots import MODELS
 
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -33,8 +36,8 @@ MOST_BANDS = 3
 """Most models whose spread is drawn too."""
 
 
-def draw_models(tables: Sequence[ModelTables], condition: Condition, run_dir: Path) -> list[Path]:
-    """Draw the mean curves of all models, a figure per metric.
+def figures_of_models(tables: Sequence[ModelTables], condition: Condition, run_dir: Path) -> list[Drawing]:
+    """Return the figures of the mean curves of all models, a figure per metric.
 
     Metrics in nats per layer have a second panel, as a share of ln V: what is comparable between vocabularies.
 
@@ -44,30 +47,37 @@ def draw_models(tables: Sequence[ModelTables], condition: Condition, run_dir: Pa
         run_dir: The run's folder.
 
     Returns:
-        The files.
+        The figures, not drawn yet.
     """
-    drawn: list[Path] = []
+    figures: list[Drawing] = []
     place = place_of_condition(run_dir, condition, "models")
     for metric in METRICS:
         models = [model for model in tables if metric in model.curves[condition.name]]
         if not models:
             continue
-        about = ALL_METRICS[metric]
-        has_share = about.unit == "nats" and about.axis == "layer"
-        num_columns = 2 if has_share else 1
-        size = 9.4 if has_share else 6.4, 4.0 + 0.21 * -(-len(models) // num_columns)
-        with figure(place.plot(metric), *size, drawn) as canvas:
-            panels = canvas.subplots(1, 1 + has_share, squeeze=False)[0]
-            handles = _draw_means(panels[0], models, condition, metric, lambda values, _: values)
-            if has_share:
-                _draw_means(panels[1], models, condition, metric, share_of_log_vocabulary)
-                panels[1].set_ylabel(f"{capital(about.label)} / ln V")
-            shaded = f", {band_label(metric)} shaded" if len(models) <= MOST_BANDS else ""
-            title = f"{capital(about.label)} over relative depth, {shown_name(condition)}"
-            write_title(canvas, title, f"mean over the sentences{shaded}")
-            labels = [_legend_of(model) for model in models]
-            place_legend(canvas, handles, labels, loc="outside lower center", ncols=num_columns)
-    return drawn
+        num_panels = 2 if _has_share(metric) else 1
+        size = 9.4 if num_panels == 2 else 6.4, 4.0 + 0.21 * -(-len(models) // num_panels)
+        draw = partial(_draw_models, models, condition, metric)
+        figures.append(Drawing(place.plot(metric), *size, draw, (metric, MODELS)))
+    return figures
+
+
+def _has_share(metric: str) -> bool:
+    return ALL_METRICS[metric].unit == "nats" and ALL_METRICS[metric].axis == "layer"
+
+
+def _draw_models(models: Sequence[ModelTables], condition: Condition, metric: str, canvas: Figure) -> None:
+    label, has_share = capital(ALL_METRICS[metric].label), _has_share(metric)
+    panels = canvas.subplots(1, 1 + has_share, squeeze=False)[0]
+    handles = _draw_means(panels[0], models, condition, metric, lambda values, _: values)
+    if has_share:
+        _draw_means(panels[1], models, condition, metric, share_of_log_vocabulary)
+        panels[1].set_ylabel(f"{label} / ln V")
+    shaded = f", {band_label(metric)} shaded" if len(models) <= MOST_BANDS else ""
+    title = f"{label} over relative depth, {shown_name(condition)}"
+    write_title(canvas, title, f"mean over the sentences{shaded}")
+    labels = [_legend_of(model) for model in models]
+    place_legend(canvas, handles, labels, loc="outside lower center", ncols=1 + has_share)
 
 
 def _legend_of(model: ModelTables) -> str:

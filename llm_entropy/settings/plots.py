@@ -1,0 +1,19 @@
+"""The words of `output.plots` and `output.plot_format`: which plots there are, and how they are written."""
+
+from typing import Literal, get_args
+
+from llm_entropy.settings.metrics import COMPARISON_METRICS, METRICS
+
+TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES = "token_probabilities", "comparison", "differences"
+LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS = "layer_impact", "dose_response", "summary", "models"
+GENERATIONS = "generations"
+
+PLOTS = (
+    *METRICS,
+    *COMPARISON_METRICS,
+    *(TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES, LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS, GENERATIONS),
+)
+"""What can be chosen: a metric stands for all plots of it, a kind of plot for that plot of every metric."""
+
+PlotFormat = Literal["png", "svg", "pdf"]
+PLOT_FORMATS: tuple[str, ...] = get_args(PlotFormat)
