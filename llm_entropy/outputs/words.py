@@ -9,13 +9,14 @@ from typing import NamedTuple, Optional
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llm_entropy.outputs import csv_text
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import CsvFile
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import NO_WORD, SENTENCE_ID, WORD_END, WORD_START
+from llm_entropy.schema import NO_WORD, SENTENCE_ID, TOKEN, WORD_END, WORD_START
 from llm_entropy.settings import LOG_BOUNDARY
 
 Floats = npt.NDArray[np.float64]
@@ -52,7 +53,8 @@ def word_table(view: View) -> WordTable:
 
     With B the probability that the next token begins a word or ends the text, the corrected surprisal is the sum over
     the tokens of -ln p, minus ln B behind the word, plus ln B at its first token (Pimentel and Meister 2024; Oh and
-    Schuler 2024). A text begins with a word: at its first one, and behind a special token, that last part is 0.
+    Schuler 2024). A text begins with a word: at its first one, and behind a special token, B is 1 for certain. So it is
+    behind a token that holds the white space behind its word, as a full stop with a line end: it has paid already.
     """
     chunk = view.chunk
     starts, ends = (chunk.table[name].to_numpy() for name in (WORD_START, WORD_END))
@@ -65,9 +67,9 @@ def word_table(view: View) -> WordTable:
     firsts = np.flatnonzero(is_first)
     if chunk.kind == "causal":  # the record of a token predicts the next one
         surprisal, entropy = _behind(surprisal, ids), _behind(entropy, ids)
-        follows = np.concatenate([[False], (ids[1:] == ids[:-1]) & (starts[:-1] != NO_WORD)])
-        before = np.where(follows[:, None], _behind(boundary, ids), 0.0)[firsts]
-        change = before - boundary[firsts + counts - 1]
+        is_certain = (_ends_blank(chunk) | (starts == NO_WORD))[:, None] & ~np.isnan(boundary)
+        boundary = np.where(is_certain, 0.0, boundary)
+        change = _behind(boundary, ids)[firsts] - boundary[firsts + counts - 1]
     else:
         change = np.full((len(firsts), boundary.shape[1]), np.nan)  # the model sees where the word ends
     # from the first token of a word to that of the next, but for the tokens between that belong to none
@@ -94,6 +96,13 @@ def _sizes(is_first: npt.NDArray[np.bool_], is_inside: npt.NDArray[np.bool_]) ->
     """Return how many records each word has."""
     word = np.cumsum(is_first) - 1
     return np.bincount(word[is_inside], minlength=int(is_first.sum()))
+
+
+def _ends_blank(chunk: Chunk) -> npt.NDArray[np.bool_]:
+    """Return whether the token of each record ends with white space."""
+    tokens = chunk.table[TOKEN].combine_chunks()
+    ends: npt.NDArray[np.bool_] = pc.not_equal(pc.utf8_rtrim_whitespace(tokens), tokens).to_numpy(zero_copy_only=False)
+    return ends
 
 
 def _behind(values: Floats, ids: Integers) -> Floats:

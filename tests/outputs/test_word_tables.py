@@ -13,6 +13,7 @@ import pytest
 import tokenizers
 import torch
 from tiny_models import HIDDEN, make_model, make_tokenizer
+from tokenizers import AddedToken
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel
 
@@ -26,7 +27,7 @@ SENTENCES = [
     "the ship left the harbour before dawn, and nobody waved",
     "she\ncounted  the lamps",
     "a",
-    "why does iron rust?",
+    "why does iron rust.\nshe left of the lamps",
     "na\u00efve \u96e8 fell on the 'old' stone bridge.",
 ]
 VECTOR = [0.5 * (-1) ** i for i in range(HIDDEN)]
@@ -43,6 +44,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for family, kind in (("llama", "causal"), ("gpt2", "causal"), ("bert", "masked")):
         tokenizer = make_tokenizer(kind)
         if family == "llama":
+            tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in (".\n", " of the")])
             tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
                 single=f"{END} $A", special_tokens=[(END, 0)]
             )
@@ -59,6 +61,11 @@ def analyse(models: dict[str, str], folder: Path, sentences: list[str] = SENTENC
 @pytest.fixture(scope="module")
 def result(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     return analyse(models, tmp_path_factory.mktemp("run"), compare_control=True, control_vector=VECTOR)
+
+
+def words_in(sentence: str) -> list[str]:
+    """Return what stands between white space; the Llama's tokenizer has a token of two words."""
+    return [word.replace("_", " ") for word in sentence.replace("of the", "of_the").split()]
 
 
 def numbers(column: pd.Series[Any]) -> np.ndarray:
@@ -90,7 +97,8 @@ def words_by_hand(folder: str, vector: list[float]) -> list[dict[str, Any]]:
     """Return the words of the sentences: each piece, with the tokens that overlap it, and what is summed over them."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ends = [i for i in range(len(tokenizer)) if tokenizer.convert_ids_to_tokens(i).startswith((*BLANKS, END))]
+    pieces = [tokenizer.convert_ids_to_tokens(i) for i in range(len(tokenizer))]
+    ends = [i for i, piece in enumerate(pieces) if piece.startswith((*BLANKS, " ", END))]
     rows = []
     for number, sentence in enumerate(SENTENCES):
         encoded = tokenizer(sentence, return_offsets_mapping=True)
@@ -98,14 +106,16 @@ def words_by_hand(folder: str, vector: list[float]) -> list[dict[str, Any]]:
         assert ids[0] == 0
         log_p = log_probabilities(model, ids, vector)
         place = token = 0
-        for word in sentence.split():
+        for word in words_in(sentence):
             start = sentence.index(word, place)
             place = start + len(word)
             first = token + 1
             token = max(t for t in range(first, len(ids)) if offsets[t][0] < place)
             total = sum(-log_p[:, t - 1, ids[t]] for t in range(first, token + 1))
-            before = log_p[:, first - 1, ends].exp().sum(-1).log() if first > 1 else 0.0
-            corrected = total - log_p[:, token, ends].exp().sum(-1).log() + before
+            behind = [log_p[:, t, ends].exp().sum(-1).log() for t in (first - 1, token)]
+            certain = [t == 0 or pieces[ids[t]] == ".\n" for t in (first - 1, token)]
+            before, after = (0.0 if sure else b for sure, b in zip(certain, behind, strict=True))
+            corrected = total - after + before
             entropy = -(log_p[:, first - 1].exp() * log_p[:, first - 1]).sum(-1)
             rows.append(
                 {
