@@ -3,7 +3,8 @@
 `canvas` makes and saves figures, `layout` places their panel, `lettering` writes on them, `condition` draws one
 condition, `comparative` what a condition changed, with `impact`, where it acts; `dose_response` and `overview` draw all
 comparisons of a model together, `generations` what they do to generated text, `side_by_side` the models of a run beside
-each other; `verdict` looks up how sure a difference is; `quality` draws how good extracted vectors are. `drawing` chooses figures and has several processes draw them, each of which runs `worker`.
+each other; `verdict` looks up how sure a difference is; `quality` draws how good extracted vectors are. `drawing`
+chooses figures and has several processes draw them, each of which runs `worker`.
 """
 
 from collections.abc import Sequence
