@@ -29,6 +29,8 @@ def identity_of(**control: Any) -> dict[str, Any]:
         ({"blocks": "1:3"}, {"blocks": "1:3"}),
         ({"blocks": [2]}, {"blocks": [2]}),
         ({"tokens": "last"}, {"tokens": "last"}),
+        ({"target_kl": 1.0}, {"target_kl": 1.0}),
+        ({"target_kl": 1.0, "found_strengths": {"gpt2": 2.0}}, {"target_kl": 1.0}),
     ],
 )
 def test_an_identity_names_how_a_vector_acts_where_it_is_not_as_usual(
