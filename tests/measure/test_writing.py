@@ -300,3 +300,21 @@ def test_out_of_memory_halves_the_sentences_and_changes_no_text(monkeypatch: pyt
     for name in whole.conditions:
         assert texts_of(parts, name) == texts_of(whole, name)
     assert torch.equal(parts.positions, whole.positions)
+
+
+def test_conditions_without_a_standard_one_write_and_read_their_texts_alone() -> None:
+    compared = measure(make_module("gpt2", compare_control=True, control=CONTROL))[0].conditions
+    (records,) = measure(make_module("gpt2", control=CONTROL))
+    assert list(records.conditions) == [name for name in compared if name != "standard"]
+    for name, own in records.conditions.items():
+        assert set(own.metrics) == {"entropy"}
+        expected = compared[name]
+        places, same = ((one.written != NO_TOKEN).nonzero()[:, 0] for one in (own, expected))
+        assert torch.equal(own.written[places], expected.written[same])
+        found = own.metrics["entropy"][places]
+        torch.testing.assert_close(found, expected.metrics["entropy"][same], rtol=1e-5, atol=1e-5)
+
+
+def test_a_batch_without_sentences_has_no_records() -> None:
+    records = make_module("gpt2").predict_step(collate([], 0, SEED))
+    assert (len(records.positions), records.conditions, records.texts) == (0, {}, {})

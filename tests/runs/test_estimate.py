@@ -13,6 +13,7 @@ from tiny_models import save_model
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measure.generated import measuring_module
 from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import hooks_on_applications
@@ -56,16 +57,33 @@ def test_blocks_and_layers_are_counted_as_they_run(folder: str) -> None:
     assert found.num_forwards == pytest.approx((3 + 4 * 2 + 0 + 0) / 3)
     assert found.num_lenses == 4 + 4 * 3 + 1 + 0
     assert found.num_placebos == 2
-    settings = settings_of(folder, positions="all", **MANY)
+    module, num_runs = run_once(folder, settings_of(folder, positions="all", **MANY))
+    assert num_runs == round(found.num_forwards * 3)
+    assert len(module.slots.layers) == found.num_lenses
+
+
+def test_each_text_is_written_and_read_under_its_own_condition_and_under_the_standard_one(folder: str) -> None:
+    found = estimated(settings_of(folder, positions="generated", max_new_tokens=1, **MANY))
+    # as above, and for each of seven conditions a pass that writes, for six of them one more of the standard model
+    assert found.num_forwards == pytest.approx((3 + 4 * 2 + 7 * 3 + 6 * 3) / 3)
+    assert found.num_lenses == 4 + 4 * 3 + 1 + 7 + 6 * 4
+    _, num_runs = run_once(folder, settings_of(folder, positions="generated", max_new_tokens=1, **MANY))
+    assert num_runs == round(found.num_forwards * 3)
+    longer = estimated(settings_of(folder, positions="generated", max_new_tokens=3, **MANY))
+    assert longer.num_records == 3 * found.num_records
+    assert longer.num_tokens == found.num_tokens + 2 * len(SENTENCES)
+
+
+def run_once(folder: str, settings: Settings) -> tuple[EntropyModule, int]:
+    """Run one sentence under all conditions; return the module, and how often a block ran."""
     view = open_model(plan_model("gpt2", folder, settings), settings.analysis).view
     runs: list[int] = []
     with hooks_on_applications(view.attentions, torch.nn.Module.register_forward_hook, lambda *_: runs.append(1)):
         plan = plan_model("gpt2", folder, settings)
         examples = [encoded.example for encoded in plan.encoder.examples([0], SENTENCES[:1])]
-        module = EntropyModule(view, Lens(view), settings.analysis, plan.steering)
+        module = measuring_module(view, Lens(view), settings.analysis, plan.steering)
         module.predict_step(collate(examples, 0, 0))
-    assert len(runs) == round(found.num_forwards * 3)
-    assert len(module.slots.layers) == found.num_lenses
+    return module, len(runs)
 
 
 def test_tokens_positions_and_bytes_are_those_of_the_run(folder: str, tmp_path: Path) -> None:
