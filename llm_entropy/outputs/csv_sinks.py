@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -83,15 +82,19 @@ class GenerationCsv:
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
-        tokens = [json.dumps(tokens, ensure_ascii=False) for tokens in view.written_tokens]
-        self._file.write(
-            csv_text.lines(
-                view.chunk.sentence_fields,
-                csv_text.text_fields(view.continuations),
-                view.condition.name,
-                csv_text.text_fields(pa.array(tokens, pa.string())),
-            )
-        )
+        self._file.write(view.generation_lines)
+
+
+class ComparativeGenerationCsv:
+    """The texts of all conditions side by side: each sentence has the line of the first, then that of the next."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file."""
+        self._file = CsvFile(path, csv_text.GENERATION_HEADER)
+
+    def add(self, views: Sequence[View]) -> None:
+        """Take the next sentences, as all conditions see them."""
+        self._file.write(csv_text.interleave([view.generation_lines for view in views]))
 
 
 class TextCsv:

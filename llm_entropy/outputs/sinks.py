@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import (
+    ComparativeGenerationCsv,
     ComparativePredictionCsv,
     FourLineCsv,
     GenerationCsv,
@@ -34,6 +35,7 @@ from llm_entropy.outputs.places import (
     Place,
     doses_path,
     place_of_comparison,
+    place_of_comparisons,
     place_of_condition,
     placebos_path,
     summary_path,
@@ -188,6 +190,10 @@ class ModelSinks:
             num_sentences=target.num_sentences,
             seed=target.seed,
         )
+        self._generations: Optional[ComparativeGenerationCsv] = None
+        if target.csv and target.text_metrics and comparisons:
+            place = place_of_comparisons(target.folder, target.model)
+            self._generations = ComparativeGenerationCsv(place.generations)
         self._summary: Optional[Summary] = None
         self._doses: Optional[DoseTable] = None
         self._baseline_of = {one.other.name: one.baseline.name for one in comparisons}
@@ -195,6 +201,8 @@ class ModelSinks:
     def add(self, chunk: Chunk) -> None:
         """Take the next sentences; what was made for a condition is let go before the next one, save a baseline's."""
         baselines: dict[str, View] = {}
+        if self._generations is not None:
+            self._generations.add([View(chunk, one) for one in self._all if one.keeps_tokens])
         for condition in self._all:
             view = View(chunk, condition)
             if condition.keeps_tokens:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Any
 
@@ -78,24 +79,22 @@ class View:
             for start, count in zip(self.chunk.starts, self.chunk.counts, strict=True)
         ]
 
-    @property
-    def continuations(self) -> pa.StringArray:
-        """[sentence], the text that the condition has written."""
-        return self.chunk.table[column(self.condition.name, CONTINUATION)].combine_chunks().take(self._first_records)
-
-    @property
-    def written_tokens(self) -> list[list[str]]:
-        """[sentence], what each token that the condition has written says."""
-        tokens = self.chunk.table[column(self.condition.name, TARGET)].to_pylist()
-        ends = np.cumsum(self.chunk.counts).tolist()
-        return [
-            [token for token in tokens[start:end] if token is not None]
+    @cached_property
+    def generation_lines(self) -> pa.LargeStringArray:
+        """[sentence], the lines of the texts that the condition has written, with their tokens as JSON lists."""
+        written = self.chunk.table[column(self.condition.name, CONTINUATION)].combine_chunks()
+        said = self.chunk.table[column(self.condition.name, TARGET)].to_pylist()
+        ends = (self.chunk.starts + self.chunk.counts).tolist()
+        tokens = [
+            json.dumps([token for token in said[start:end] if token is not None], ensure_ascii=False)
             for start, end in zip(self.chunk.starts.tolist(), ends, strict=True)
         ]
-
-    @property
-    def _first_records(self) -> pa.Array:
-        return pa.array(self.chunk.starts)
+        return csv_text.lines(
+            self.chunk.sentence_fields,
+            csv_text.text_fields(written.take(pa.array(self.chunk.starts))),
+            self.condition.name,
+            csv_text.text_fields(pa.array(tokens, pa.string())),
+        )
 
     @cached_property
     def prediction_lines(self) -> pa.LargeStringArray:

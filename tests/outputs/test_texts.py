@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -40,4 +41,4 @@ def test_the_longest_repetition_is_found_in_any_text() -> None:
             if np.array_equal(text[start : start + length], text[other : other + length])
         ]
         assert longest_repetition(text) == max(pieces, default=0)
-        assert distinct(text, 2) == len(set(zip(text[:-1], text[1:], strict=True))) / (size - 1)
+        assert distinct(text, 2) == len(set(itertools.pairwise(text))) / (size - 1)

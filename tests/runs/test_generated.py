@@ -140,6 +140,13 @@ def test_the_summary_compares_the_texts_as_they_are_counted_and_as_the_standard_
     assert not list(written.run_dir.rglob("*random*"))
 
 
+def test_the_texts_of_all_conditions_stand_side_by_side_sentence_by_sentence(written: RunResult) -> None:
+    together = pd.read_csv(written.run_dir / "comparative/predictions/gpt2_generations.csv", keep_default_na=False)
+    assert list(together["Analysis"]) == [*CONDITIONS] * len(SENTENCES)
+    for condition, own in together.groupby("Analysis"):
+        pd.testing.assert_frame_equal(own.reset_index(drop=True), written["gpt2"][condition].generations)
+
+
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_the_table_of_counts_has_a_row_for_each_text(written: RunResult, condition: str) -> None:
     table = written["gpt2"][condition].texts
