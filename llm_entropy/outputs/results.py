@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from llm_entropy.outputs.places import Place, place_of_comparison, place_of_condition
 from llm_entropy.outputs.reading import read_comparison, read_doses, read_metric, read_placebos, read_summary
+from llm_entropy.outputs.shown import html_of_line, html_of_model, html_of_run, listed, tidy
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow
-from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Mode, compared
+from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Comparison, Condition, Mode, compared
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from llm_entropy.outputs.plots.canvas import NotebookFigure
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class ConditionResult(Mapping[str, "pd.DataFrame"]):
     """The tables of one model under one condition, or in one comparison, by metric: a column per layer."""
 
@@ -26,6 +29,10 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
     metrics: tuple[str, ...]
     read: Callable[[str], pd.DataFrame]
     """Reads a metric: of a condition a row per sentence, of a comparison four."""
+    name: str = ""
+    """As in `ModelResult`."""
+    of: Optional[tuple[Path, Condition | Comparison]] = None
+    """The run's folder, and the condition or the comparison."""
 
     def __getitem__(self, metric: str) -> pd.DataFrame:
         """Return a metric, rows in sentence order.
@@ -44,6 +51,41 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
     def __len__(self) -> int:
         """Return the number of metrics."""
         return len(self.metrics)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<{type(self).__name__} {self.place.model}, {self.name}: {listed(self)}>"
+
+    def _repr_html_(self) -> str:
+        return html_of_line(repr(self))
+
+    def plot(self, metric: str) -> NotebookFigure:
+        """Return a metric over depth as a matplotlib figure; of a comparison both conditions, with the interval.
+
+        Raises:
+            KeyError: The run did not measure it.
+        """
+        from llm_entropy.outputs.replot import plot_comparison, plot_condition
+
+        if metric not in self.metrics:
+            raise KeyError(f"{metric!r}: the run has {', '.join(self.metrics)}")
+        assert self.of is not None
+        run_dir, shown = self.of
+        if isinstance(shown, Comparison):
+            return plot_comparison(run_dir, self.place.model, shown, metric)
+        return plot_condition(run_dir, self.place.model, shown, metric)
+
+    def tidy(self) -> pd.DataFrame:
+        """Return all metrics as one long table: a row per metric, sentence and layer.
+
+        Returns:
+            Columns model, condition, metric, row (the sentence's number), sentence, layer (or block), value; of a
+            comparison quantity too.
+        """
+        import pandas as pd
+
+        about = {"model": self.place.model, "condition": self.name}
+        return pd.concat([tidy(self[metric], **about, metric=metric) for metric in self], ignore_index=True)
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -84,7 +126,7 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
         return pd.read_parquet(self.place.words(".parquet"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelResult(Mapping[str, ConditionResult]):
     """The tables of one model: of the conditions by name, then of the comparisons by folder, as `comparative`.
 
@@ -118,6 +160,28 @@ class ModelResult(Mapping[str, ConditionResult]):
         """Return the number of conditions and comparisons."""
         return len(self._tables)
 
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<{type(self).__name__} {self.model}: {listed(self)}>"
+
+    def _repr_html_(self) -> str:
+        return html_of_line(repr(self)) + html_of_model(self.overview, self.effects)
+
+    def plot(self, metric: str) -> NotebookFigure:
+        """Return a metric of the first condition, the standard one where it was run, as a matplotlib figure.
+
+        Raises:
+            KeyError: The run did not measure it.
+        """
+        return next(iter(self.values())).plot(metric)
+
+    def tidy(self) -> pd.DataFrame:
+        """Return all metrics of all conditions as one long table, as `ConditionResult.tidy`; without comparisons."""
+        import pandas as pd
+
+        own = [one.tidy() for one in self.values() if one.of is not None and isinstance(one.of[1], Condition)]
+        return pd.concat(own, ignore_index=True)
+
     @property
     def summary(self) -> pd.DataFrame:
         """What each condition changes, and how surely: a row per condition, metric and layer.
@@ -142,7 +206,11 @@ class ModelResult(Mapping[str, ConditionResult]):
         metrics, conditions = tuple(self.analysis.metrics), self.analysis.run_conditions
         tables = {
             condition.name: ConditionResult(
-                place_of_condition(run_dir, condition, model), metrics, partial(read_metric, run_dir, model, condition)
+                place_of_condition(run_dir, condition, model),
+                metrics,
+                partial(read_metric, run_dir, model, condition),
+                condition.name,
+                (run_dir, condition),
             )
             for condition in conditions
             if condition.keeps_tokens
@@ -152,13 +220,15 @@ class ModelResult(Mapping[str, ConditionResult]):
                 place_of_comparison(run_dir, comparison, model),
                 (*metrics, *COMPARISON_METRICS),
                 partial(read_comparison, run_dir, model, comparison),
+                comparison.other.comparison_folder,
+                (run_dir, comparison),
             )
             for comparison in compared(conditions)
             if comparison.other.keeps_tokens
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult(Mapping[str, ModelResult]):
     """A finished run: `result["gpt2"]["standard"]["entropy"]` is a data frame, a row per sentence."""
 
@@ -188,3 +258,33 @@ class RunResult(Mapping[str, ModelResult]):
     def __len__(self) -> int:
         """Return the number of models."""
         return len(self.models)
+
+    def __repr__(self) -> str:
+        """Return one line."""
+        return f"<{type(self).__name__} {self.mode}, in {self.run_dir}: {listed(self)}>"
+
+    def _repr_html_(self) -> str:
+        models = [(key, html_of_model(model.overview, model.effects)) for key, model in self.items()]
+        return html_of_run(self.mode, self.run_dir, models)
+
+    def plot(self, metric: str) -> NotebookFigure:
+        """Return the means of all models over relative depth, in the first condition, as a matplotlib figure.
+
+        Raises:
+            KeyError: The run did not measure it.
+        """
+        from llm_entropy.outputs.replot import plot_models
+
+        first = next(iter(next(iter(self.values())).values()))
+        if metric not in first.metrics:
+            raise KeyError(f"{metric!r}: the run has {', '.join(first.metrics)}")
+        assert first.of is not None
+        condition = first.of[1]
+        assert isinstance(condition, Condition)
+        return plot_models(self.run_dir, list(self), condition, metric)
+
+    def tidy(self) -> pd.DataFrame:
+        """Return all metrics of all models and conditions as one long table, as `ConditionResult.tidy`."""
+        import pandas as pd
+
+        return pd.concat([model.tidy() for model in self.values()], ignore_index=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from llm_entropy.store.files import written_whole
 Numbers = npt.NDArray[np.floating[Any]]
 
 DPI = 220
+SCREEN_DPI = 110
 BLACK, GREY = "#1a1a1a", "#8a8a8a"
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, "#CC79A7", "#56B4E9", "#000000", "#F0E442")
@@ -103,6 +105,26 @@ class Drawing(NamedTuple):
         with figure(path, self.width, self.height, is_single=self.is_single) as canvas:
             self.draw(canvas)
         return path
+
+    def figure(self) -> NotebookFigure:
+        """Return it drawn, to be shown or changed: a notebook shows it as a picture."""
+        with mpl.rc_context(STYLE):
+            canvas = NotebookFigure(figsize=(self.width, self.height), dpi=SCREEN_DPI, layout=self._layout())
+            self.draw(canvas)
+            canvas.draw_without_rendering()  # matplotlib makes ticks when it draws, in the style of that moment
+        return canvas
+
+    def _layout(self) -> Any:
+        return SinglePanel() if self.is_single else "constrained"
+
+
+class NotebookFigure(Figure):
+    """Shows itself in a notebook, whether or not pyplot is there."""
+
+    def _repr_png_(self) -> bytes:
+        shown = BytesIO()
+        self.savefig(shown, format="png")
+        return shown.getvalue()
 
 
 @contextmanager
