@@ -18,7 +18,7 @@ def expected_files(settings: Settings) -> set[str]:
     """Return the paths that a comparative run has to leave, relative to its folder."""
     metrics, conditions = settings.analysis.metrics, settings.analysis.run_conditions
     shown = [condition for condition in conditions if condition.keeps_tokens]
-    paths = {"config.yaml", "run.json", "run.log"}
+    paths = {"config.yaml", "run.json", "run.log", "report.html"}
     paths |= {f"standard/plots/models_{metric}.png" for metric in metrics}
     for model in settings.models:
         for condition in shown:

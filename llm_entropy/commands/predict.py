@@ -6,7 +6,7 @@ import os
 
 from jsonargparse import Namespace
 
-from llm_entropy.commands.table import DONE, QUIET
+from llm_entropy.commands.table import DONE, OPEN, QUIET
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import RANKS
 from llm_entropy.settings.configuration import SHORT_NAMES, SettingsParser, settings_parser, to_settings
@@ -24,6 +24,7 @@ def parser(program: str) -> SettingsParser:
     )
     predict.add_argument("--quiet", action="store_true", help=QUIET)
     predict.add_argument("--resume", action="store_true", help=RESUME)
+    predict.add_argument("--open", action="store_true", help=OPEN)
     return predict
 
 
@@ -31,12 +32,19 @@ def run(chosen: Namespace) -> int:
     """Do what was chosen, and return the exit status."""
     settings = to_settings(chosen)
     check_ranks()
+    if chosen.open and not settings.output.report:
+        raise ReportedError(
+            "--open: got output.report: false, so that there is no report to open; leave one of them out"
+        )
+    from llm_entropy.commands.report import show
     from llm_entropy.commands.summary import print_summary
     from llm_entropy.runs import run
 
     result = run.run(settings, quiet=chosen.quiet, resume=chosen.resume)
     if result.is_global_zero:
         print_summary(result, quiet=chosen.quiet)
+        if chosen.open and result.report is not None:  # a task of an array leaves it to the merge
+            show(result.report.path)
     return DONE
 
 

@@ -50,6 +50,8 @@ def print_summary(result: RunResult, *, quiet: bool = False) -> None:
     about = COMPARED if "difference" in columns else MEANS
     console.print(about, table, sep="\n", markup=False, highlight=False)
     console.print(f"Tables and plots: {result.run_dir}", soft_wrap=True, markup=False, highlight=False)
+    if result.report is not None:
+        console.print(f"Report: {result.report.path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _conditions(lines: Mapping[str, Sequence[Mapping[str, str]]]) -> set[str]:

@@ -21,6 +21,7 @@ INTERRUPTED = 130
 """Exit status after SIGINT, as shells have it."""
 
 QUIET = "Show warnings and errors alone; standard output is the run's folder."
+OPEN = "Open the report in the browser when it is there."
 RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
 
 
@@ -37,6 +38,7 @@ COMMANDS = (
     Command("predict", "run the models over the corpus (the default command)", "llm_entropy.commands.predict"),
     Command("plan", "say what a run will take, before any weight is read", "llm_entropy.commands.plan"),
     Command("merge", "make a run's tables and plots, from the shards of all its tasks", "llm_entropy.commands.merge"),
+    Command("report", "make a run's report.html anew, and open it with --open", "llm_entropy.commands.report"),
     Command("status", "say what of a run is missing, and how to run just that", "llm_entropy.commands.status"),
     Command("extract", "make control vectors from contrastive pairs, and judge them", "llm_entropy.commands.extract"),
     Command(

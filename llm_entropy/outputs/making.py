@@ -13,8 +13,10 @@ from typing import Any
 
 from llm_entropy.errors import ReportedError, RunIncompleteError
 from llm_entropy.outputs.effects import SteeringFacts
-from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
+from llm_entropy.outputs.merge import MergeOptions, MergeSource, collect_model, merge_model
 from llm_entropy.outputs.plots.drawing import Drawers
+from llm_entropy.outputs.report import write_report
+from llm_entropy.outputs.report.page import SENTENCE_BYTES
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
@@ -98,7 +100,7 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
             for key, ledger in ledgers.items():
                 model = manifest.read_model(run_dir, key)
                 assert model is not None, "a complete model has a model.json"
-                tables.append(_merge_model(run_dir, settings, key, model, ledger))
+                tables.append(_merge_model(run_dir, settings, source_of(run_dir, settings, key, model, ledger)))
                 drawers.draw_model(tables[-1])
                 found = {
                     "summary": [_plain(row) for row in summary_rows(tables[-1])],
@@ -111,6 +113,8 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
             corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
         finished = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         changes = {"finished": finished, "corpus": corpus, "models": models, "output": made_of(settings)}
+        if settings.output.report:  # before the run is complete: a complete one has it
+            write_report(run_dir, settings, {**about, **changes}, tables)
         manifest.update_manifest(run_dir, "complete", **changes)
         for model in models.values():
             report_reading(model)
@@ -119,23 +123,76 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         lock.release()
 
 
-def _merge_model(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> ModelTables:
+def report_run(run_dir: Path) -> Path:
+    """Make the report of a complete run anew, from its shards, and return where it is. No other file is written.
+
+    Args:
+        run_dir: The run's folder.
+
+    Raises:
+        ReportedError: There is no such run, it is not complete, or a shard is corrupt.
+        RunIncompleteError: The disk is full.
+    """
+    about = manifest.read_manifest(run_dir)
+    settings = read_config(run_dir / manifest.CONFIG)
+    folder = shlex.quote(str(run_dir))
+    if about["status"] != "complete":
+        raise ReportedError(
+            f"{run_dir}: is not complete (run.json says {about['status']}); see what is missing with: llm-entropy "
+            f"status {folder}; when nothing is: llm-entropy merge {folder}"
+        )
+    ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
+    refuse_incomplete(run_dir, about, ledgers)
+    tables = [
+        collect_model(
+            source_of(run_dir, settings, key, about["models"][key], ledger), settings.analysis, _room(settings)
+        )
+        for key, ledger in ledgers.items()
+    ]
+    try:
+        return write_report(run_dir, settings, about, tables)
+    except OSError as error:
+        refuse_full_disk(error, run_dir, f"llm-entropy report {folder}")
+        raise
+
+
+def source_of(run_dir: Path, settings: Settings, key: str, model: dict[str, Any], ledger: Ledger) -> MergeSource:
+    """Return what a merge has to know of a model.
+
+    Args:
+        run_dir: The run's folder.
+        settings: Of the run.
+        key: The model's.
+        model: What its `model.json` says.
+        ledger: Of the model, complete.
+
+    Raises:
+        ReportedError: The shards are those of an earlier llm_entropy.
+    """
     if "steering" not in model:
         raise ReportedError(
             f"{run_dir}: its shards were written by an earlier llm_entropy and lack columns that this one reads; merge "
             f"it with the version that wrote them, {manifest.written_by(manifest.read_manifest(run_dir))}"
         )
     facts = {name: SteeringFacts(**about) for name, about in model["steering"].items()}
-    shape = ModelShape(**model["shape"])
-    source = MergeSource(key, model["name"], model["kind"], shape, ledger, facts, settings.seed)
-    options = MergeOptions(csv=settings.output.csv, parquet=settings.output.parquet)
+    return MergeSource(key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger, facts, settings.seed)
+
+
+def _merge_model(run_dir: Path, settings: Settings, source: MergeSource) -> ModelTables:
+    output = settings.output
+    options = MergeOptions(output.csv, output.parquet, report_bytes=_room(settings) if output.report else 0)
     return merge_model(run_dir, source, settings.analysis, options)
+
+
+def _room(settings: Settings) -> int:
+    """Return what the sentences of each model may need in the report."""
+    return SENTENCE_BYTES // len(settings.models)
 
 
 def made_of(settings: Settings) -> dict[str, Any]:
     """Return what is made of the records, as `run.json` says it; the format of plots where it is not PNG."""
     output = settings.output
-    made = {"csv": output.csv, "parquet": output.parquet, "plots": output.plots}
+    made = {"csv": output.csv, "parquet": output.parquet, "plots": output.plots, "report": output.report}
     return made if output.plot_format == "png" else {**made, "plot_format": output.plot_format}
 
 

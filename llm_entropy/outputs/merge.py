@@ -59,6 +59,8 @@ class MergeOptions:
     """Whether all records are written as Parquet."""
     chunk_bytes: int = CHUNK_BYTES
     """How much of the shards is in memory at once."""
+    report_bytes: int = 0
+    """What sentences may need in the report; 0: none is kept for it."""
 
 
 def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, options: MergeOptions) -> ModelTables:
@@ -82,9 +84,31 @@ def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, 
         ReportedError: If a part is corrupt or does not fit `analysis`, a record is there twice, a sentence is missing
             or unknown, or there is no record at all.
     """
+    with _staged(run_dir) as folder:
+        return _filled(folder, source, analysis, options)
+
+
+def collect_model(source: MergeSource, analysis: AnalysisSettings, report_bytes: int) -> ModelTables:
+    """Return what `merge_model` returns, and leave no file.
+
+    Args:
+        source: The model.
+        analysis: What was measured, under which conditions.
+        report_bytes: What sentences may need in the report.
+
+    Raises:
+        ReportedError: As `merge_model`.
+    """
+    with tempfile.TemporaryDirectory(prefix="llm-entropy-") as name:
+        options = MergeOptions(csv=False, parquet=False, report_bytes=report_bytes)
+        return _filled(Path(name), source, analysis, options)
+
+
+def _filled(folder: Path, source: MergeSource, analysis: AnalysisSettings, options: MergeOptions) -> ModelTables:
+    """Make a model's tables in a folder."""
     schema = shard_schema(analysis, source.shape, {})
     parts, ranges, total = _checked(source, analysis, schema, options)
-    with _staged(run_dir) as folder, ExitStack() as files:
+    with ExitStack() as files:
         target = Target(
             folder,
             source.key,
@@ -98,6 +122,7 @@ def merge_model(run_dir: Path, source: MergeSource, analysis: AnalysisSettings, 
             options.csv,
             options.parquet,
             files,
+            options.report_bytes,
         )
         sinks = ModelSinks(analysis.run_conditions, target)
         for lowest, end in ranges:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Optional
 
 from llm_entropy.outputs.places import Place, place_of_comparison, place_of_condition
 from llm_entropy.outputs.reading import read_comparison, read_doses, read_metric, read_placebos, read_summary
+from llm_entropy.outputs.report import REPORT, ReportPage
 from llm_entropy.outputs.shown import html_of_line, html_of_model, html_of_run, listed, tidy
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow
 from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Comparison, Condition, Mode, compared
@@ -240,6 +241,12 @@ class RunResult(Mapping[str, ModelResult]):
     """By the models' keys; empty on processes other than the first."""
     is_global_zero: bool = True
     """Whether this is the first process, which makes the tables."""
+
+    @property
+    def report(self) -> Optional[ReportPage]:
+        """The run's report.html: a notebook shows the page; None where there is none."""
+        page = ReportPage(self.run_dir / REPORT)
+        return page if page.path.is_file() else None
 
     def __getitem__(self, model: str) -> ModelResult:
         """Return what a model gave.

@@ -41,6 +41,7 @@ from llm_entropy.outputs.places import (
     summary_path,
 )
 from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
+from llm_entropy.outputs.report.sample import SentenceSampler
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.texts import FROM_TEXTS
 from llm_entropy.outputs.views import Pair, View, num_points
@@ -96,6 +97,8 @@ class Target:
     """Whether every record is written as Parquet."""
     files: ExitStack
     """Holds the open files; they are complete when it is closed."""
+    report_bytes: int = 0
+    """What sentences may need in the report; 0: none is shown."""
 
     def curve(self, metric: str) -> CurveBuilder:
         """Return what collects the curve of a metric."""
@@ -180,6 +183,8 @@ class ModelSinks:
         self._comparisons = {
             one.other.name: ComparisonSinks(one, target) for one in comparisons if one.other.keeps_tokens
         }
+        shown = [sinks.condition for sinks in self._conditions.values()]
+        self._sampler = SentenceSampler(shown, target.schema, target.seed, target.report_bytes)
         counted = [*target.metrics, *target.text_metrics]
         self._placebos = PlaceboTable(counted)
         self._effects = ModelEffects(
@@ -200,6 +205,7 @@ class ModelSinks:
 
     def add(self, chunk: Chunk) -> None:
         """Take the next sentences; what was made for a condition is let go before the next one, save a baseline's."""
+        self._sampler.add(chunk)
         baselines: dict[str, View] = {}
         if self._generations is not None:
             self._generations.add([View(chunk, one) for one in self._all if one.keeps_tokens])
@@ -251,6 +257,7 @@ class ModelSinks:
             self._doses,
             self._placebos.by_vector(),
             self._effects.untouched(),
+            self._sampler.sample(),
         )
 
 

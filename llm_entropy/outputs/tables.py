@@ -7,6 +7,7 @@ from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
@@ -63,8 +64,18 @@ class TokenTracks:
 
 
 @dataclass
+class SentenceSample:
+    """Some sentences of a model, for the report."""
+
+    records: pa.Table
+    """Their records, at most the first few of each, in corpus order; each holds the text of its sentence."""
+    num_records: list[int]
+    """[sentence], how many records it has."""
+
+
+@dataclass
 class ModelTables:
-    """All that plots and the table on the terminal show of one model."""
+    """All that plots, the report and the table on the terminal show of one model."""
 
     model: str
     """The model's key."""
@@ -90,6 +101,8 @@ class ModelTables:
     """By vector, then by metric: [placebo, layer], mean difference of each of its placebos from the standard run."""
     untouched: dict[str, int] = field(default_factory=dict)
     """By condition: number of the lowest layers (and blocks) that steering does not reach, where it is known."""
+    sample: Optional[SentenceSample] = None
+    """Some sentences, token by token; None where no report is made."""
 
     @property
     def baselines(self) -> list[Condition]:

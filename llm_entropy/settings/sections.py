@@ -241,6 +241,8 @@ class OutputSettings:
     """How plots are written: png, or as vectors svg or pdf."""
     parquet: bool = True
     """Whether every record is written as Parquet beside the CSV files."""
+    report: bool = True
+    """Whether report.html is made: one page with what the run found, which opens from the disk without a network."""
     part_megabytes: float = 16.0
     """A process writes its records to a file of shards when so much has come together."""
     part_seconds: float = 60.0

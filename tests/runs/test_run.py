@@ -122,7 +122,7 @@ def files_of(run_dir: Path) -> set[str]:
 def expected_files(mode: str, models: Iterable[str], metrics: list[str]) -> set[str]:
     """Return what section 7 of the design lists, for one process."""
     folders = {"comparative": (STANDARD, CONTROL), "control": (CONTROL,), "standard": (STANDARD,)}[mode]
-    names = {"config.yaml", "run.json", "run.log"}
+    names = {"config.yaml", "run.json", "run.log", "report.html"}
     names |= {f".locks/{name}.lock" for name in ("create", "merge", "task-00000-of-00001.rank-0000")}
     for model in models:
         names.add(f"shards/{model}/model.json")

@@ -1,0 +1,171 @@
+"""What a report says: plain lists and numbers, from what the merge made and from what `run.json` says."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_entropy.outputs.inference.summary import Summary
+from llm_entropy.outputs.report.numbers import short
+from llm_entropy.outputs.report.sentences import shown_sentences
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.settings import ALL_METRICS, Condition, Settings
+from llm_entropy.store.manifest import CONFIG
+
+LONGEST_CONFIG = 20_000
+"""Letters of a configuration that is shown; a longer one is in its file alone."""
+LINKED = (".csv", ".parquet", ".png", ".svg", ".pdf", ".json", ".yaml", ".log")
+HIDDEN = ("shards",)
+SUMMARY_COLUMNS = (
+    *("n", "mean_standard", "mean_difference", "ci_low", "ci_high", "effect_size", "p_holm", "share_increased"),
+    "placebo_p",
+)
+DOSE_COLUMNS = ("slope", "slope_ci_low", "slope_ci_high", "share_negative")
+
+
+def content(run_dir: Path, settings: Settings, about: Mapping[str, Any], tables: Sequence[ModelTables]) -> Any:
+    """Return all that the page shows, as JSON holds it.
+
+    Args:
+        run_dir: The run's folder, with all other outputs in it.
+        settings: Of the run.
+        about: What `run.json` says of the complete run.
+        tables: What the merge made of each model.
+    """
+    analysis = settings.analysis
+    conditions = analysis.run_conditions
+    return short(
+        {
+            "run": _about_run(run_dir, settings, about),
+            "conditions": [_about_condition(one) for one in conditions if one.keeps_tokens],
+            "placebos": _about_placebos(conditions),
+            "metrics": {name: ALL_METRICS[name]._asdict() for name in _metrics(tables)},
+            "models": [_model(one, about["models"][one.model], settings) for one in tables],
+            "files": _files(run_dir),
+        }
+    )
+
+
+def _about_run(run_dir: Path, settings: Settings, about: Mapping[str, Any]) -> dict[str, Any]:
+    analysis, config = settings.analysis, (run_dir / CONFIG).read_text(encoding="utf-8")
+    corpus = about["corpus"]
+    names = ("source", "fingerprint", "num_rows", "num_sentences", "num_skipped")
+    return {
+        "name": about["run"],
+        "mode": about["mode"],
+        "started": about["started"],
+        "seed": settings.seed,
+        "lens": analysis.lens,
+        "positions": analysis.positions,
+        "mask_strategy": analysis.mask_strategy,
+        "temperature": analysis.temperature,
+        "use_sampling": analysis.use_sampling,
+        "precision": settings.trainer.precision,
+        "corpus": {name: corpus[name] for name in names},
+        "versions": about.get("versions", {}),
+        "git_commit": about.get("git_commit"),
+        "machine": {name: about.get(name) for name in ("platform", "processors", "device")},
+        "config": config if len(config) <= LONGEST_CONFIG else None,
+    }
+
+
+def _about_condition(condition: Condition) -> dict[str, Any]:
+    steering = condition.steering
+    return {
+        "name": condition.name,
+        "role": condition.role,
+        "vector": steering and steering.source,
+        "strength": steering and steering.strength,
+        "operator": steering and steering.control.operator,
+    }
+
+
+def _about_placebos(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
+    """Return how many placebos of each kind a vector has, and at which strength."""
+    own = Counter(
+        (one.steering.source, one.steering.placebo.kind, one.steering.strength)
+        for one in conditions
+        if one.steering is not None and one.steering.placebo is not None
+    )
+    names = ("vector", "kind", "strength", "count")
+    return [dict(zip(names, (*key, count), strict=True)) for key, count in own.items()]
+
+
+def _metrics(tables: Sequence[ModelTables]) -> list[str]:
+    """Return the metrics that the page shows, those between conditions last."""
+    return list(
+        dict.fromkeys(
+            [name for one in tables for curves in one.curves.values() for name in curves]
+            + [name for one in tables for compared in one.comparisons.values() for name in compared.between]
+        )
+    )
+
+
+def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
+    counts = ("num_sentences", "num_records", "num_tokens", "num_cut", "num_own_start", "num_unread", "num_parts")
+    names = ("name", "revision", "model_type", "kind", "dtype", "attention", "lens_error_logits", "max_length")
+    curves = {name: dict(own) for name, own in tables.curves.items()}
+    for name, compared in tables.comparisons.items():
+        curves[name] |= compared.between
+    return {
+        "key": tables.model,
+        **{name: about.get(name) for name in (*names, *counts)},
+        **tables.shape._asdict(),
+        "num_layers": tables.shape.num_layers,
+        "curves": {
+            name: {metric: {"mean": one.mean, "deviation": one.deviation} for metric, one in own.items()}
+            for name, own in curves.items()
+        },
+        "summary": {} if tables.summary is None else _summary(tables.summary),
+        "placebos": {
+            vector: {metric: list(means) for metric, means in own.items()} for vector, own in tables.placebos.items()
+        },
+        "doses": _doses(tables),
+        "untouched": tables.untouched,
+        "sample": None if tables.sample is None else shown_sentences(tables, tables.sample, settings.analysis.metrics),
+    }
+
+
+def _summary(summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the summary by condition and metric; an empty column is left out."""
+    rows = _rows_by(summary.condition, summary.metric)
+    columns = {item.name: getattr(summary, item.name) for item in fields(summary) if item.name in SUMMARY_COLUMNS}
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for (condition, metric), places in rows.items():
+        own = {name: values[places] for name, values in columns.items()}
+        kept = {name: values for name, values in own.items() if not np.isnan(values.astype(float)).all()}
+        found.setdefault(condition, {})[metric] = kept
+    return found
+
+
+def _doses(tables: ModelTables) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the slopes by vector and metric."""
+    doses = tables.doses
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    if doses is not None:
+        for (vector, metric), places in _rows_by(doses.vector, doses.metric).items():
+            found.setdefault(vector, {})[metric] = {name: getattr(doses, name)[places] for name in DOSE_COLUMNS}
+    return found
+
+
+def _rows_by(first: Any, second: Any) -> dict[tuple[str, str], list[int]]:
+    """Return the rows of each pair of names, in order."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for place, key in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
+        rows.setdefault(key, []).append(place)
+    return rows
+
+
+def _files(run_dir: Path) -> list[str]:
+    """Return what lies beside the report, for links."""
+    paths = (path.relative_to(run_dir) for path in run_dir.rglob("*") if path.suffix in LINKED and path.is_file())
+    return sorted(path.as_posix() for path in paths if path.parts[0] not in HIDDEN and not _is_hidden(path))
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

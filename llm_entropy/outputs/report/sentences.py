@@ -1,0 +1,145 @@
+"""The sentences of a report, as the page holds them: their texts in pieces, and numbers for each token and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed
+from llm_entropy.outputs.tables import ModelTables, SentenceSample
+from llm_entropy.outputs.views import View, mean_over_heads, num_points
+from llm_entropy.schema import (
+    POSITION,
+    SENTENCE_ID,
+    TARGET,
+    TOKEN,
+    TOKEN_END,
+    TOKEN_START,
+    TRACKED_PROBABILITIES,
+    TRACKED_TOKENS,
+    column,
+)
+from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Condition
+
+SAME_AS_ENTROPY = ("perplexity", "kl_divergence")
+"""Metrics that are entropy on another scale: of single tokens it alone is shown."""
+HEAD, TAIL = 150, 500
+"""Letters of a long text between tokens that are kept, at its beginning and its end."""
+GAP = " \u2026 "
+
+
+class Names:
+    """Texts that occur often: each is written once, and counted through."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def __call__(self, text: str) -> int:
+        """Return the number of a text."""
+        return self._places.setdefault(text, len(self._places))
+
+    @property
+    def all(self) -> list[str]:
+        """The texts, by number."""
+        return list(self._places)
+
+
+def shown_sentences(tables: ModelTables, sample: SentenceSample, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return the sampled sentences as the page holds them.
+
+    Args:
+        tables: What the merge made of the model.
+        sample: What the merge collected.
+        metrics: Of the run.
+    """
+    chunk, names = Chunk(sample.records, "causal", tables.shape), Names()
+    table = sample.records
+    spans = np.stack([table[TOKEN_START].to_numpy(), table[TOKEN_END].to_numpy()], axis=1).tolist()
+    tokens = table[TOKEN].to_pylist()
+    sentences = [
+        {
+            "number": int(number),
+            "first": int(first),
+            "pieces": list(pieces(text, spans[first : first + count], tokens[first : first + count])),
+            "left": total - count,
+        }
+        for number, text, first, count, total in zip(
+            table[SENTENCE_ID].to_numpy()[chunk.starts].tolist(),
+            chunk.sentences.to_pylist(),
+            chunk.starts.tolist(),
+            chunk.counts.tolist(),
+            sample.num_records,
+            strict=True,
+        )
+    ]
+    shown = [name for name in metrics if name not in SAME_AS_ENTROPY or "entropy" not in metrics]
+    return {
+        "sentences": sentences,
+        "tokens": [names(token) for token in tokens],
+        "positions": table[POSITION].to_pylist(),
+        "metrics": _metrics(chunk, tables, shown),
+        "conditions": {one.name: _named(chunk, one, names) for one in tables.conditions},
+        "least_probability": LEAST_PROBABILITY,
+        "names": names.all,
+    }
+
+
+def pieces(text: str, spans: Sequence[Sequence[int]], tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield a text in pieces, each with the token that it is, or -1 between them.
+
+    A token without a place in the text is shown by its own name; of tokens that share letters (the bytes of an emoji)
+    the first has them, and the others are empty.
+
+    Args:
+        text: The sentence.
+        spans: [token], first letter and one past the last; -1 where they are not known.
+        tokens: [token], their names.
+    """
+    done = 0
+    for index, ((start, end), token) in enumerate(zip(spans, tokens, strict=True)):
+        if start < 0:
+            yield token, index
+            continue
+        if start > done:
+            yield _shortened(text[done:start], keeps_end=True), -1
+        yield text[max(start, done) : end], index
+        done = max(done, end)
+    if done < len(text):
+        yield _shortened(text[done:], keeps_end=False), -1
+
+
+def _shortened(text: str, *, keeps_end: bool) -> str:
+    """Leave out the middle of a long text; or its end, where no token follows."""
+    if len(text) <= HEAD + TAIL + len(GAP):
+        return text
+    return text[:HEAD] + GAP + text[-TAIL:] if keeps_end else text[:TAIL] + GAP
+
+
+def _metrics(chunk: Chunk, tables: ModelTables, metrics: Sequence[str]) -> dict[str, Any]:
+    """Return each metric, [condition, record, layer], by two bytes a number; conditions without it are left out."""
+    found = {}
+    for metric in (*metrics, *(COMPARISON_METRICS if tables.comparisons else ())):
+        own = [one for one in tables.conditions if metric not in COMPARISON_METRICS or one.name in tables.comparisons]
+        values = np.stack([_numbers(View(chunk, one), metric) for one in own])
+        found[metric] = {"conditions": [one.name for one in own], **packed(values, ALL_METRICS[metric].scale)}
+    return found
+
+
+def _numbers(view: View, metric: str) -> Any:
+    """Return a metric, [record, layer]; the mean over heads."""
+    numbers, width = view.numbers(metric), num_points(metric, view.chunk.shape)
+    return numbers if numbers.shape[1] == width else mean_over_heads(numbers, width)
+
+
+def _named(chunk: Chunk, condition: Condition, names: Names) -> dict[str, Any]:
+    """Return the tokens that a condition names, by number, with their probabilities [record, tracked, layer]."""
+    tracked = chunk.table[column(condition.name, TRACKED_TOKENS)].to_pylist()
+    probabilities = np.maximum(chunk.numbers(column(condition.name, TRACKED_PROBABILITIES)), LEAST_PROBABILITY)
+    return {
+        "targets": [names(target) for target in chunk.table[column(condition.name, TARGET)].to_pylist()],
+        "tracked": [[names(token) for token in own] for own in tracked],
+        "probabilities": packed(probabilities, "logarithmic"),
+    }
