@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_entropy.corpus.pairs import rows_of
-from llm_entropy.corpus.sentences import refuse_data_beside, texts_of
+from llm_entropy.corpus.sentences import columns_of, refuse_data_beside, texts_of
 from llm_entropy.errors import ReportedError
 from llm_entropy.library import LanguageModel, key_of
 from llm_entropy.models.loaded import loaded_source
@@ -195,11 +195,13 @@ def run_analysis(
         trainer=_section(trainer, "trainer", TrainerSettings),
         output=_section(output, "output", OutputSettings, "dir"),
     )
+    columns = None
     if sentences is not None:
         refuse_data_beside(data)
         number = settings.analysis.num_sentences
-        sentences = texts_of(sentences, data, None if number == "auto" else number)
-    return run(settings, quiet=quiet, sentences=sentences, resume=resume, loaded=loaded)
+        texts = texts_of(sentences, data, None if number == "auto" else number)
+        columns, sentences = columns_of(sentences, data, len(texts)), texts
+    return run(settings, quiet=quiet, sentences=sentences, columns=columns, resume=resume, loaded=loaded)
 
 
 def extract(

@@ -39,6 +39,9 @@ CUT_WORD = -2
 """Where a token's word begins: the sentence was cut within that word."""
 
 
+NO_ANSWER, TARGET_ANSWER, FOIL_ANSWER = 0, 1, 2
+"""What an example reads: the sentence, its right answer, or its wrong one."""
+
 # --- what flows through a run ------------------------------------------------------------------------------------
 
 
@@ -63,6 +66,8 @@ class Example(NamedTuple):
     """For each position, where its token's word begins in `sentence`, or `NO_WORD`, or `CUT_WORD`; empty: not asked."""
     word_ends: Sequence[int] = ()
     """For each position, where its token's word ends, likewise."""
+    answer: int = NO_ANSWER
+    """Which answer it reads: `TARGET_ANSWER`, `FOIL_ANSWER`, or none, as an ordinary example."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +182,12 @@ class Batch:
     num_own: Optional[Tensor] = None
     """[batch], on the CPU: how many tokens of a row are the sentence's own; behind them stand those that a model wrote.
     None: all are its own."""
+
+    kept: Optional[pa.Table] = None
+    """A row for each sentence: its id, and the columns of the corpus that go with it. None: there are none."""
+    answers: Optional[Tensor] = None
+    """[record], on the CPU: which answer it belongs to, as `Example.answer`; None: none of them does. Those of a batch
+    that was moved, or cut, are its host's."""
 
     host: Optional[Batch] = None
     """The batch that this one was moved from: what the CPU needs to know is asked there, without waiting."""
@@ -380,6 +391,10 @@ class Records:
     """Which batch of the corpus it is."""
     notes: Optional[WindowNotes] = None
     """Of its window, where it is the window's first batch."""
+    kept: Optional[pa.Table] = None
+    """As `Batch.kept`."""
+    answers: Optional[Tensor] = None
+    """As `Batch.answers`."""
     wait: Optional[Callable[[], None]] = None
     """Waits until the numbers have come from the device; to be called before they are read. None: they are there."""
 
@@ -393,6 +408,9 @@ TARGET_ID, TARGET = "target_id", "target"
 CONTINUATION = "continuation"
 TOP_TOKENS, TOP_PROBABILITIES = "top_tokens", "top_probabilities"
 TRACKED_TOKENS, TRACKED_PROBABILITIES = "tracked_tokens", "tracked_probabilities"
+ANSWER_SURPRISAL, ANSWER_RANK, ANSWER_PROBABILITY = "answer_surprisal", "answer_rank", "answer_probability"
+ANSWER_COLUMNS = {ANSWER_SURPRISAL: "nats", ANSWER_RANK: "tokens", ANSWER_PROBABILITY: ""}
+"""What is read of an answer, and the units: the surprisal of all its tokens; rank and probability of the first."""
 
 
 class ModelShape(NamedTuple):
@@ -418,7 +436,19 @@ def column(condition: str, name: str) -> str:
     return f"{condition}/{name}"
 
 
-def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[str, str]) -> pa.Schema:
+def kept_column(name: str) -> str:
+    """Return the shard column that holds a column of the corpus; no condition has an empty name."""
+    return column("", name)
+
+
+def shard_schema(
+    analysis: AnalysisSettings,
+    shape: ModelShape,
+    metadata: dict[str, str],
+    *,
+    kept: Sequence[pa.Field] = (),
+    answers: bool = False,
+) -> pa.Schema:
     """Return the Arrow schema of a model's shards: one row per (sentence, position), columns for each condition.
 
     Metrics are fixed-size lists of float32, a number per layer; those of attention hold blocks x heads numbers, the
@@ -428,7 +458,17 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
 
     Of generated texts a row is (sentence, step): behind one sentence every condition writes its next token at the same
     position. The targets of a condition are what it wrote, its other columns what it says there; they are null, or NaN,
-    where its text has ended. The text itself, `continuation`, stands in the first record of its sentence.
+    where its text has ended. The text itself, `continuation`, stands in the first record of its sentence. So do the
+    values of columns of the corpus.
+
+    Args:
+        analysis: What is measured.
+        shape: The model's sizes.
+        metadata: Of the schema.
+        kept: The columns of the corpus that go with each sentence, by their own names.
+        answers: Whether answers are read. Each has a row of its own, whose position is minus the number of the answer
+            (`TARGET_ANSWER`, `FOIL_ANSWER`), and whose numbers stand in the columns `ANSWER_COLUMNS` of each condition;
+            its other columns are null, or zeros. In other rows those of the answers are zeros.
     """
     import pyarrow as pa
 
@@ -495,6 +535,13 @@ def shard_schema(analysis: AnalysisSettings, shape: ModelShape, metadata: dict[s
             numbers(column(condition.name, STANDARD_SURPRISAL), metric.unit, metric.axis, num_layers)
             for condition in conditions
         ]
+    if answers:
+        fields += [
+            numbers(column(condition.name, name), unit, "layer", num_layers)
+            for condition in conditions
+            for name, unit in ANSWER_COLUMNS.items()
+        ]
+    fields += [field.with_name(kept_column(field.name)) for field in kept]
     return pa.schema(fields, metadata={"llm_entropy": "records", **metadata})
 
 

@@ -126,7 +126,14 @@ def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
 def test_the_corpus_is_distinct_and_well_formed() -> None:
     rows = read_sentences()
     assert len(rows) >= 320
-    assert all(row.keys() == {"prompt", "masked", "topic"} for row in rows)
+    answers = {"target", "foil", "masked_target", "masked_foil"}
+    assert all(row.keys() - answers == {"prompt", "masked", "topic"} for row in rows)
+    answered = [row for row in rows if "target" in row]
+    assert len(answered) >= 100
+    for row in answered:
+        assert answers <= row.keys()
+        assert row["target"] != row["foil"]
+        assert row["masked_target"] != row["masked_foil"]
     for key in ("prompt", "masked"):
         assert len({row[key] for row in rows}) == len(rows)
         assert all(4 <= len(row[key].split()) <= 25 for row in rows)

@@ -52,7 +52,8 @@ def read_sentences() -> list[dict[str, str]]:
 
     Returns:
         Rows of `prompt` (an open sentence, for causal models), `masked` (a sentence with one `[MASK]`, for masked
-        ones, about the same fact) and `topic`.
+        ones, about the same fact) and `topic`; where it has an answer also `target` and `foil`, a right and a wrong
+        one to the prompt, and `masked_target` and `masked_foil`, to the masked form.
     """
     lines = (FOLDER / "sentences.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

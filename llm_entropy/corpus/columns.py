@@ -58,7 +58,7 @@ def text_column(opened: Rows, data: DataSettings) -> str:
             raise ReportedError(f"data.text_column: {source} has no column {asked!r}{hint}; it has {', '.join(names)}")
         looks = {
             name: _look_of(rows, name) if isinstance(rows, Dataset) else _look_of_values([row[name] for row in head])
-            for name in ([asked] if asked else names)
+            for name in ([asked] if asked else [name for name in names if name not in data.carried_columns] or names)
         }
     if asked is not None and looks[asked].kind == "other":
         raise ReportedError(f"data.text_column: {asked!r} of {source} holds no text but {looks[asked].held}")

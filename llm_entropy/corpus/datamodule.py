@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import Any, Optional
 
 import lightning
+import numpy as np
+import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from llm_entropy.corpus.corpus import Corpus, Window
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder, collate
-from llm_entropy.schema import Batch, BatchKey, WindowNotes
+from llm_entropy.schema import SENTENCE_ID, Batch, BatchKey, WindowNotes, kept_column
 from llm_entropy.store.ledger import Done
 from llm_entropy.store.windows import Task, batches_of_task, deal, plan_batches
 
@@ -32,6 +34,7 @@ class WindowBatches(IterableDataset[Batch]):
         """
         self.corpus, self.encoder, self.task, self.done = data.corpus, data.encoder, data.task, data.done
         self.pad_token_id, self.tokens_per_batch, self.seed = data.pad_token_id, data.tokens_per_batch, data.seed
+        self.answer_delimiter = data.answer_delimiter
         self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -44,7 +47,9 @@ class WindowBatches(IterableDataset[Batch]):
 
     def _batches(self, window: Window, loads: list[int]) -> Iterator[Batch]:
         """Iterate over a window's batches that are missing and fall to this process; every process deals alike."""
-        encoded = EncodedSentences(self.encoder, window.sentence_ids, window.sentences)
+        encoded = EncodedSentences(
+            self.encoder, window.sentence_ids, window.sentences, window.answers, self.answer_delimiter
+        )
         plan = plan_batches(encoded.lengths, self.tokens_per_batch)
         own = list(range(len(plan)))
         if self.corpus.num_windows is not None:
@@ -56,7 +61,8 @@ class WindowBatches(IterableDataset[Batch]):
             index = left[item]
             batch = collate([encoded[row] for row in plan[index]], self.pad_token_id, self.seed)
             notes = _notes(window, encoded) if index == 0 else None
-            yield replace(batch, key=BatchKey(window.number, index, len(plan)), notes=notes)
+            kept = _kept(window, batch)
+            yield replace(batch, key=BatchKey(window.number, index, len(plan)), notes=notes, kept=kept)
 
 
 class SentenceDataModule(lightning.LightningDataModule):
@@ -77,6 +83,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         task: Optional[Task] = None,
         done: Optional[Done] = None,
         num_workers: int = 0,
+        answer_delimiter: str = " ",
     ) -> None:
         """Keep what is to be read; the same everywhere.
 
@@ -90,6 +97,7 @@ class SentenceDataModule(lightning.LightningDataModule):
             task: Which share of the corpus; None: all of it.
             done: What need not be done again; what the first process says counts.
             num_workers: Processes that make batches beside this one.
+            answer_delimiter: Stands between a sentence and its answer.
         """
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -97,6 +105,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         self.pad_token_id, self.tokens_per_batch, self.seed = pad_token_id, tokens_per_batch, seed
         self.task, self.done = task or Task(), done or Done()
         self.num_workers = num_workers
+        self.answer_delimiter = answer_delimiter
 
     @property
     def num_sentences(self) -> Optional[int]:
@@ -126,6 +135,17 @@ class SentenceDataModule(lightning.LightningDataModule):
         return DataLoader(
             batches, batch_size=None, collate_fn=_as_it_is, num_workers=self.num_workers, worker_init_fn=_start_worker
         )
+
+
+def _kept(window: Window, batch: Batch) -> Optional[pa.Table]:
+    """Return what goes with the sentences of a batch, a row for each, their ids first."""
+    if window.kept is None:
+        return None
+    places = np.unique(np.searchsorted(window.sentence_ids, batch.sentence_ids.numpy()))
+    ids = pa.array(np.asarray(window.sentence_ids, np.int64)[places])
+    # Without names that a column of the corpus may have, too.
+    rows = window.kept.take(pa.array(places))
+    return rows.rename_columns([kept_column(name) for name in rows.column_names]).add_column(0, SENTENCE_ID, ids)
 
 
 def _notes(window: Window, encoded: EncodedSentences) -> WindowNotes:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import chain
+from typing import Optional
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_entropy.corpus.encoding import Encoder
-from llm_entropy.schema import Example, Slice
+from llm_entropy.corpus.answers import Answers, answer_examples
+from llm_entropy.corpus.encoding import Encoded, Encoder
+from llm_entropy.schema import NO_ANSWER, Example, Slice
 
 SENTENCES_AT_ONCE = 512
 """Most sentences that are tokenised together."""
@@ -26,23 +28,36 @@ class EncodedSentences:
     Of examples of the same sentence the tokens are kept once, and of each example where it differs.
     """
 
-    def __init__(self, encoder: Encoder, sentence_ids: Sequence[int], sentences: Sequence[str]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        sentence_ids: Sequence[int],
+        sentences: Sequence[str],
+        answers: Optional[Sequence[Answers]] = None,
+        delimiter: str = " ",
+    ) -> None:
         """Encode sentences, some at a time.
 
         Args:
             encoder: Makes the examples.
             sentence_ids: [sentence].
             sentences: [sentence], the texts.
+            answers: [sentence], what is read behind them as well; None: nothing.
+            delimiter: Stands between a sentence and its answer.
         """
         owners: list[int] = []
+        which: list[int] = []
         cut: set[int] = set()
         own_start: set[int] = set()
         numbers = {name: _Lists() for name in _NUMBERS}
         place = {sentence_id: index for index, sentence_id in enumerate(sentence_ids)}
         for some in _groups(sentences):
-            for example, was_cut, has_own_start in encoder.examples(sentence_ids[some], sentences[some]):
+            own = None if answers is None else answers[some]
+            for example, was_cut, has_own_start in _examples(
+                encoder, sentence_ids[some], sentences[some], own, delimiter
+            ):
                 owner = place[example.sentence_id]
-                if not owners or owner != owners[-1]:
+                if not owners or (owner, example.answer) != (owners[-1], which[-1]):
                     numbers["input_ids"].add(example.input_ids)
                     first = np.array(example.input_ids, np.int32)
                 changes = np.flatnonzero(first != np.array(example.input_ids, np.int32))
@@ -51,6 +66,7 @@ class EncodedSentences:
                 for name in _OF_POSITIONS:
                     numbers[name].add(getattr(example, name))
                 owners.append(owner)
+                which.append(example.answer)
                 if was_cut:
                     cut.add(example.sentence_id)
                 if has_own_start:
@@ -59,7 +75,8 @@ class EncodedSentences:
                 lists.pack()
         self._ids, self._sentences, self._owners = sentence_ids, sentences, np.array(owners, np.int64)
         self._numbers = numbers
-        self._bases = np.cumsum(np.diff(self._owners, prepend=-1) != 0) - 1
+        self._answers = np.array(which, np.int64)
+        self._bases = np.cumsum((np.diff(self._owners, prepend=-1) != 0) | (np.diff(self._answers, prepend=0) != 0)) - 1
         num_fed = max(0, encoder.num_new_tokens - 1)  # nothing is read behind the last token that a model writes
         self.lengths: npt.NDArray[np.int64] = numbers["input_ids"].lengths[self._bases] + num_fed
         """[example], most tokens that go through a model."""
@@ -77,8 +94,9 @@ class EncodedSentences:
         owner, numbers = int(self._owners[index]), self._numbers
         input_ids = numbers["input_ids"][int(self._bases[index])].copy()
         input_ids[numbers["changes"][index]] = numbers["changed_ids"][index]
-        of_positions = [numbers[name][index].tolist() for name in _OF_POSITIONS]
-        return Example(self._ids[owner], self._sentences[owner], input_ids.tolist(), *of_positions)
+        of_positions = {name: numbers[name][index].tolist() for name in _OF_POSITIONS}
+        answer = int(self._answers[index])
+        return Example(self._ids[owner], self._sentences[owner], input_ids.tolist(), **of_positions, answer=answer)
 
     @property
     def unread(self) -> list[int]:
@@ -92,7 +110,9 @@ class EncodedSentences:
         num_sentences = len(self._ids)
         if not num_sentences:
             return []
-        records = np.bincount(self._owners, self._numbers["positions"].lengths, num_sentences).astype(np.int64)
+        # An answer has one record, whatever its tokens.
+        counts = np.where(self._answers == NO_ANSWER, self._numbers["positions"].lengths, 1)
+        records = np.bincount(self._owners, counts, num_sentences).astype(np.int64)
         text = np.array([len(sentence.encode()) for sentence in self._sentences], np.int64)
         sizes = np.stack([records, text, records * text])
         shares = sizes / np.array([[SLICE_RECORDS], [SLICE_TEXT_BYTES], [SLICE_REPEATED_BYTES]])
@@ -142,6 +162,25 @@ class _Lists:
     def __getitem__(self, index: int) -> npt.NDArray[np.int32]:
         """Return a list."""
         return self._whole[self._ends[index] : self._ends[index + 1]]
+
+
+def _examples(
+    encoder: Encoder,
+    sentence_ids: Sequence[int],
+    sentences: Sequence[str],
+    answers: Optional[Sequence[Answers]],
+    delimiter: str,
+) -> Iterator[Encoded]:
+    """Yield the examples of some sentences, then those of their answers; what is not read itself has no answers."""
+    if answers is None:
+        yield from encoder.examples(sentence_ids, sentences)
+        return
+    read = set()
+    for encoded in encoder.examples(sentence_ids, sentences, reads_empty=True):
+        read.add(encoded.example.sentence_id)
+        yield encoded
+    own = [one if number in read else (None, None) for number, one in zip(sentence_ids, answers, strict=True)]
+    yield from answer_examples(encoder, delimiter, sentence_ids, sentences, own)
 
 
 def _groups(sentences: Sequence[str]) -> Iterator[slice]:

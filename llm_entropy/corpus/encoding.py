@@ -40,7 +40,7 @@ _WORD_LIKE = set("#%&*@/\\‰")
 _MASK_DRAW = -1
 
 
-class _Tokens(NamedTuple):
+class Tokens(NamedTuple):
     """A sentence as the tokenizer gives it."""
 
     ids: list[int]
@@ -60,7 +60,7 @@ class _Tokens(NamedTuple):
     words: Words = Words([], [])
     """The words of the tokens, without lists where nobody asks."""
 
-    def without_doubled(self) -> _Tokens:
+    def without_doubled(self) -> Tokens:
         """Return the tokens without those that were added before, and behind, a text that has them itself."""
         before = next((i for i, flag in enumerate(self.added) if not flag), 0)
         if not before or self.ids[before : 2 * before] != self.ids[:before]:
@@ -70,7 +70,7 @@ class _Tokens(NamedTuple):
         if self.ids[end - behind : end] != self.ids[end:] or end - behind < 2 * before:
             end = len(self.ids)
         kept = slice(before, end)
-        return _Tokens(
+        return Tokens(
             self.ids[kept],
             self.added[kept],
             self.starts[kept],
@@ -130,7 +130,7 @@ class Encoder:
                 "which a masked model needs; give the model's own tokenizer"
             )
         if self.kind == "masked":
-            self._refuse_unknown([self.tokenizer.mask_token_id], "")
+            self.refuse_unknown([self.tokenizer.mask_token_id], "")
         self._refuse_unreadable_words()
         added = self.tokenizer.num_special_tokens_to_add()
         if self.max_length is not None and self.max_length <= added:
@@ -163,7 +163,9 @@ class Encoder:
         """Return what `examples` makes, each with whether it was cut at `max_length`."""
         return [(encoded.example, encoded.was_cut) for encoded in self.examples(sentence_ids, sentences)]
 
-    def examples(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> Iterator[Encoded]:
+    def examples(
+        self, sentence_ids: Sequence[int], sentences: Sequence[str], *, reads_empty: bool = False
+    ) -> Iterator[Encoded]:
         """Make the examples of some sentences, in order.
 
         A sentence without a readable token gives none; `mask_strategy: each` gives one for each token.
@@ -171,6 +173,8 @@ class Encoder:
         Args:
             sentence_ids: [sentence], row numbers in the corpus.
             sentences: [sentence], the texts.
+            reads_empty: Whether a sentence without text is read all the same: by causal models at the token that begins
+                a text, by masked models at a mask.
 
         Raises:
             ReportedError: A sentence has a token that the model does not know.
@@ -179,16 +183,18 @@ class Encoder:
         for sentence_id, sentence, tokens, draw in zip(
             sentence_ids, sentences, self._tokenise(sentences), draws, strict=True
         ):
+            if reads_empty and not sentence.strip():
+                tokens = self._nothing
             read = self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens)
             for number, (ids, positions, targets) in enumerate(read):
                 if not number:  # the others hold the same tokens
-                    self._refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
+                    self.refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
                 starts, ends = (
                     [places[i] if i < len(ids) else UNKNOWN for i in positions]
                     for places in (tokens.starts, tokens.ends)
                 )
-                words = [[own[i] for i in positions] if own else [] for own in tokens.words]
-                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends, *words)
+                begins, stops = ([own[i] for i in positions] if own else [] for own in tokens.words)
+                example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends, begins, stops)
                 yield Encoded(example, tokens.was_cut, tokens.num_doubled > 0)
 
     @cached_property
@@ -196,7 +202,7 @@ class Encoder:
         """Whether the tokenizer has tokens that the model does not know."""
         return self.num_embeddings is not None and max(self.tokenizer.get_vocab().values()) >= self.num_embeddings
 
-    def _refuse_unknown(self, ids: Sequence[int], where: str) -> None:
+    def refuse_unknown(self, ids: Sequence[int], where: str) -> None:
         """Refuse tokens for which the model has no embedding."""
         highest = max(ids)
         if self.num_embeddings is None or highest < self.num_embeddings:
@@ -219,6 +225,15 @@ class Encoder:
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     @cached_property
+    def _nothing(self) -> Tokens:
+        """A text without any, as it is read all the same."""
+        if self.kind == "masked":
+            return self._tokenise_up_to(None, [MASK_MARK])[0]
+        start = self.start_id
+        ids = [] if start is None else [start]
+        return Tokens(ids, [False] * len(ids), [UNKNOWN] * len(ids), [UNKNOWN] * len(ids))
+
+    @cached_property
     def _special_ids(self) -> frozenset[int]:
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
@@ -226,7 +241,7 @@ class Encoder:
     def _no_words(self) -> frozenset[int]:
         return special_ids(self.tokenizer)
 
-    def _words(self, sentence: str, tokens: _Tokens) -> Words:
+    def _words(self, sentence: str, tokens: Tokens) -> Words:
         """Return the words of a sentence's tokens; one that holds masks has none: their truth is unknown."""
         if self.kind == "masked" and self.tokenizer.mask_token_id in tokens.ids:
             return Words([NO_WORD] * len(tokens.ids), [NO_WORD] * len(tokens.ids))
@@ -236,7 +251,18 @@ class Encoder:
     def _with_own_mask(self, sentence: str) -> str:
         return sentence.replace(MASK_MARK, str(self.tokenizer.mask_token)) if self.kind == "masked" else sentence
 
-    def _tokenise(self, sentences: Sequence[str]) -> list[_Tokens]:
+    def tokens_of(self, texts: Sequence[str]) -> list[Tokens]:
+        """Return the tokens of texts, none of them cut."""
+        return self._tokenise_up_to(None, texts)
+
+    @property
+    def start_id(self) -> int | None:
+        """The token that a causal model reads before a text without any: BOS, or EOS; None: there is neither."""
+        tokenizer = self.tokenizer
+        start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        return None if start is None else int(start)
+
+    def _tokenise(self, sentences: Sequence[str]) -> list[Tokens]:
         encoded = self._tokenise_up_to(None, sentences)
         if self.max_length is None:
             return encoded
@@ -253,7 +279,7 @@ class Encoder:
                 encoded[i] = tokens._replace(was_cut=True, words=words)
         return encoded
 
-    def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[_Tokens]:
+    def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[Tokens]:
         if not sentences:
             return []
         # The tokenizer's own warning about long sentences would repeat what `was_cut` counts.
@@ -273,7 +299,7 @@ class Encoder:
             offsets = encoded["offset_mapping"][i] if self.tokenizer.is_fast else [(UNKNOWN, UNKNOWN)] * len(ids)
             places = [(UNKNOWN, UNKNOWN) if flag else place for flag, place in zip(added, offsets, strict=True)]
             places = self._in_given_text(places, sentence)
-            tokens = _Tokens(ids, added, [start for start, _ in places], [end for _, end in places])
+            tokens = Tokens(ids, added, [start for start, _ in places], [end for _, end in places])
             if self.mask_strategy == "within_word_l2r" and self.tokenizer.is_fast:
                 tokens = tokens._replace(pieces=encoded.word_ids(i))
             tokens = tokens.without_doubled()
@@ -290,7 +316,7 @@ class Encoder:
         moved = np.array(places) - surplus * np.searchsorted(mask_ends, np.array(places), side="right")
         return [(int(start), int(end)) for start, end in moved]
 
-    def _read_causal(self, tokens: _Tokens) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    def _read_causal(self, tokens: Tokens) -> Iterator[tuple[list[int], list[int], list[int]]]:
         end = len(tokens.ids)
         while end and tokens.added[end - 1]:
             end -= 1
@@ -306,7 +332,7 @@ class Encoder:
             yield ids, list(range(len(ids))), [*ids[1:], PREDICTED]
 
     def _read_masked(
-        self, sentence: str, tokens: _Tokens, draw: float
+        self, sentence: str, tokens: Tokens, draw: float
     ) -> Iterator[tuple[list[int], list[int], list[int]]]:
         mask_id = self.tokenizer.mask_token_id
         masks = [i for i, token in enumerate(tokens.ids) if token == mask_id]
@@ -328,7 +354,7 @@ class Encoder:
                 stop += 1
             yield [*tokens.ids[:i], *[mask_id] * (stop - i), *tokens.ids[stop:]], [i], [tokens.ids[i]]
 
-    def _is_closing(self, sentence: str, tokens: _Tokens, i: int) -> bool:
+    def _is_closing(self, sentence: str, tokens: Tokens, i: int) -> bool:
         """Whether a token is closing punctuation or blank, so that nobody would ask a model for it."""
         if tokens.starts[i] == UNKNOWN:
             token = self.tokenizer.convert_ids_to_tokens(tokens.ids[i])
@@ -386,14 +412,23 @@ def collate(examples: Sequence[Example], pad_token_id: int, seed: int) -> Batch:
         starts=torch.from_numpy(_flat([example.starts for example in examples])),
         ends=torch.from_numpy(_flat([example.ends for example in examples])),
         sentences=[example.sentence for example in examples],
-        word_starts=_if_any([example.word_starts for example in examples]),
-        word_ends=_if_any([example.word_ends for example in examples]),
+        word_starts=_places([example.word_starts for example in examples], counts),
+        word_ends=_places([example.word_ends for example in examples], counts),
+        answers=_answers(examples, counts),
     )
 
 
-def _if_any(rows: Sequence[Sequence[int]]) -> torch.Tensor | None:
-    """Return the numbers of all rows; None where no row has one."""
-    return torch.from_numpy(_flat(rows)) if any(rows) else None
+def _places(rows: Sequence[Sequence[int]], counts: Sequence[int]) -> torch.Tensor | None:
+    """Return where the words of all records are, `NO_WORD` in rows that say nothing of it; None where no row does."""
+    if not any(rows):
+        return None
+    return torch.from_numpy(_flat([row or [NO_WORD] * count for row, count in zip(rows, counts, strict=True)]))
+
+
+def _answers(examples: Sequence[Example], counts: Sequence[int]) -> torch.Tensor | None:
+    """Return which answer each record belongs to, [record]; None: none of them does."""
+    answers = np.array([example.answer for example in examples], dtype=np.int64)
+    return torch.from_numpy(np.repeat(answers, counts)) if answers.any() else None
 
 
 def sampling_uniforms(

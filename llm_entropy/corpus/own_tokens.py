@@ -37,12 +37,15 @@ class StateEncoder(Encoder):
                 "one, which does not tell where a token lies in the text; expected last or mean"
             )
 
-    def examples(self, sentence_ids: Sequence[int], sentences: Sequence[str]) -> Iterator[Encoded]:
+    def examples(
+        self, sentence_ids: Sequence[int], sentences: Sequence[str], *, reads_empty: bool = False
+    ) -> Iterator[Encoded]:
         """Make the examples of some texts, in order; a text without such a token gives none.
 
         Args:
             sentence_ids: [text].
             sentences: [text].
+            reads_empty: Without effect: a text without tokens has no state.
 
         Raises:
             ReportedError: A text has a token that the model does not know.
@@ -59,7 +62,7 @@ class StateEncoder(Encoder):
                 positions = [place for place in own if tokens.ends[place] > end or tokens.ends[place] == UNKNOWN]
             if not positions:
                 continue
-            self._refuse_unknown(ids, f" in text {sentence_id}")
+            self.refuse_unknown(ids, f" in text {sentence_id}")
             starts, ends = [tokens.starts[i] for i in positions], [tokens.ends[i] for i in positions]
             targets = [PREDICTED] * len(positions)
             example = Example(int(sentence_id), sentence, ids, positions, targets, starts, ends)

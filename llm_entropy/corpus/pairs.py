@@ -19,7 +19,7 @@ from datasets import Dataset, Features, Value
 
 from llm_entropy import builtin
 from llm_entropy.corpus.columns import BLANK, ROWS_AT_ONCE, as_text
-from llm_entropy.corpus.corpus import NULL, MappedCorpus, content_of
+from llm_entropy.corpus.corpus import NULL, MappedCorpus, hash_of_texts
 from llm_entropy.corpus.sources import Rows, as_value_error, check_text, open_rows, progress_bars
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import SENTENCE
@@ -208,6 +208,6 @@ def _corpus_of(pairs: Sequence[_Pair], source: str, skipped: list[tuple[int, str
     starts[ids] = np.repeat([len(pair.prompt) for pair in pairs], 2)
     rows = Dataset.from_dict({SENTENCE: texts}, Features({SENTENCE: Value("large_string")}))
     places = np.arange(len(texts))
-    content = hashlib.sha256((content_of(rows, ids, places) + starts.tobytes().hex()).encode()).hexdigest()[:32]
+    content = hashlib.sha256((hash_of_texts(rows, ids, places) + starts.tobytes().hex()).encode()).hexdigest()[:32]
     num_rows = pairs[-1].number + 1 if not skipped else max(pairs[-1].number, skipped[-1][0]) + 1
     return Pairs(MappedCorpus(rows, ids, source, num_rows, skipped, content, places=places), starts)

@@ -6,12 +6,14 @@ import io
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sized
 from dataclasses import fields
+from itertools import islice
 from typing import Any, NamedTuple, Optional
 
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
 from llm_entropy.corpus.columns import text_column
+from llm_entropy.corpus.kept import dataset_of
 from llm_entropy.corpus.sources import Rows
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DataSettings
@@ -26,7 +28,10 @@ _REFUSED: tuple[tuple[Any, str], ...] = (
 """What is taken for sentences by mistake, and what to do."""
 _TO_LIST = ("to_pylist", "to_list", "tolist")
 """Methods that turn a column into a list: of pyarrow, polars and pandas, numpy."""
-_BESIDE = ("text_column", "max_length", "tokens_per_batch", "num_workers", "num_shards", "shard_index")
+_BESIDE = (
+    *("text_column", "max_length", "tokens_per_batch", "num_workers", "num_shards", "shard_index"),
+    *("keep_columns", "target_column", "foil_column", "answer_delimiter"),
+)
 """Settings of the data that count where sentences are given."""
 _SHOWN = 40
 
@@ -71,9 +76,60 @@ def texts_of(sentences: Any, data: DataSettings, num_sentences: Optional[int]) -
         )
     else:
         texts = _texts_of_column(sentences)
-    if not any(text is not None and text.strip() for text in texts):
+    if data.target_column is None and not any(text is not None and text.strip() for text in texts):
         raise ReportedError(f"sentences: got no text in {len(texts)} rows; expected at least one")
     return texts
+
+
+def columns_of(sentences: Any, data: DataSettings, num_rows: int) -> Optional[Dataset]:
+    """Return the columns of given sentences that go with them, as JSON can hold them; None: none are asked for.
+
+    Args:
+        sentences: As `texts_of` takes them.
+        data: Names the columns.
+        num_rows: How many texts `texts_of` returned.
+
+    Raises:
+        ReportedError: The sentences have no columns, or not these.
+    """
+    if not data.carried_columns:
+        return None
+    values: dict[str, list[Any]]
+    if isinstance(sentences, IterableDataset):
+        values = _by_column(list(islice(sentences, num_rows)))
+    elif isinstance(sentences, Dataset):
+        values = {name: sentences.with_format(None)[name] for name in sentences.column_names}
+    elif (table := _table(sentences)) is not None:
+        values = {name: _listed(table.read(name)) for name in table.names}
+    else:
+        key = next(iter(data.carried))
+        raise ReportedError(
+            f"data.{key}: sentences of type {type(sentences).__name__} have no columns; give a data frame, or a "
+            "mapping of names to columns"
+        )
+    wanted = {name: [_plain(value) for value in own] for name, own in values.items() if name in data.carried_columns}
+    missing = next((name for name in data.carried_columns if name not in wanted), None)
+    if missing is not None:
+        key = next(key for key, names in data.carried.items() if missing in names)
+        raise ReportedError(f"data.{key}: the sentences have no column {missing!r}; they have {', '.join(values)}")
+    return dataset_of(wanted)
+
+
+def _by_column(rows: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it, so that a run that is resumed reads what it was begun with."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(name): _plain(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    if _is_missing(value):
+        return None
+    return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 
 def refuse_data_beside(data: DataSettings) -> None:

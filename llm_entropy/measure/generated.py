@@ -32,11 +32,12 @@ def measuring_module(
     plans: Mapping[str, SteeringPlan],
     *,
     word_starts: Optional[Tensor] = None,
+    reads_answers: bool = False,
 ) -> EntropyModule:
     """Return the module that measures what the settings ask for; see `EntropyModule` for the arguments."""
     if analysis.is_generated:
         return GeneratedTextModule(view, lens, analysis, plans)
-    return EntropyModule(view, lens, analysis, plans, word_starts=word_starts)
+    return EntropyModule(view, lens, analysis, plans, word_starts=word_starts, reads_answers=reads_answers)
 
 
 class GeneratedTextModule(EntropyModule):

@@ -34,6 +34,10 @@ TILE_STATES = 2**22
 """Numbers of the residual stream, over slots and records, that go through the lens together: 16 MiB in float32."""
 
 
+OF_ANSWERS = ("surprisal", "target_rank")
+"""The metrics that an answer is made of."""
+
+
 class EntropyModule(L.LightningModule):
     """Measures what a model believes at every layer, as it is and steered.
 
@@ -44,6 +48,7 @@ class EntropyModule(L.LightningModule):
         plans: How each steered condition steers, by name.
         word_starts: [vocab], bool, the tokens that begin a word or end the text, for the table of words; None: the
             vocabulary does not tell, or nobody asks.
+        reads_answers: Whether there are answers: then surprisal and rank of the target are measured in any case.
     """
 
     _word_starts: Optional[Tensor]
@@ -56,6 +61,7 @@ class EntropyModule(L.LightningModule):
         plans: Mapping[str, SteeringPlan],
         *,
         word_starts: Optional[Tensor] = None,
+        reads_answers: bool = False,
     ) -> None:
         super().__init__()
         self.model = view.model
@@ -64,7 +70,8 @@ class EntropyModule(L.LightningModule):
         self.analysis = analysis
         self.conditions = analysis.run_conditions
         self.steer_by(plans)
-        self.names = [[*analysis.metrics] for _ in self.conditions]
+        measured = dict.fromkeys([*analysis.metrics, *(OF_ANSWERS if reads_answers else ())])
+        self.names = [[*measured] for _ in self.conditions]
         for comparison in compared(self.conditions):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
             baseline = self.names[self.conditions.index(comparison.baseline)]
@@ -122,6 +129,8 @@ class EntropyModule(L.LightningModule):
             num_sentences=len(host.sentences),
             key=host.key,
             notes=host.notes,
+            kept=host.kept,
+            answers=host.answers,
             wait=wait,
         )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm_entropy.outputs import csv_text
-from llm_entropy.schema import SENTENCE, SENTENCE_ID, ModelShape
-from llm_entropy.settings import Kind
+from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, ModelShape, kept_column
+from llm_entropy.settings import DataSettings, Kind
 
 Integers = npt.NDArray[np.int64]
 
@@ -28,6 +30,10 @@ class Chunk:
     """The model's sizes."""
     is_generated: bool = False
     """Whether the records are those of texts that the model wrote, of a length of its own under each condition."""
+    answer_rows: Optional[pa.Table] = None
+    """One row per answer; None: none are read."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Which columns of the corpus go with the sentences."""
 
     @cached_property
     def starts(self) -> Integers:
@@ -58,12 +64,31 @@ class Chunk:
     @cached_property
     def sentences(self) -> pa.StringArray:
         """[sentence], the texts: of each sentence the first one that its records hold."""
-        texts = self.table[SENTENCE].combine_chunks()
-        filled = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
+        return self.table[SENTENCE].combine_chunks().take(self._holders)
+
+    @cached_property
+    def _holders(self) -> pa.Array:
+        """[sentence], the first record of each sentence that holds its text, and what goes with it."""
+        filled = np.flatnonzero(self.table[SENTENCE].is_valid().to_numpy())
         owners = np.searchsorted(self.starts, filled, side="right") - 1
         firsts = filled[np.flatnonzero(np.diff(owners, prepend=-1))]
         assert len(firsts) == len(self.starts), "a part has the text of each of its sentences"
-        return texts.take(pa.array(firsts))
+        return pa.array(firsts)
+
+    def kept(self, name: str) -> pa.Array:
+        """Return a column of the corpus that goes with the sentences, [sentence]."""
+        values: pa.Array = self.table[kept_column(name)].combine_chunks().take(self._holders)
+        return values
+
+    @property
+    def owners(self) -> pa.Array:
+        """[record], the place of each record's sentence."""
+        return pa.array(np.repeat(np.arange(len(self.counts)), self.counts))
+
+    @cached_property
+    def ids(self) -> Integers:
+        """[sentence], the row of the corpus."""
+        return np.asarray(self.table[SENTENCE_ID].to_numpy()[self.starts])
 
     @cached_property
     def sentence_column(self) -> pa.DictionaryArray:
@@ -107,6 +132,24 @@ class Chunk:
         values = self.table[name].combine_chunks()
         flat: npt.NDArray[np.float32] = values.flatten().to_numpy()
         return flat.reshape(len(self.table), values.type.list_size)
+
+
+def chunk_of(table: pa.Table, kind: Kind, shape: ModelShape, data: DataSettings, is_generated: bool = False) -> Chunk:
+    """Return the rows of some sentences as a chunk: records, and answers, which have positions below 0.
+
+    Args:
+        table: Rows of shards, in corpus order.
+        kind: Whether the model is causal or masked.
+        shape: The model's sizes.
+        data: Of the run.
+        is_generated: Whether the records are those of texts that the model wrote.
+    """
+    about: Any = {"data": data, "is_generated": is_generated}
+    if data.target_column is None:
+        return Chunk(table, kind, shape, **about)
+    is_answer = pa.array(table[POSITION].to_numpy() < 0)
+    records = table.filter(pc.invert(is_answer)).combine_chunks()
+    return Chunk(records, kind, shape, answer_rows=table.filter(is_answer).combine_chunks(), **about)
 
 
 def mean_by_group(

@@ -175,7 +175,9 @@ def source_of(run_dir: Path, settings: Settings, key: str, model: dict[str, Any]
             f"it with the version that wrote them, {manifest.written_by(manifest.read_manifest(run_dir))}"
         )
     facts = {name: SteeringFacts(**about) for name, about in model["steering"].items()}
-    return MergeSource(key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger, facts, settings.seed)
+    return MergeSource(
+        key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger, facts, settings.seed, settings.data
+    )
 
 
 def _merge_model(run_dir: Path, settings: Settings, source: MergeSource) -> ModelTables:

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.chunk import chunk_of
 from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_ranges, spans_of
 from llm_entropy.outputs.sinks import ModelSinks, Target
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import ModelShape, shard_schema
-from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, Kind
+from llm_entropy.schema import ModelShape, kept_column, shard_schema
+from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, DataSettings, Kind
 from llm_entropy.store.files import publish
 from llm_entropy.store.ledger import Ledger
 
@@ -47,6 +48,8 @@ class MergeSource:
     """How the conditions steer it, by name."""
     seed: int = 0
     """Of the run."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Of the run: which columns of the corpus go with the sentences, and what for."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def collect_model(source: MergeSource, analysis: AnalysisSettings, report_bytes:
 
 def _filled(folder: Path, source: MergeSource, analysis: AnalysisSettings, options: MergeOptions) -> ModelTables:
     """Make a model's tables in a folder."""
-    schema = shard_schema(analysis, source.shape, {})
+    schema = _schema_of(source, analysis)
     parts, ranges, total = _checked(source, analysis, schema, options)
     with ExitStack() as files:
         target = Target(
@@ -123,14 +126,25 @@ def _filled(folder: Path, source: MergeSource, analysis: AnalysisSettings, optio
             options.parquet,
             files,
             options.report_bytes,
+            source.data,
         )
         sinks = ModelSinks(analysis.run_conditions, target)
         for lowest, end in ranges:
             table = parts.read(lowest, end)
             if len(table):
-                sinks.add(Chunk(table, source.kind, source.shape, analysis.is_generated))
+                sinks.add(chunk_of(table, source.kind, source.shape, source.data, analysis.is_generated))
         sinks.finish()
     return sinks.tables(source.name, total.num_records)
+
+
+def _schema_of(source: MergeSource, analysis: AnalysisSettings) -> pa.Schema:
+    """Return what every part must hold; the types of columns of the corpus are those of the first part."""
+    kept = []
+    if source.data.carried_columns and source.ledger.markers:
+        found = pq.read_schema(source.ledger.markers[0].part)
+        wanted = {kept_column(name): name for name in source.data.carried_columns}
+        kept = [found.field(name).with_name(own) for name, own in wanted.items() if name in found.names]
+    return shard_schema(analysis, source.shape, {}, kept=kept, answers=source.data.target_column is not None)
 
 
 def _checked(

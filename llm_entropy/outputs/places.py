@@ -30,6 +30,16 @@ class Place:
         return self.folder / "data" / f"{self.model}_token_probabilities.csv"
 
     @property
+    def sentences(self) -> Path:
+        """The CSV file of the sentences, with columns of the corpus."""
+        return self.folder / "data" / f"{self.model}_sentences.csv"
+
+    @property
+    def answers(self) -> Path:
+        """The CSV file of the answers; the Parquet file beside it has the same name."""
+        return self.folder / "data" / f"{self.model}_answers.csv"
+
+    @property
     def records(self) -> Path:
         """The Parquet file of all records."""
         return self.folder / "data" / f"{self.model}.parquet"

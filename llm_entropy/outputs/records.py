@@ -10,9 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.comparison import DIFFERENCE, difference
 from llm_entropy.outputs.views import Pair, View
 from llm_entropy.schema import (
+    ANSWER_COLUMNS,
     POSITION,
     SENTENCE,
     SENTENCE_ID,
@@ -21,8 +23,16 @@ from llm_entropy.schema import (
     TOKEN_ID,
     TOKEN_START,
     column,
+    kept_column,
 )
-from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, WORD_METRICS, Comparison, Condition
+from llm_entropy.settings import (
+    BASELINE_METRICS,
+    COMPARISON_METRICS,
+    WORD_METRICS,
+    Comparison,
+    Condition,
+    DataSettings,
+)
 
 MOST_DICTIONARY = 2**30
 """Bytes of texts in a row group up to which each is stored once."""
@@ -75,7 +85,14 @@ class ConditionParquet:
     """Every record under one condition."""
 
     def __init__(
-        self, path: Path, condition: Condition, metrics: list[str], model: str, schema: pa.Schema, files: ExitStack
+        self,
+        path: Path,
+        condition: Condition,
+        metrics: list[str],
+        model: str,
+        schema: pa.Schema,
+        files: ExitStack,
+        data: DataSettings,
     ) -> None:
         """Open the file.
 
@@ -86,23 +103,35 @@ class ConditionParquet:
             model: The model's key.
             schema: The shards' columns.
             files: The file is complete when it is closed.
+            data: Names the columns of the corpus that come back.
         """
         prefix = column(condition.name, "")
         left_out = {*COMPARISON_METRICS, *BASELINE_METRICS, *WORD_METRICS} - set(metrics)
+        left_out |= set(ANSWER_COLUMNS)
         self._names = [name for name in schema.names if _belongs(name, prefix, left_out)]
+        self._kept = kept_fields(schema, data)
         fields = [schema.field(name).with_name(name.removeprefix(prefix)) for name in self._names]
+        fields += self._kept
         self._file = RecordFile(path, pa.schema(fields, metadata=_about(model, condition.name)), files)
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
-        self._file.add(view.chunk.table.select(self._names).columns, view.chunk.sentence_column)
+        columns = [*view.chunk.table.select(self._names).columns, *kept_by_record(view.chunk, self._kept)]
+        self._file.add(columns, view.chunk.sentence_column)
 
 
 class DifferenceParquet:
     """The differences of every record in a comparison, and the metrics that lie between its conditions."""
 
     def __init__(
-        self, path: Path, comparison: Comparison, metrics: list[str], model: str, schema: pa.Schema, files: ExitStack
+        self,
+        path: Path,
+        comparison: Comparison,
+        metrics: list[str],
+        model: str,
+        schema: pa.Schema,
+        files: ExitStack,
+        data: DataSettings,
     ) -> None:
         """Open the file.
 
@@ -113,6 +142,7 @@ class DifferenceParquet:
             model: The model's key.
             schema: The shards' columns.
             files: The file is complete when it is closed.
+            data: Names the columns of the corpus that come back.
         """
         self._metrics = metrics
         baseline, other = comparison.baseline.name, comparison.other.name
@@ -122,6 +152,8 @@ class DifferenceParquet:
             about = {**field.metadata, b"meaning": f"{other} - {baseline}".encode()}
             fields.append(field.with_name(f"{metric}_{DIFFERENCE}").with_metadata(about))
         fields += [schema.field(column(other, metric)).with_name(metric) for metric in COMPARISON_METRICS]
+        self._kept = kept_fields(schema, data)
+        fields += self._kept
         # The folder names what the records are of: `comparative`, or with several conditions `comparative/NAME`.
         of = _about(model, comparison.other.comparison_folder)
         self._file = RecordFile(path, pa.schema(fields, metadata=of), files)
@@ -132,7 +164,18 @@ class DifferenceParquet:
         changes = [difference(before.numbers(metric), after.numbers(metric)) for metric in self._metrics]
         between = [after.numbers(metric) for metric in COMPARISON_METRICS]
         columns = [*pair.chunk.table.select(RECORD_COLUMNS).columns, *map(_as_lists, changes), *map(_as_lists, between)]
+        columns += kept_by_record(pair.chunk, self._kept)
         self._file.add(columns, pair.chunk.sentence_column)
+
+
+def kept_fields(schema: pa.Schema, data: DataSettings) -> list[pa.Field]:
+    """Return the columns of the corpus that come back, by their own names."""
+    return [schema.field(kept_column(name)).with_name(name) for name in data.keep_columns]
+
+
+def kept_by_record(chunk: Chunk, fields: list[pa.Field]) -> list[pa.Array]:
+    """Return the columns of the corpus that come back, [record] each."""
+    return [chunk.kept(field.name).take(chunk.owners) for field in fields]
 
 
 def _about(model: str, condition: str) -> dict[str, str]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional, Protocol, TypeVar
 
 import pyarrow as pa
 
+from llm_entropy.outputs.answers import AnswerBuilder, AnswerCsv, AnswerParquet
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import (
     ComparativeGenerationCsv,
@@ -30,6 +31,7 @@ from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
 from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses, write_summary
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
+from llm_entropy.outputs.kept_csv import SentenceCsv
 from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.places import (
     Place,
@@ -49,11 +51,13 @@ from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
 from llm_entropy.schema import TRACKED_TOKENS, WORD_START, ModelShape, column
 from llm_entropy.settings import (
     ALL_METRICS,
+    ANSWER_METRICS,
     COMPARISON_METRICS,
     KL_FROM_STANDARD,
     STANDARD_SURPRISAL,
     Comparison,
     Condition,
+    DataSettings,
     compared,
 )
 
@@ -99,6 +103,13 @@ class Target:
     """Holds the open files; they are complete when it is closed."""
     report_bytes: int = 0
     """What sentences may need in the report; 0: none is shown."""
+    data: DataSettings = field(default_factory=DataSettings)
+    """Of the run: which columns of the corpus go with the sentences, and what for."""
+
+    @property
+    def compared_metrics(self) -> list[str]:
+        """What is compared between conditions: metrics, and where there are both answers what is made of them."""
+        return [*self.metrics, *(ANSWER_METRICS if self.data.foil_column is not None else ())]
 
     def curve(self, metric: str) -> CurveBuilder:
         """Return what collects the curve of a metric."""
@@ -124,11 +135,25 @@ class ConditionSinks:
                 measured = [name for name in beside if column(condition.name, name) in target.schema.names]
                 self._sinks += [GenerationCsv(place.generations), TextCsv(place.texts, [*FROM_TEXTS, *measured])]
         if target.parquet:
-            self._sinks.append(
-                ConditionParquet(place.records, condition, target.metrics, target.model, target.schema, target.files)
-            )
+            about = condition, target.metrics, target.model, target.schema
+            self._sinks.append(ConditionParquet(place.records, *about, target.files, target.data))
         if WORD_START in target.schema.names:
             self._sinks.append(_word_sink(condition, place, target))
+        if target.csv and target.data.keep_columns:
+            self._sinks.append(SentenceCsv(place.sentences, target.data.keep_columns, target.compared_metrics))
+        self.answers: Optional[AnswerBuilder] = None
+        if target.data.target_column is not None:
+            self._add_answers(place, target)
+
+    def _add_answers(self, place: Place, target: Target) -> None:
+        if target.csv:
+            self._sinks.append(AnswerCsv(place.answers, target.data))
+        if target.parquet:
+            path, about = place.answers.with_suffix(".parquet"), (self.condition.name, target.model, target.schema)
+            self._sinks.append(AnswerParquet(path, *about, target.files, target.data))
+        if target.data.foil_column is not None:
+            self.answers = AnswerBuilder(target.shape.num_layers, target.num_sentences, target.seed)
+            self._sinks.append(self.answers)
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
@@ -162,7 +187,7 @@ class ComparisonSinks:
             self._of_other += [MetricCsv(place.metric(metric), metric) for metric in COMPARISON_METRICS]
         if target.parquet:
             about = comparison, target.metrics, target.model, target.schema
-            self._of_pair.append(DifferenceParquet(place.records, *about, target.files))
+            self._of_pair.append(DifferenceParquet(place.records, *about, target.files, target.data))
 
     def add(self, pair: Pair) -> None:
         """Take the next sentences."""
@@ -185,7 +210,7 @@ class ModelSinks:
         }
         shown = [sinks.condition for sinks in self._conditions.values()]
         self._sampler = SentenceSampler(shown, target.schema, target.seed, target.report_bytes)
-        counted = [*target.metrics, *target.text_metrics]
+        counted = [*target.compared_metrics, *target.text_metrics]
         self._placebos = PlaceboTable(counted)
         self._effects = ModelEffects(
             conditions,
@@ -258,6 +283,7 @@ class ModelSinks:
             self._placebos.by_vector(),
             self._effects.untouched(),
             self._sampler.sample(),
+            {name: own.answers.curves() for name, own in self._conditions.items() if own.answers is not None},
         )
 
 

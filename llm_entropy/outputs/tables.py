@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from llm_entropy.outputs.answers import AnswerCurves
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.schema import ModelShape
@@ -103,6 +104,9 @@ class ModelTables:
     """By condition: number of the lowest layers (and blocks) that steering does not reach, where it is known."""
     sample: Optional[SentenceSample] = None
     """Some sentences, token by token; None where no report is made."""
+
+    answers: dict[str, AnswerCurves] = field(default_factory=dict)
+    """By condition; none without right and wrong answers."""
 
     @property
     def baselines(self) -> list[Condition]:

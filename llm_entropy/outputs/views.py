@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llm_entropy.outputs import csv_text
+from llm_entropy.outputs.answer_numbers import AnswerNumbers, answer_numbers
 from llm_entropy.outputs.chunk import Chunk, mean_by_group
 from llm_entropy.outputs.comparison import Floats, difference
 from llm_entropy.outputs.texts import FROM_TEXTS, text_rows
@@ -25,7 +26,7 @@ from llm_entropy.schema import (
     ModelShape,
     column,
 )
-from llm_entropy.settings import ALL_METRICS, Condition
+from llm_entropy.settings import ALL_METRICS, ANSWER_METRICS, Condition
 
 
 def num_points(metric: str, shape: ModelShape) -> int:
@@ -52,6 +53,8 @@ class View:
 
     def rows(self, metric: str) -> Floats:
         """Return a metric, [sentence, layer]: the mean over each sentence's records, and over heads."""
+        if metric not in self._rows and metric in ANSWER_METRICS:
+            self._rows[metric] = getattr(self.answers, metric)
         if metric not in self._rows:
             self._rows[metric] = text_rows(self.texts, metric) if metric in FROM_TEXTS else self._means(metric)
         return self._rows[metric]
@@ -95,6 +98,11 @@ class View:
             self.condition.name,
             csv_text.text_fields(pa.array(tokens, pa.string())),
         )
+
+    @cached_property
+    def answers(self) -> AnswerNumbers:
+        """The answers to the sentences; only where there are any."""
+        return answer_numbers(self.chunk, self.condition.name)
 
     @cached_property
     def prediction_lines(self) -> pa.LargeStringArray:

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from llm_entropy.corpus.corpus import Corpus
+from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.measure.forwards import shared_layers
 from llm_entropy.measure.generated import measuring_module
@@ -208,7 +209,9 @@ def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L
     opened = open_model(plan, settings.analysis, precision=settings.trainer.precision)
     device = trainer.strategy.root_device
     module = measuring_module(
-        opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
+        *(opened.view, opened.lens, settings.analysis, plan.steering),
+        word_starts=plan.word_starts(),
+        reads_answers=settings.data.target_column is not None,
     ).to(device)
     most = tokens_per_batch(settings, opened.view, trainer, plan.max_length)
     sample, num_sentences = _sample(plan, corpus)
@@ -238,7 +241,9 @@ def _sample(plan: Plan, corpus: Corpus) -> tuple[list[Example], int]:
         return [], 0
     step = max(1, len(window.sentences) // SAMPLE)
     ids, sentences = window.sentence_ids[::step][:SAMPLE], window.sentences[::step][:SAMPLE]
-    return [encoded.example for encoded in plan.encoder.examples(ids, sentences)], len(sentences)
+    answers = None if window.answers is None else window.answers[::step][:SAMPLE]
+    encoded = EncodedSentences(plan.encoder, ids, sentences, answers)
+    return [encoded[row] for row in range(len(encoded))], len(sentences)
 
 
 def _record_bytes(plan: Plan, analysis: AnalysisSettings) -> float:

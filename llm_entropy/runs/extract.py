@@ -74,7 +74,7 @@ def run_extraction(
             log.info("%s: %d pairs%s", corpus.source, corpus.num_sentences // 2, skipped)
             plans = [_plan(key, model, settings, found) for key, model in settings.models.items()]
             for plan in plans:
-                check_tokens(plan, corpus, task)
+                check_tokens(plan, corpus, task, settings.data)
             identity = _identity(settings, plans, corpus.fingerprint)
         except Stopped as stop:
             end_by(stop.signum)  # nothing has been begun

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Optional
 
+from datasets import Dataset
+
 from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import Lens, check_lens
@@ -60,17 +62,24 @@ def open_model(
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))
 
 
-def open_corpus(settings: Settings, sentences: Optional[Sequence[Optional[str]]], *, quiet: bool) -> Corpus:
+def open_corpus(
+    settings: Settings,
+    sentences: Optional[Sequence[Optional[str]]],
+    *,
+    quiet: bool,
+    columns: Optional[Dataset] = None,
+) -> Corpus:
     """Open the corpus of a run, and say how large it is.
 
     Args:
         settings: Of the run.
         sentences: The corpus itself, where it was given in memory.
         quiet: Whether progress bars are hidden.
+        columns: What goes with sentences that were given in memory.
     """
     num_sentences = settings.analysis.num_sentences
     if sentences is not None:
-        corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed)
+        corpus: Corpus = corpus_of_sentences(sentences, num_sentences, settings.seed, columns, settings.data)
     else:
         corpus = load_corpus(settings.data, num_sentences, settings.seed, quiet=quiet)
     if corpus.num_sentences is None:

@@ -21,7 +21,7 @@ from llm_entropy.measure.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loaded import content_of
 from llm_entropy.models.loading import ModelSource, find_model
-from llm_entropy.settings import AnalysisSettings, ControlSettings, ModelSettings, Settings, to_plain
+from llm_entropy.settings import AnalysisSettings, ControlSettings, DataSettings, ModelSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan, plan_conditions
 from llm_entropy.steering.tokens import special_tokens_of
 from llm_entropy.store import manifest
@@ -184,23 +184,24 @@ def _most_tokens(source: ModelSource, analysis: AnalysisSettings) -> Optional[in
     return room
 
 
-def check_tokens(plan: Plan, corpus: Corpus, task: Task) -> None:
-    """Make sure that the model knows all tokens of the corpus, if its tokenizer has others.
+def check_tokens(plan: Plan, corpus: Corpus, task: Task, data: DataSettings) -> None:
+    """Make sure that the model knows all tokens of the corpus, if its tokenizer has others, and can read all answers.
 
-    Then, which is rare, the sentences are tokenised once more. Those of a stream are checked when they come.
+    Then the sentences are tokenised once more. Those of a stream are checked when they come.
 
     Args:
         plan: Of the model.
         corpus: Of the run.
         task: Which share of it.
+        data: Says whether there are answers.
 
     Raises:
-        ReportedError: A sentence has a token for which the model has no embedding.
+        ReportedError: A sentence has a token for which the model has no embedding, or an answer cannot be read.
     """
-    if not plan.encoder.may_be_unknown or corpus.num_windows is None:
+    if corpus.num_windows is None or not (plan.encoder.may_be_unknown or data.target_column is not None):
         return
     for window in corpus.for_kind(plan.source.architecture.kind).windows(task):
-        EncodedSentences(plan.encoder, window.sentence_ids, window.sentences)
+        EncodedSentences(plan.encoder, window.sentence_ids, window.sentences, window.answers, data.answer_delimiter)
 
 
 def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict[str, Any]:
@@ -225,6 +226,8 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         "seed": settings.seed,
         "corpus": corpus,
         "data.tokens_per_batch": settings.data.tokens_per_batch,
+        **{f"data.{name}": list(columns) for name, columns in settings.data.carried.items()},
+        **({"data.answer_delimiter": settings.data.answer_delimiter} if settings.data.target_column else {}),
         "trainer.precision": settings.trainer.precision,
         **{f"{BATCHES}{name}": value for name, value in plan_scheme().items()},
         "models": [plan.source.key for plan in plans],

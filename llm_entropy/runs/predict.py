@@ -42,15 +42,21 @@ class Work(NamedTuple):
 
     module: Callable[[Plan, OpenedModel, Settings], Any]
     """Makes the LightningModule, whose `predict_step` returns `Records`, and which has `listeners`."""
-    schema: Callable[[OpenedModel, Settings, dict[str, str]], pa.Schema]
+    schema: Callable[[OpenedModel, RunState, dict[str, str]], pa.Schema]
     """Makes the columns of its shards, with what is to be said of them."""
 
 
 ANALYSIS = Work(
     lambda plan, opened, settings: measuring_module(
-        opened.view, opened.lens, settings.analysis, plan.steering, word_starts=plan.word_starts()
+        *(opened.view, opened.lens, settings.analysis, plan.steering),
+        word_starts=plan.word_starts(),
+        reads_answers=settings.data.target_column is not None,
     ),
-    lambda opened, settings, about: shard_schema(settings.analysis, opened.view.shape, about),
+    lambda opened, state, about: shard_schema(
+        *(state.settings.analysis, opened.view.shape, about),
+        kept=list(state.corpus.kept_schema),
+        answers=state.settings.data.target_column is not None,
+    ),
 )
 """A run that measures."""
 
@@ -76,6 +82,7 @@ def predict_model(plan: Plan, state: RunState, work: Work = ANALYSIS) -> None:
         task=session.task,
         done=ledger.done,
         num_workers=settings.data.num_workers,
+        answer_delimiter=settings.data.answer_delimiter,
     )
     writer = _make_writer(plan, opened, state, work)
     progress = SentenceProgress(source.key, data.num_sentences, state.quiet)
@@ -102,7 +109,7 @@ def _make_writer(plan: Plan, opened: OpenedModel, state: RunState, work: Work) -
     source, session, output = plan.source, state.session, state.settings.output
     about = {"model": source.name, "revision": source.revision or "", "config_hash": session.config_hash}
     return ShardWriter(
-        work.schema(opened, state.settings, about),
+        work.schema(opened, state, about),
         source.tokenizer,
         source.key,
         session,

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Optional
 
 import lightning as L
+from datasets import Dataset
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.loaded import borrowed
@@ -37,6 +38,7 @@ def run(
     *,
     quiet: bool = False,
     sentences: Optional[Sequence[Optional[str]]] = None,
+    columns: Optional[Dataset] = None,
     resume: bool = False,
     loaded: Optional[Mapping[str, ModelSource]] = None,
 ) -> RunResult:
@@ -46,6 +48,7 @@ def run(
         settings: What to do.
         quiet: Whether the terminal shows warnings and errors alone.
         sentences: The corpus itself, instead of `settings.data.path`; None is a row without text.
+        columns: What goes with these sentences, as far as the settings ask for it.
         resume: Whether to go on with the run of this name, if it has been begun: only what is missing is computed.
         loaded: Models that were given in memory, by key; they are given back as they were.
 
@@ -72,9 +75,9 @@ def run(
             if is_first_process():
                 manifest.check_output(settings.output, may_exist=resume or task.count > 1)
             plans = [plan_model(key, model, settings, loaded.get(key)) for key, model in settings.models.items()]
-            corpus = open_corpus(settings, sentences, quiet=quiet)
+            corpus = open_corpus(settings, sentences, quiet=quiet, columns=columns)
             for plan in plans:
-                check_tokens(plan, corpus, task)
+                check_tokens(plan, corpus, task, settings.data)
             identity = run_identity(settings, plans, corpus.fingerprint)
             if is_first_process() and corpus.num_windows is not None:  # of a stream nothing is read ahead
                 for plan in plans:
@@ -82,7 +85,7 @@ def run(
         except Stopped as stop:
             end_by(stop.signum)  # nothing has been begun
         session = Session(task, config_hash(identity))
-        state = RunState(settings, corpus, identity, session, messages, signals, quiet, resume, sentences)
+        state = RunState(settings, corpus, identity, session, messages, signals, quiet, resume, sentences, columns)
         with ended_well(state):
             take_up(state)
             find_strengths(state, plans, trainer.strategy.root_device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import lightning as L
+from datasets import Dataset
 
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.errors import RunIncompleteError
@@ -36,6 +37,8 @@ class RunState:
     """Whether the run may have been begun."""
     sentences: Optional[Sequence[Any]] = None
     """The corpus, or the rows of pairs of an extraction, where it was given in memory."""
+    columns: Optional[Dataset] = None
+    """What goes with its sentences."""
     found: Found = field(default_factory=dict)
     """Empty where no strength is searched."""
     is_new: bool = False

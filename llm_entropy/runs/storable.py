@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+from datasets import Dataset
 from safetensors.torch import save_file
 
 from llm_entropy.schema import SENTENCE
@@ -18,12 +19,15 @@ from llm_entropy.store import files
 from llm_entropy.store.manifest import SENTENCES
 
 
-def storable(settings: Settings, sentences: Optional[Sequence[Any]], run_dir: Path) -> Settings:
+def storable(
+    settings: Settings, sentences: Optional[Sequence[Any]], columns: Optional[Dataset], run_dir: Path
+) -> Settings:
     """Write the vectors and sentences of a run that were given in memory, and return settings that name the files.
 
     Args:
         settings: Of the run.
         sentences: The corpus, or the rows of pairs of an extraction, where it was given in memory.
+        columns: What goes with its sentences.
         run_dir: The run's folder.
     """
     if isinstance(settings, ExtractionSettings):
@@ -38,7 +42,9 @@ def storable(settings: Settings, sentences: Optional[Sequence[Any]], run_dir: Pa
     data = settings.data
     if sentences is not None:
         path = (run_dir / SENTENCES).absolute()
-        lines = [json.dumps({SENTENCE: sentence}) + "\n" for sentence in sentences]
+        beside = [{} for _ in sentences] if columns is None else columns.to_list()
+        rows = [{SENTENCE: sentence, **own} for sentence, own in zip(sentences, beside, strict=True)]
+        lines = [json.dumps(row) + "\n" for row in rows]
         files.write_text(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)
     return replace(settings, analysis=replace(analysis, control=control, conditions=conditions), data=data)

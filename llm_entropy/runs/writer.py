@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from llm_entropy.runs.carried import answer_rows, nothing, ordinary_records, with_kept
 from llm_entropy.schema import (
     CONTINUATION,
     NO_TOKEN,
@@ -218,6 +219,7 @@ class _Waiting:
         self._tables: list[pa.Table] = []
         self._latest: list[pa.Table] = []
         self._texts: dict[int, str] = {}
+        self._kept: list[pa.Table] = []
         self.batches: list[tuple[BatchKey, int]] = []
         self.notes: dict[int, WindowNotes] = {}
         self.num_bytes = 0
@@ -234,6 +236,8 @@ class _Waiting:
             self.notes[records.key.window] = records.notes
         new = {number: text for number, text in records.texts.items() if number not in self._texts}
         self._texts |= new
+        if records.kept is not None:
+            self._kept.append(records.kept)
         self.num_bytes += table.nbytes + sum(map(len, new.values()))
         self._num_sentences += records.num_sentences
         self._num_tokens += records.num_tokens
@@ -245,15 +249,18 @@ class _Waiting:
     def table(self) -> pa.Table:
         """Return all records, in the order of the corpus and of the positions in a sentence.
 
-        Each text stands in the first record of its sentence.
+        Each text stands in the first record of its sentence that belongs to no answer, and so does what goes with it.
         """
         whole = pa.concat_tables([*self._tables, *self._latest])
         whole = whole.sort_by([(SENTENCE_ID, "ascending"), (POSITION, "ascending")])
         ids = whole[SENTENCE_ID].to_numpy()
-        is_first = np.diff(ids, prepend=-1) != 0
+        is_first = np.zeros(len(ids), bool)
+        ordinary = np.flatnonzero(whole[POSITION].to_numpy() >= 0)
+        is_first[ordinary] = np.diff(ids[ordinary], prepend=-1) != 0
         texts = [self._texts[number] if first else None for number, first in zip(ids, is_first, strict=True)]
         place = whole.schema.get_field_index(SENTENCE)
-        return whole.set_column(place, whole.schema.field(place), pa.array(texts, pa.string()))
+        whole = whole.set_column(place, whole.schema.field(place), pa.array(texts, pa.string()))
+        return with_kept(whole, self._kept, ids, is_first) if self._kept else whole
 
     @property
     def seconds(self) -> float:
@@ -279,6 +286,9 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
     """
     if not len(records.positions):
         return schema.empty_table()
+    if records.answers is not None:
+        ordinary = records_table(ordinary_records(records), schema, texts)
+        return pa.concat_tables([ordinary, answer_rows(records, schema)])
     values: dict[str, Any] = {
         SENTENCE_ID: records.sentence_ids.numpy(),
         SENTENCE: pa.nulls(len(records.positions), pa.string()),
@@ -305,7 +315,12 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
             named[TARGET_ID] = _token_ids(own.written)
             named[CONTINUATION] = _continuations(records.sentence_ids, own.written, texts)
         values |= {column(condition, name): value for name, value in named.items()}
-    return pa.table([_array(values[field.name], field.type) for field in schema], schema=schema)
+    num_records = len(records.positions)
+    columns = [
+        _array(values[field.name], field.type) if field.name in values else nothing(num_records, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _token_ids(token_ids: Tensor) -> pa.Array:

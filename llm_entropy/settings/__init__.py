@@ -9,13 +9,16 @@ from llm_entropy.settings.conditions import COMPARATIVE, CONTROL, STANDARD, Comp
 from llm_entropy.settings.control import ControlSettings, ControlVectors, PlaceboSettings
 from llm_entropy.settings.extraction import ExtractionSettings, ExtractSettings
 from llm_entropy.settings.metrics import (
+    ACCURACY,
     ALL_METRICS,
+    ANSWER_METRICS,
     BASELINE_METRICS,
     COMPARISON_METRICS,
     DEFAULT_METRICS,
     KL_FROM_STANDARD,
     LOG_BOUNDARY,
     METRICS,
+    PREFERENCE,
     RESIDUAL_NORM,
     STANDARD_SURPRISAL,
     TEXT_METRICS,
@@ -43,7 +46,9 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 Kind = Literal["causal", "masked"]
 
 __all__ = [
+    "ACCURACY",
     "ALL_METRICS",
+    "ANSWER_METRICS",
     "BASELINE_METRICS",
     "COMPARATIVE",
     "COMPARISON_METRICS",
@@ -53,6 +58,7 @@ __all__ = [
     "LOADED_PREFIX",
     "LOG_BOUNDARY",
     "METRICS",
+    "PREFERENCE",
     "RANKS",
     "RESIDUAL_NORM",
     "STANDARD",

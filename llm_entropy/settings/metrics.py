@@ -113,7 +113,17 @@ TEXT_METRICS: dict[str, Metric] = {
 }
 """Metrics of generated texts; they are always measured where texts are written and compared."""
 
-ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS, **WORD_METRICS, **TEXT_METRICS}
+PREFERENCE, ACCURACY = "preference", "accuracy"
+ANSWER_METRICS: dict[str, Metric] = {
+    ACCURACY: Metric("share of right answers preferred", "", "layer", ("target",), has_gaps=True, bounds=(0.0, 1.0)),
+    PREFERENCE: Metric(
+        "preference for the right answer", "nats", "layer", ("target",), has_gaps=True, bounds=(-math.inf, math.inf)
+    ),
+}
+"""Metrics of a sentence that has a right answer and a wrong one (`data.target_column`, `data.foil_column`): surprisal
+of the wrong one minus that of the right one, and whether that is above 0."""
+
+ALL_METRICS: dict[str, Metric] = {**METRICS, **COMPARISON_METRICS, **WORD_METRICS, **TEXT_METRICS, **ANSWER_METRICS}
 """Every metric, by name."""
 
 

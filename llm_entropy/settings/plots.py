@@ -6,12 +6,12 @@ from llm_entropy.settings.metrics import COMPARISON_METRICS, METRICS
 
 TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES = "token_probabilities", "comparison", "differences"
 LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS = "layer_impact", "dose_response", "summary", "models"
-GENERATIONS = "generations"
+GENERATIONS, ANSWERS = "generations", "answers"
 
 PLOTS = (
     *METRICS,
     *COMPARISON_METRICS,
-    *(TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES, LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS, GENERATIONS),
+    *(TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES, LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS, GENERATIONS, ANSWERS),
 )
 """What can be chosen: a metric stands for all plots of it, a kind of plot for that plot of every metric."""
 

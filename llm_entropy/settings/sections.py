@@ -165,6 +165,14 @@ class DataSettings:
     """Split of the data set."""
     text_column: Optional[str] = None
     """Column that holds the sentences; null: the only text column."""
+    keep_columns: list[str] = field(default_factory=list)
+    """Columns, of any type, that come back in every Parquet file and in `{model}_sentences.csv`."""
+    target_column: Optional[str] = None
+    """Column of answers: text whose surprisal is read behind its sentence, or at the masks of a masked model."""
+    foil_column: Optional[str] = None
+    """Column of wrong answers, to which those of `target_column` are compared."""
+    answer_delimiter: str = " "
+    """What stands between a sentence and its answer where neither has white space there."""
     delimiter: Optional[str] = None
     """csv, tsv: the character between fields, or `tab`; null: found among `,` `;` `|` and the tab."""
     quoting: Literal["auto", "minimal", "backslash", "none"] = "auto"
@@ -188,6 +196,12 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         make_plain_(self, "data")
+        self.keep_columns = list(dict.fromkeys(self.keep_columns))
+        if self.foil_column is not None and self.target_column is None:
+            raise ReportedError(
+                f"data.foil_column: got {self.foil_column!r} without right answers; name their column as "
+                "data.target_column"
+            )
         self.delimiter = _DELIMITER_NAMES.get(self.delimiter or "", self.delimiter)
         if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '\r\n"'):
             raise ReportedError(f"data.delimiter: got {self.delimiter!r}; expected one character, or tab")
@@ -204,6 +218,17 @@ class DataSettings:
                 f"data.shard_index: got {self.shard_index}; expected a number from 0 to {self.num_shards - 1}, "
                 "below data.num_shards"
             )
+
+    @property
+    def carried(self) -> dict[str, tuple[str, ...]]:
+        """The settings that name columns which go with each sentence, and the columns, as far as there are any."""
+        named = {name: getattr(self, name) for name in ("keep_columns", "target_column", "foil_column")}
+        return {name: tuple([own] if isinstance(own, str) else own) for name, own in named.items() if own}
+
+    @property
+    def carried_columns(self) -> tuple[str, ...]:
+        """The columns that go with each sentence, each once."""
+        return tuple(dict.fromkeys(column for columns in self.carried.values() for column in columns))
 
 
 @dataclass
@@ -294,6 +319,11 @@ class Settings:
         _refuse_loaded(self.models)
         make_plain_(self)
         _check_at_least("seed", self.seed, 0)
+        if self.analysis.is_generated and self.data.target_column is not None:
+            raise ReportedError(
+                f"data.target_column: got {self.data.target_column!r}, but analysis.positions is generated; answers are "
+                "read behind the sentences as they are, so set the positions to last, or leave the answers out"
+            )
         if not self.models:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:
