@@ -39,6 +39,8 @@ CUT_WORD = -2
 """Where a token's word begins: the sentence was cut within that word."""
 
 
+MOST_GROUPS = 12
+"""Into how many groups sentences may fall: more cannot be told apart in a plot."""
 NO_ANSWER, TARGET_ANSWER, FOIL_ANSWER = 0, 1, 2
 """What an example reads: the sentence, its right answer, or its wrong one."""
 

@@ -24,6 +24,7 @@ from llm_entropy.corpus.kept import (
     answers_of,
     as_kept,
     check_answers,
+    check_groups,
     chunks_of,
     content_of,
     dataset_of,
@@ -529,6 +530,9 @@ def _content_of(
                     digest.update(memoryview(chunk.buffers()[2])[ends[0] : ends[-1]])
         digest.update(lengths.digest())
     if kept.rows is not None:
+        chosen = kept.rows.select_columns(kept.schema.names)
+        chosen = chosen if len(places) == len(chosen) else chosen.select(places)
+        check_groups(chunks_of(chosen, kept.schema, source), kept.data, source)
         own = kept.rows if len(places) == len(kept.rows) else kept.rows.select(places)
         schema = pa.schema(
             [kept.schema.field(name.removeprefix(f"{MASKED}_")).with_name(name) for name in own.column_names]

@@ -16,6 +16,7 @@ from datasets import Dataset, Features
 from llm_entropy.corpus.sources import Rows
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import (
+    MOST_GROUPS,
     POSITION,
     SENTENCE,
     SENTENCE_ID,
@@ -211,3 +212,47 @@ def answers_of(kept: Optional[pa.Table], data: DataSettings) -> Optional[list[tu
     right = kept[data.target_column].to_pylist()
     wrong = [None] * len(right) if data.foil_column is None else kept[data.foil_column].to_pylist()
     return list(zip(right, wrong, strict=True))
+
+
+# --- groups ------------------------------------------------------------------------------------------------------
+
+
+def check_groups(tables: Iterable[pa.Table], data: DataSettings, source: str) -> None:
+    """Refuse groups that cannot be told apart, or compared.
+
+    Args:
+        tables: The kept columns of the sentences that were picked, some at a time.
+        data: Names the columns of groups and of pairs.
+        source: What they are of, for people.
+
+    Raises:
+        ReportedError: There are none or too many groups, or two sentences of one pair in a group.
+    """
+    if data.group_column is None:
+        return
+    groups: set[str] = set()
+    members: set[tuple[str, str]] = set()
+    for table in tables:
+        labels = list(map(str, _filled(table[data.group_column])))
+        groups.update(label for label in labels if label != _NONE)
+        if data.pair_column is None:
+            continue
+        for member in zip(labels, map(str, _filled(table[data.pair_column])), strict=True):
+            if member in members and _NONE not in member:
+                raise ReportedError(
+                    f"data.pair_column: two sentences of the pair {member[1]!r} are in the group {member[0]!r} of "
+                    f"{source}; expected one of each pair in a group"
+                )
+            members.add(member)
+    if not groups or len(groups) > MOST_GROUPS:
+        raise ReportedError(
+            f"data.group_column: {data.group_column!r} of {source} holds {len(groups)} groups; expected from 1 to "
+            f"{MOST_GROUPS}"
+        )
+
+
+_NONE = "\0"
+
+
+def _filled(column: pa.ChunkedArray) -> list[Any]:
+    return [_NONE if value is None else value for value in column.to_pylist()]

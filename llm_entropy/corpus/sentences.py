@@ -30,7 +30,7 @@ _TO_LIST = ("to_pylist", "to_list", "tolist")
 """Methods that turn a column into a list: of pyarrow, polars and pandas, numpy."""
 _BESIDE = (
     *("text_column", "max_length", "tokens_per_batch", "num_workers", "num_shards", "shard_index"),
-    *("keep_columns", "target_column", "foil_column", "answer_delimiter"),
+    *("keep_columns", "target_column", "foil_column", "answer_delimiter", "group_column", "pair_column"),
 )
 """Settings of the data that count where sentences are given."""
 _SHOWN = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pyarrow as pa
 
@@ -38,6 +38,11 @@ def value_fields(values: pa.Array) -> pa.LargeStringArray:
     if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
         return csv_text.text_fields(values.fill_null(""))
     return csv_text.text_fields(pa.array([_words(value) for value in values.to_pylist()], csv_text.LARGE))
+
+
+def value_words(values: pa.Array) -> list[Optional[str]]:
+    """Return values of any type in the words of `value_fields`; None for null."""
+    return [None if value is None else _words(value) for value in values.to_pylist()]
 
 
 def _words(value: Any) -> str:

@@ -40,6 +40,16 @@ class Place:
         return self.folder / "data" / f"{self.model}_answers.csv"
 
     @property
+    def groups(self) -> Path:
+        """The CSV file of the groups of sentences."""
+        return self.folder / "data" / f"{self.model}_groups.csv"
+
+    @property
+    def group_differences(self) -> Path:
+        """The CSV file of the differences between groups."""
+        return self.folder / "data" / f"{self.model}_group_differences.csv"
+
+    @property
     def records(self) -> Path:
         """The Parquet file of all records."""
         return self.folder / "data" / f"{self.model}.parquet"

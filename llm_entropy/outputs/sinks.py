@@ -29,6 +29,7 @@ from llm_entropy.outputs.csv_sinks import (
 )
 from llm_entropy.outputs.curves import CurveBuilder, TrackBuilder
 from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses, write_summary
+from llm_entropy.outputs.groups import GroupBuilder, write_table
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.kept_csv import SentenceCsv
@@ -141,6 +142,12 @@ class ConditionSinks:
             self._sinks.append(_word_sink(condition, place, target))
         if target.csv and target.data.keep_columns:
             self._sinks.append(SentenceCsv(place.sentences, target.data.keep_columns, target.compared_metrics))
+        self._place = place
+        self.groups: Optional[GroupBuilder] = None
+        if target.data.group_column is not None:
+            metrics, compares = target.compared_metrics, condition.role == "standard"
+            self.groups = GroupBuilder(metrics, target.shape, target.data, compares=compares)
+            self._sinks.append(self.groups)
         self.answers: Optional[AnswerBuilder] = None
         if target.data.target_column is not None:
             self._add_answers(place, target)
@@ -159,6 +166,13 @@ class ConditionSinks:
         """Take the next sentences."""
         for sink in self._sinks:
             sink.add(view)
+
+    def finish(self, seed: int) -> None:
+        """Write what can be written only when all sentences are there."""
+        if self.groups is not None:
+            write_table(self._place.groups, self.groups.table())
+            if self.condition.role == "standard":
+                write_table(self._place.group_differences, self.groups.differences(seed))
 
 
 def _word_sink(condition: Condition, place: Place, target: Target) -> WordSink:
@@ -249,6 +263,8 @@ class ModelSinks:
     def finish(self) -> None:
         """Write what can be written only when all sentences are there."""
         folder, model = self._target.folder, self._target.model
+        for own in self._conditions.values():
+            own.finish(self._target.seed)
         self._placebos.write(placebos_path(folder, model), model)
         self._summary, self._doses = self._effects.summary(self._placebos), self._effects.doses()
         if self._summary is not None:
@@ -284,6 +300,7 @@ class ModelSinks:
             self._effects.untouched(),
             self._sampler.sample(),
             {name: own.answers.curves() for name, own in self._conditions.items() if own.answers is not None},
+            {name: own.groups.curves() for name, own in self._conditions.items() if own.groups is not None},
         )
 
 

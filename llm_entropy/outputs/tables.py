@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llm_entropy.outputs.answers import AnswerCurves
+from llm_entropy.outputs.groups import GroupCurve
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.schema import ModelShape
@@ -107,6 +108,9 @@ class ModelTables:
 
     answers: dict[str, AnswerCurves] = field(default_factory=dict)
     """By condition; none without right and wrong answers."""
+
+    groups: dict[str, dict[str, dict[str, GroupCurve]]] = field(default_factory=dict)
+    """By condition, then by group, then by metric; none without groups."""
 
     @property
     def baselines(self) -> list[Condition]:

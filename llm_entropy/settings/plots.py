@@ -6,12 +6,23 @@ from llm_entropy.settings.metrics import COMPARISON_METRICS, METRICS
 
 TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES = "token_probabilities", "comparison", "differences"
 LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS = "layer_impact", "dose_response", "summary", "models"
-GENERATIONS, ANSWERS = "generations", "answers"
+GENERATIONS, ANSWERS, GROUPS = "generations", "answers", "groups"
 
 PLOTS = (
     *METRICS,
     *COMPARISON_METRICS,
-    *(TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES, LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS, GENERATIONS, ANSWERS),
+    *(
+        TOKEN_PROBABILITIES,
+        COMPARISON,
+        DIFFERENCES,
+        LAYER_IMPACT,
+        DOSE_RESPONSE,
+        SUMMARY,
+        MODELS,
+        GENERATIONS,
+        ANSWERS,
+        GROUPS,
+    ),
 )
 """What can be chosen: a metric stands for all plots of it, a kind of plot for that plot of every metric."""
 

@@ -171,6 +171,10 @@ class DataSettings:
     """Column of answers: text whose surprisal is read behind its sentence, or at the masks of a masked model."""
     foil_column: Optional[str] = None
     """Column of wrong answers, to which those of `target_column` are compared."""
+    group_column: Optional[str] = None
+    """Column of groups, 12 at most, whose curves are drawn, and compared with each other in the standard run."""
+    pair_column: Optional[str] = None
+    """Column that says which sentences of different groups belong together; null: groups are compared unpaired."""
     answer_delimiter: str = " "
     """What stands between a sentence and its answer where neither has white space there."""
     delimiter: Optional[str] = None
@@ -196,6 +200,10 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         make_plain_(self, "data")
+        if self.pair_column is not None and self.group_column is None:
+            raise ReportedError(
+                f"data.pair_column: got {self.pair_column!r} without groups; name their column as data.group_column"
+            )
         self.keep_columns = list(dict.fromkeys(self.keep_columns))
         if self.foil_column is not None and self.target_column is None:
             raise ReportedError(
@@ -222,7 +230,8 @@ class DataSettings:
     @property
     def carried(self) -> dict[str, tuple[str, ...]]:
         """The settings that name columns which go with each sentence, and the columns, as far as there are any."""
-        named = {name: getattr(self, name) for name in ("keep_columns", "target_column", "foil_column")}
+        keys = ("keep_columns", "target_column", "foil_column", "group_column", "pair_column")
+        named = {name: getattr(self, name) for name in keys}
         return {name: tuple([own] if isinstance(own, str) else own) for name, own in named.items() if own}
 
     @property
