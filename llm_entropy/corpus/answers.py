@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
+from llm_entropy.corpus.chats import render
 from llm_entropy.corpus.encoding import MASK_MARK, UNKNOWN, Encoded, Encoder, Tokens
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import FOIL_ANSWER, TARGET_ANSWER, Example
@@ -61,7 +62,8 @@ def answer_examples(
         if answer is not None
     ]
     make = _at_masks if encoder.kind == "masked" else _behind
-    for one, (ids, positions, targets, was_cut) in zip(asked, make(encoder, delimiter, asked), strict=True):
+    read = make(encoder, delimiter, asked)
+    for one, (ids, positions, targets, was_cut) in zip(asked, read, strict=True):
         if not targets:
             raise ReportedError(f"data.target_column: {one.where} has no token of its own; give it more text")
         encoder.refuse_unknown([*ids, *targets], f" in {one.where}")
@@ -76,7 +78,10 @@ _Read = tuple[list[int], list[int], list[int], bool]
 
 def _behind(encoder: Encoder, delimiter: str, asked: Sequence[_Asked]) -> Iterator[_Read]:
     """Read answers behind their sentences."""
-    contexts = [one.sentence.rstrip() for one in asked]
+    if encoder.reads_chats:  # the template says what stands before an answer
+        asked = [one._replace(sentence=render(encoder.tokenizer, one.sentence, one.sentence_id).text) for one in asked]
+    contexts = [one.sentence if encoder.reads_chats else one.sentence.rstrip() for one in asked]
+    delimiter = "" if encoder.reads_chats else delimiter
     wholes = [joined(one.sentence, one.answer, delimiter) for one in asked]
     pairs = zip(asked, encoder.tokens_of(contexts), encoder.tokens_of(wholes), contexts, strict=True)
     for one, alone, whole, context in pairs:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, Value
 
+from llm_entropy.corpus.chats import holds_messages, is_messages, messages_text
 from llm_entropy.corpus.jsonrows import describe
 from llm_entropy.corpus.sources import Rows, as_value_error
 from llm_entropy.errors import ReportedError
@@ -33,8 +34,8 @@ _HELD_BEGINNINGS = {
 class _Look(NamedTuple):
     """What a column holds."""
 
-    kind: Literal["text", "blank", "mixed", "other"]
-    """Text in every row, in none, in some beside other things, or other things alone."""
+    kind: Literal["text", "chat", "blank", "mixed", "other"]
+    """Text in every row, messages, nothing, text in some rows beside other things, or other things alone."""
     held: str
     """In words."""
 
@@ -68,7 +69,8 @@ def text_column(opened: Rows, data: DataSettings) -> str:
 def _chosen(looks: dict[str, _Look], source: str) -> str:
     # A corpus of blanks has no column to choose: which one it is does not matter for saying so.
     blank = [name for name, look in looks.items() if look.kind == "blank"]
-    candidates = [name for name, look in looks.items() if look.kind in ("text", "mixed")] or blank[:1]
+    texts = [name for name, look in looks.items() if look.kind in ("text", "mixed")]
+    candidates = texts or [name for name, look in looks.items() if look.kind == "chat"] or blank[:1]
     if not candidates:
         held = "; ".join(f"{name!r} holds {look.held}" for name, look in looks.items())
         raise ReportedError(
@@ -98,7 +100,17 @@ def _look_of(rows: Dataset, name: str) -> _Look:
         return _Look("blank", "nothing")
     if type(feature).__name__ == "Json":  # of `datasets` 4.6 and later: values of several types
         return _look_of_values(row[name] for row in rows.select_columns([name]))
+    if holds_messages(rows.features.arrow_schema.field(name).type):
+        return _Look("chat", "messages")
     return _Look("other", _held(feature))
+
+
+def holds_chats(opened: Rows, name: str) -> bool:
+    """Return whether the column to read holds lists of messages."""
+    rows = opened.rows
+    if isinstance(rows, Dataset):
+        return _look_of(rows, name).kind == "chat"
+    return _look_of_values([row[name] for row in rows.take(_ROWS_TO_JUDGE)]).kind == "chat"
 
 
 def _look_of_texts(columns: Iterable[pa.ChunkedArray]) -> _Look:
@@ -124,6 +136,8 @@ def _look_of_values(values: Iterable[Any]) -> _Look:
             other = (number, value) if isinstance(first[1], str) else first
             return _Look("mixed", f"row {other[0]}, counted from 0, holds {describe(other[1])}")
         texts.append(value)
+    if all(map(is_messages, texts)):
+        return _Look("chat", "messages")
     if isinstance(first[1], str):
         return _look_of_texts([pa.chunked_array([pa.array(texts, pa.large_string())])])
     return _Look("other", describe(first[1]))
@@ -151,11 +165,15 @@ def column_chunks(rows: Dataset, name: str) -> Iterator[pa.ChunkedArray]:
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as the one type of text that everything can be done with.
+    """Return a column as the one type of text that everything can be done with; of messages their JSON.
 
     Raises:
         pyarrow.ArrowInvalid: It is not UTF-8, at which `datasets` does not look.
     """
+    if isinstance(column.type, pa.BaseExtensionType):  # JSON, which `datasets` holds as text
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    if holds_messages(column.type):
+        column = pa.chunked_array([pa.array(map(messages_text, column.to_pylist()), pa.large_string())])
     text = column.cast(pa.large_string())
     for chunk in text.chunks:
         chunk.validate(full=True)

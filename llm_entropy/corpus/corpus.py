@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, Features, IterableDataset, Value
 
-from llm_entropy.corpus.columns import BLANK, as_text, column_chunks, text_column
+from llm_entropy.corpus.chats import ChatText, messages_text
+from llm_entropy.corpus.columns import BLANK, as_text, column_chunks, holds_chats, text_column
 from llm_entropy.corpus.kept import (
     answers_of,
     as_kept,
@@ -119,6 +120,11 @@ class Corpus(Protocol):
         """The columns that go with each sentence."""
         ...
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether the sentences are chats: messages, as JSON."""
+        ...
+
     def for_kind(self, kind: Kind) -> Corpus:
         """Return the corpus as a model of this kind reads it."""
         ...
@@ -159,6 +165,8 @@ class MappedCorpus:
     """Their names and types."""
     data: DataSettings = field(default_factory=DataSettings)
     """Says which of them are answers."""
+    is_chat: bool = False
+    """Whether the sentences are messages, as JSON."""
 
     num_files = 1
 
@@ -211,7 +219,7 @@ class MappedCorpus:
         return self.kept_schema, self.source
 
     def _texts(self, places: npt.NDArray[np.int64]) -> list[str]:
-        texts = _taken(self.rows.select_columns([self.column]), places).column(0).to_pylist()
+        texts = as_text(_taken(self.rows.select_columns([self.column]), places).column(0)).to_pylist()
         return [text or "" for text in texts]  # a sentence that has an answer may be empty
 
 
@@ -237,6 +245,8 @@ class StreamedCorpus:
     """The columns that go with each sentence."""
     data: DataSettings = field(default_factory=DataSettings)
     """Says which of them are answers."""
+    is_chat: bool = False
+    """Whether the sentences are messages, as JSON."""
 
     num_rows = None
     num_sentences = None
@@ -347,18 +357,21 @@ def load_corpus(data: DataSettings, num_sentences: NumSentences, seed: int, *, q
             return _picked_sentences(texts, builtin.source, num_sentences, seed, _kept(builtin, data))
         opened = open_rows(data, data.path)
         column, kept = text_column(opened, data), _kept(opened, data)
+        with as_value_error(f"data.path: could not read {opened.source}", opened.text):
+            is_chat = holds_chats(opened, column)
         if data.streaming and num_sentences is not None:
-            return _first_sentences(opened, column, num_sentences, kept)
+            return replace(_first_sentences(opened, column, num_sentences, kept), is_chat=is_chat)
         with as_value_error(f"data.path: could not read {opened.source}", opened.text):
             rows = opened.rows.select_columns(list(dict.fromkeys([column, *kept.schema.names])))
             if isinstance(rows, Dataset):
                 check_text(opened, column)
                 rows = rows.select_columns([column])
                 rows = rows if column == SENTENCE else rows.rename_column(column, SENTENCE)
-                return _picked_sentences(rows, opened.source, num_sentences, seed, kept)
+                picked = _picked_sentences(rows, opened.source, num_sentences, seed, kept)
+                return replace(picked, is_chat=is_chat)
         with_columns = f" {kept.schema.names}" if kept.schema.names else ""
         fingerprint = hashlib.sha256(f"{opened.files} {data.split} {column}{with_columns}".encode()).hexdigest()[:32]
-        return StreamedCorpus(rows, column, opened.source, fingerprint, opened.text, kept.schema, data)
+        return StreamedCorpus(rows, column, opened.source, fingerprint, opened.text, kept.schema, data, is_chat)
 
 
 class _Kept(NamedTuple):
@@ -404,7 +417,11 @@ def corpus_of_sentences(
     """
     number = None if num_sentences == "auto" else num_sentences
     kept = NOTHING if columns is None or data is None else _kept(Rows(columns, "given sentences"), data)
-    return _picked_sentences(_in_memory(sentences), "given sentences", number, seed, kept)
+    kinds = {isinstance(sentence, ChatText) for sentence in sentences if sentence is not None}
+    if len(kinds) > 1:
+        raise ReportedError("sentences: got chats beside texts; expected one of them")
+    picked = _picked_sentences(_in_memory(sentences), "given sentences", number, seed, kept)
+    return replace(picked, is_chat=kinds == {True})
 
 
 def _in_memory(sentences: Iterable[Optional[str]]) -> Dataset:
@@ -469,7 +486,7 @@ def _first_sentences(opened: Rows, column: str, num_sentences: int, kept: _Kept)
     source, target = opened.source, kept.data.target_column
     with as_value_error(f"data.path: could not read {source}", opened.text):
         for row_number, row in enumerate(_checked_rows(opened, [column, *values])):
-            text = row[column]
+            text = messages_text(row[column]) if isinstance(row[column], list) else row[column]
             if (text is None or not text.strip()) and (target is None or row[target] is None):
                 skipped.append((row_number, NULL if text is None else BLANK))
                 continue

@@ -50,6 +50,7 @@ class EncodedSentences:
         cut: set[int] = set()
         own_start: set[int] = set()
         numbers = {name: _Lists() for name in _NUMBERS}
+        texts = list(sentences)
         place = {sentence_id: index for index, sentence_id in enumerate(sentence_ids)}
         for some in _groups(sentences):
             own = None if answers is None else answers[some]
@@ -66,6 +67,8 @@ class EncodedSentences:
                 for name in _OF_POSITIONS:
                     numbers[name].add(getattr(example, name))
                 owners.append(owner)
+                if example.answer == NO_ANSWER:
+                    texts[owner] = example.sentence  # as it was read: of a chat, what the template writes
                 which.append(example.answer)
                 if was_cut:
                     cut.add(example.sentence_id)
@@ -73,7 +76,7 @@ class EncodedSentences:
                     own_start.add(example.sentence_id)
             for lists in numbers.values():
                 lists.pack()
-        self._ids, self._sentences, self._owners = sentence_ids, sentences, np.array(owners, np.int64)
+        self._ids, self._sentences, self._owners = sentence_ids, texts, np.array(owners, np.int64)
         self._numbers = numbers
         self._answers = np.array(which, np.int64)
         self._bases = np.cumsum((np.diff(self._owners, prepend=-1) != 0) | (np.diff(self._answers, prepend=0) != 0)) - 1

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from llm_entropy.corpus.chats import render
 from llm_entropy.corpus.words import Words, special_ids, without_cut, words_of
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import NO_WORD, PREDICTED, Batch, Example
@@ -59,6 +60,14 @@ class Tokens(NamedTuple):
     """[token], the tokenizer's own number of the word that it is a piece of; empty where nobody asks."""
     words: Words = Words([], [])
     """The words of the tokens, without lists where nobody asks."""
+
+    def last(self, most: int) -> Tokens:
+        """Return the last tokens, at most so many."""
+        if len(self.ids) <= most:
+            return self
+        lists = (self.ids, self.added, self.starts, self.ends)
+        words = Words(*(own[-most:] for own in self.words))
+        return Tokens(*(own[-most:] for own in lists), was_cut=True, pieces=self.pieces[-most:], words=words)
 
     def without_doubled(self) -> Tokens:
         """Return the tokens without those that were added before, and behind, a text that has them itself."""
@@ -121,6 +130,9 @@ class Encoder:
     """Whether examples say to which word each token belongs."""
     num_new_tokens: int = 0
     """Most tokens that the model writes behind a sentence, where it does."""
+    reads_chats: bool = False
+    """Whether sentences are chats, which the tokenizer's template writes, special tokens and all: only their last
+    message is read, and what is too long loses its beginning."""
 
     def __post_init__(self) -> None:
         """Refuse a tokenizer or a length with which no sentence could be read."""
@@ -179,13 +191,19 @@ class Encoder:
         Raises:
             ReportedError: A sentence has a token that the model does not know.
         """
+        turns = [0] * len(sentences)
+        if self.reads_chats:
+            rendered = [render(self.tokenizer, *one) for one in zip(sentences, sentence_ids, strict=True)]
+            sentences, turns = [one.text for one in rendered], [one.turn_start for one in rendered]
         draws = sampling_uniforms(self.seed, sentence_ids, [_MASK_DRAW] * len(sentence_ids))
-        for sentence_id, sentence, tokens, draw in zip(
-            sentence_ids, sentences, self._tokenise(sentences), draws, strict=True
+        for sentence_id, sentence, tokens, draw, turn in zip(
+            sentence_ids, sentences, self._tokenise(sentences), draws, turns, strict=True
         ):
             if reads_empty and not sentence.strip():
                 tokens = self._nothing
-            read = self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens)
+            read = (
+                self._read_masked(sentence, tokens, draw) if self.kind == "masked" else self._read_causal(tokens, turn)
+            )
             for number, (ids, positions, targets) in enumerate(read):
                 if not number:  # the others hold the same tokens
                     self.refuse_unknown([*ids, *targets], f" in sentence {sentence_id}")
@@ -221,6 +239,7 @@ class Encoder:
         settings = [self.kind, self.positions, self.mask_strategy, self.seed, self.max_length]
         settings += [True] if self.words else []
         settings += [self.num_new_tokens] if self.num_new_tokens else []
+        settings += [self.tokenizer.chat_template] if self.reads_chats else []
         parts = [_describe(self.tokenizer), json.dumps(settings)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
@@ -266,6 +285,8 @@ class Encoder:
         encoded = self._tokenise_up_to(None, sentences)
         if self.max_length is None:
             return encoded
+        if self.reads_chats:
+            return [tokens.last(self.max_length) for tokens in encoded]
         limits = {
             # What is left out again takes no room; a cut at the left removes the text's own.
             i: self.max_length + (tokens.num_doubled if self.tokenizer.truncation_side == "right" else 0)
@@ -285,6 +306,7 @@ class Encoder:
         # The tokenizer's own warning about long sentences would repeat what `was_cut` counts.
         encoded = self.tokenizer(
             [self._with_own_mask(sentence) for sentence in sentences],
+            add_special_tokens=not self.reads_chats,
             truncation=max_length is not None,
             max_length=max_length,
             return_special_tokens_mask=True,
@@ -316,7 +338,7 @@ class Encoder:
         moved = np.array(places) - surplus * np.searchsorted(mask_ends, np.array(places), side="right")
         return [(int(start), int(end)) for start, end in moved]
 
-    def _read_causal(self, tokens: Tokens) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    def _read_causal(self, tokens: Tokens, turn: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         end = len(tokens.ids)
         while end and tokens.added[end - 1]:
             end -= 1
@@ -329,7 +351,8 @@ class Encoder:
             end = len(ids) - 1 + self.num_new_tokens
             yield ids, list(range(len(ids) - 1, end)), [PREDICTED] * self.num_new_tokens
         else:
-            yield ids, list(range(len(ids))), [*ids[1:], PREDICTED]
+            first = next((i for i in range(end) if tokens.ends[i] > turn), 0) if turn else 0
+            yield ids, list(range(first, len(ids))), [*ids[first + 1 :], PREDICTED]
 
     def _read_masked(
         self, sentence: str, tokens: Tokens, draw: float

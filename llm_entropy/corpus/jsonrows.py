@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from llm_entropy.corpus.chats import is_messages
 from llm_entropy.corpus.textfiles import open_text
 from llm_entropy.errors import ReportedError
 
@@ -44,7 +45,10 @@ def check_rows(path: Path, column: str | None, encoding: str) -> Iterator[int]:
                 return
             for name in row if column is None else (column,):
                 value = row.get(name)
-                if value is not None and isinstance(value, str) != is_text.setdefault(name, isinstance(value, str)):
+                if value is None:
+                    continue
+                holds_text = isinstance(value, str) or is_messages(value)
+                if holds_text != is_text.setdefault(name, holds_text):
                     raise ReportedError(
                         f"data.text_column: {name!r} is not text in every row: line {number} of {path.name} holds "
                         f"{describe(value)}; write all rows as text, or leave out those that are none"

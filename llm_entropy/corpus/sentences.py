@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Optional
 import pandas as pd
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value
 
+from llm_entropy.corpus.chats import ChatText, is_messages, messages_text
 from llm_entropy.corpus.columns import text_column
 from llm_entropy.corpus.kept import dataset_of
 from llm_entropy.corpus.sources import Rows
@@ -245,6 +246,8 @@ def _texts(values: Iterable[Any], where: str, *, may_miss: bool = True) -> Itera
                     "expected text that UTF-8 can hold, as text.encode('utf-8', 'replace').decode()"
                 )
             yield value
+        elif is_messages(_plain(value)):
+            yield ChatText(messages_text(_plain(value)))
         elif may_miss and _is_missing(value):
             yield None
         else:

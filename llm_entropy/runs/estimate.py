@@ -21,7 +21,7 @@ from llm_entropy.models.families import outline_model
 from llm_entropy.models.loading import load_skeleton, weights_dtype
 from llm_entropy.runs.launch import checkpoint_root
 from llm_entropy.runs.opening import open_corpus, open_model
-from llm_entropy.runs.plan import Plan, plan_model
+from llm_entropy.runs.plan import Plan, for_corpus, plan_model
 from llm_entropy.runs.predict import tokens_per_batch
 from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.schema import Example, shard_schema
@@ -191,7 +191,7 @@ def forecast_run(settings: Settings, *, measures: bool = False) -> list[Forecast
     trainer = make_trainer(settings.trainer, checkpoint_root(settings, None))
     plans = [plan_model(key, model, settings) for key, model in settings.models.items()]
     corpus = open_corpus(settings, None, quiet=True)
-    return [forecast(plan, settings, corpus, trainer, measures=measures) for plan in plans]
+    return [forecast(for_corpus(plan, corpus), settings, corpus, trainer, measures=measures) for plan in plans]
 
 
 def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer) -> float:

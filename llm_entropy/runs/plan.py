@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from torch import Tensor
 
+from llm_entropy.corpus.chats import refuse_without_template
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
@@ -184,10 +185,23 @@ def _most_tokens(source: ModelSource, analysis: AnalysisSettings) -> Optional[in
     return room
 
 
-def check_tokens(plan: Plan, corpus: Corpus, task: Task, data: DataSettings) -> None:
-    """Make sure that the model knows all tokens of the corpus, if its tokenizer has others, and can read all answers.
+def for_corpus(plan: Plan, corpus: Corpus) -> Plan:
+    """Return the plan of a model for what a corpus holds: text, or chats.
 
-    Then the sentences are tokenised once more. Those of a stream are checked when they come.
+    Raises:
+        ReportedError: It holds chats, and the model reads none.
+    """
+    if not corpus.is_chat:
+        return plan
+    source = plan.source
+    refuse_without_template(source.tokenizer, source.key, source.architecture.kind)
+    return replace(plan, encoder=replace(plan.encoder, reads_chats=True))
+
+
+def check_tokens(plan: Plan, corpus: Corpus, task: Task, data: DataSettings) -> None:
+    """Make sure that the model knows all tokens, if its tokenizer has others, and can read all answers and chats.
+
+    Where one of these may fail, the sentences are tokenised once more. Those of a stream are checked when they come.
 
     Args:
         plan: Of the model.
@@ -196,9 +210,12 @@ def check_tokens(plan: Plan, corpus: Corpus, task: Task, data: DataSettings) -> 
         data: Says whether there are answers.
 
     Raises:
-        ReportedError: A sentence has a token for which the model has no embedding, or an answer cannot be read.
+        ReportedError: A sentence has a token for which the model has no embedding, or an answer or a chat cannot be
+            read.
     """
-    if corpus.num_windows is None or not (plan.encoder.may_be_unknown or data.target_column is not None):
+    encoder = plan.encoder
+    is_needed = encoder.may_be_unknown or encoder.reads_chats or data.target_column is not None
+    if corpus.num_windows is None or not is_needed:
         return
     for window in corpus.for_kind(plan.source.architecture.kind).windows(task):
         EncodedSentences(plan.encoder, window.sentence_ids, window.sentences, window.answers, data.answer_delimiter)

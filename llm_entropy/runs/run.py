@@ -19,7 +19,7 @@ from llm_entropy.runs.ending import end_by, ended_well, finish
 from llm_entropy.runs.estimate import forecast
 from llm_entropy.runs.launch import checkpoint_root, is_first_process, task_of
 from llm_entropy.runs.opening import open_corpus
-from llm_entropy.runs.plan import check_tokens, config_hash, plan_model, run_identity
+from llm_entropy.runs.plan import check_tokens, config_hash, for_corpus, plan_model, run_identity
 from llm_entropy.runs.predict import predict_model
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.stopping import Stopped, StopSignals
@@ -76,6 +76,7 @@ def run(
                 manifest.check_output(settings.output, may_exist=resume or task.count > 1)
             plans = [plan_model(key, model, settings, loaded.get(key)) for key, model in settings.models.items()]
             corpus = open_corpus(settings, sentences, quiet=quiet, columns=columns)
+            plans = [for_corpus(plan, corpus) for plan in plans]
             for plan in plans:
                 check_tokens(plan, corpus, task, settings.data)
             identity = run_identity(settings, plans, corpus.fingerprint)

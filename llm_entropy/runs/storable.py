@@ -11,6 +11,7 @@ from typing import Any, Optional
 from datasets import Dataset
 from safetensors.torch import save_file
 
+from llm_entropy.corpus.chats import ChatText
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import ControlSettings, ControlVectors, ExtractionSettings, Settings
 from llm_entropy.settings.fields import holds_arrays
@@ -43,7 +44,8 @@ def storable(
     if sentences is not None:
         path = (run_dir / SENTENCES).absolute()
         beside = [{} for _ in sentences] if columns is None else columns.to_list()
-        rows = [{SENTENCE: sentence, **own} for sentence, own in zip(sentences, beside, strict=True)]
+        texts = [json.loads(text) if isinstance(text, ChatText) else text for text in sentences]
+        rows = [{SENTENCE: sentence, **own} for sentence, own in zip(texts, beside, strict=True)]
         lines = [json.dumps(row) + "\n" for row in rows]
         files.write_text(path, "".join(lines))
         data = replace(data, path=str(path), text_column=SENTENCE)

@@ -330,8 +330,8 @@ class Settings:
         _check_at_least("seed", self.seed, 0)
         if self.analysis.is_generated and self.data.target_column is not None:
             raise ReportedError(
-                f"data.target_column: got {self.data.target_column!r}, but analysis.positions is generated; answers are "
-                "read behind the sentences as they are, so set the positions to last, or leave the answers out"
+                f"data.target_column: got {self.data.target_column!r}, but analysis.positions is generated; answers "
+                "are read behind the sentences as they are, so set the positions to last, or leave the answers out"
             )
         if not self.models:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
