@@ -83,10 +83,9 @@ def _behind(encoder: Encoder, delimiter: str, asked: Sequence[_Asked]) -> Iterat
     contexts = [one.sentence if encoder.reads_chats else one.sentence.rstrip() for one in asked]
     delimiter = "" if encoder.reads_chats else delimiter
     wholes = [joined(one.sentence, one.answer, delimiter) for one in asked]
-    pairs = zip(asked, encoder.tokens_of(contexts), encoder.tokens_of(wholes), contexts, strict=True)
-    for one, alone, whole, context in pairs:
+    for one, alone, whole in zip(asked, encoder.tokens_of(contexts), encoder.tokens_of(wholes), strict=True):
         start, ids = _without_end(alone), _without_end(whole)
-        if not context:
+        if not start:
             start, ids = _with_start(encoder, whole, ids, one)
         num_before = len(start)
         targets = ids[num_before:]
