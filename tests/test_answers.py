@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from llm_entropy import run_analysis
 from llm_entropy.builtin import model_folder
+from llm_entropy.commands.summary import print_summary
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs.making import merge_run
+from llm_entropy.outputs.making import merge_run, read_result
 from llm_entropy.outputs.results import RunResult
+from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
 
 ROWS: list[dict[str, Any]] = [
@@ -246,6 +248,17 @@ def test_the_summary_has_the_differences_of_accuracy_and_preference(run: Path, m
         rows["mean_difference"], ((control > 0).astype(float) - (standard > 0)).mean(0), atol=1e-12
     )
     assert rows["p_value"].notna().any()
+
+
+def test_the_terminal_shows_what_steering_does_to_accuracy(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = read_config(run / manifest.CONFIG)
+    result = read_result(run, settings, manifest.read_manifest(run))
+    assert [row.metric for row in result["gpt2"].overview] == ["entropy", "accuracy", "preference"]
+    shown = np.stack(result["gpt2"]["standard"].answers["preference"].to_list())
+    has_both = ~np.isnan(shown[:, -1])
+    assert result["gpt2"].overview[1].last_layer == pytest.approx((shown[has_both, -1] > 0).mean())
+    print_summary(result)
+    assert "accuracy" in capsys.readouterr().out
 
 
 def test_the_layer_from_which_on_an_answer_is_preferred_is_beside_its_numbers(run: Path) -> None:

@@ -65,9 +65,16 @@ class Tokens(NamedTuple):
         """Return the last tokens, at most so many."""
         if len(self.ids) <= most:
             return self
-        lists = (self.ids, self.added, self.starts, self.ends)
-        words = Words(*(own[-most:] for own in self.words))
-        return Tokens(*(own[-most:] for own in lists), was_cut=True, pieces=self.pieces[-most:], words=words)
+        kept = slice(-most, None)
+        return Tokens(
+            self.ids[kept],
+            self.added[kept],
+            self.starts[kept],
+            self.ends[kept],
+            was_cut=True,
+            pieces=self.pieces[kept],
+            words=Words(*(own[kept] for own in self.words)),
+        )
 
     def without_doubled(self) -> Tokens:
         """Return the tokens without those that were added before, and behind, a text that has them itself."""

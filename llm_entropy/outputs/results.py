@@ -113,6 +113,17 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
         return pd.read_csv(self.place.texts, index_col="sentence", na_values={}, encoding="utf-8")
 
     @property
+    def answers(self) -> pd.DataFrame:
+        """The answers of a condition, a row per sentence that has one, as `{model}_answers.parquet` holds them.
+
+        Raises:
+            FileNotFoundError: The run had none (`data.target_column`), or wrote no Parquet.
+        """
+        import pandas as pd
+
+        return pd.read_parquet(self.place.answers.with_suffix(".parquet"))
+
+    @property
     def records(self) -> pd.DataFrame:
         """Every record, one row each, as `output.parquet` writes them."""
         import pandas as pd

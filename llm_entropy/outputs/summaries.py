@@ -11,7 +11,7 @@ import numpy as np
 
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import ALL_METRICS, Condition
+from llm_entropy.settings import ACCURACY, ALL_METRICS, PREFERENCE, Condition
 
 
 class SummaryRow(NamedTuple):
@@ -51,9 +51,9 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
         tables: What the merge made.
 
     Returns:
-        The rows, in the order of the conditions, then of the metrics.
+        The rows, in the order of the conditions, then of the metrics, accuracy and preference last.
     """
-    return [
+    rows = [
         SummaryRow(
             tables.model,
             metric,
@@ -65,6 +65,12 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
         for condition in tables.baselines
         for metric, curve in tables.curves[condition.name].items()
     ]
+    for condition in tables.baselines:
+        if (answers := tables.answers.get(condition.name)) is not None:
+            for metric, mean in ((ACCURACY, answers.accuracy), (PREFERENCE, answers.preference)):
+                unit = ALL_METRICS[metric].unit
+                rows.append(SummaryRow(tables.model, metric, unit, condition.name, float(mean[0]), float(mean[-1])))
+    return rows
 
 
 def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[EffectRow]:

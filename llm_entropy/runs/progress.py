@@ -82,8 +82,9 @@ class SentenceProgress(L.Callback):
         assert self._bar is not None
         self._bar.set_postfix_str(self._tokens_text(self._num_tokens), refresh=False)
         self._bar.n = self._num_done
-        self._num_done += outputs.num_sentences
-        self._bar.update(outputs.num_sentences)
+        num_sentences = outputs.num_sentences - outputs.num_answers
+        self._num_done += num_sentences
+        self._bar.update(num_sentences)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close the bar."""

@@ -166,9 +166,9 @@ def test_text_of_every_type_of_arrow_is_text(tmp_path: Path, kind: pa.DataType, 
     assert load(path).skipped == [(1, "null"), (2, "blank")]
 
 
-CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+CHAT = {"turns": [{"speaker": "user", "line": "hi"}]}
 NESTED = {
-    "chat.jsonl": (CHAT, r"'messages' holds (lists of objects with role, content|a list)"),
+    "chat.jsonl": (CHAT, r"'turns' holds (lists of objects with speaker, line|a list)"),
     "words.jsonl": ({"tokens": ["the", "cat"]}, r"'tokens' holds (lists of text|a list)"),
     "tr.jsonl": (
         {"translation": {"en": "a", "de": "b"}},
