@@ -233,6 +233,20 @@ def test_the_table_of_sentences_has_kept_columns_in_front_of_the_last_layers_met
     assert [float(a) for a in frame["preference"] if a] == pytest.approx([a for a in expected if a != ""])
 
 
+@pytest.mark.parametrize("data", [{}, {"streaming": True}, {"num_workers": 1}])
+@pytest.mark.parametrize("number", [None, 3])
+def test_values_of_several_types_come_back_as_json(tmp_path: Path, data: dict[str, Any], number: int | None) -> None:
+    values = [1, "k", None]
+    rows = [{"text": f"The dog {n}", "any": value, "z": None} for n, value in enumerate(values)]
+    own = {"path": write_rows(tmp_path / "corpus.jsonl", rows), "keep_columns": ["any", "z"], "text_column": "text"}
+    own |= {"target_column": None, "foil_column": None}
+    settings = {"num_sentences": number, "models": {"gpt2": MODELS["gpt2"]}}
+    run_dir = analyse(tmp_path, {**own, **data}, **settings).run_dir
+    table = pq.read_table(run_dir / "standard" / "data" / "gpt2.parquet")
+    assert table["any"].to_pylist() == ["1", '"k"', None]
+    assert table["z"].to_pylist() == [None] * 3
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_the_summary_has_the_differences_of_accuracy_and_preference(run: Path, model: str) -> None:
     summary = pd.read_csv(run / "comparative" / "data" / f"{model}_summary.csv")

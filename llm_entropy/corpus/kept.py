@@ -42,6 +42,8 @@ OF_OUTPUTS = frozenset(
 ROWS_TO_LOOK_AT = 100
 """Of a stream that does not say the types of its columns."""
 ROWS_AT_ONCE = 10_000
+JSON = {"format": "json"}
+"""Metadata of a column of text that stands for values of several types."""
 
 
 def kept_schema(opened: Rows, data: DataSettings) -> pa.Schema:
@@ -67,7 +69,13 @@ def kept_schema(opened: Rows, data: DataSettings) -> pa.Schema:
     for key, columns in data.carried.items():
         for name in columns:
             _check_column(key, name, types, opened.source)
-    return pa.schema([pa.field(name, plain_type(types[name])) for name in names])
+    return pa.schema([_field(name, types[name]) for name in names])
+
+
+def _field(name: str, held: pa.DataType) -> pa.Field:
+    """Return a column as it is kept; values of several types are kept as JSON."""
+    about = JSON if isinstance(held, pa.BaseExtensionType) and _is_text(held.storage_type) else None
+    return pa.field(name, plain_type(held), metadata=about)
 
 
 def _check_column(key: str, name: str, types: dict[str, pa.DataType], source: str) -> None:
@@ -137,7 +145,9 @@ def dataset_of(values: Mapping[str, Sequence[Any]], schema: Optional[pa.Schema] 
         ReportedError: A column holds values of several types.
     """
     columns = []
-    for name, own in values.items():
+    for name, given in values.items():
+        is_json = schema is not None and schema.field(name).metadata is not None
+        own = [None if value is None else json.dumps(value) for value in given] if is_json else given
         try:
             columns.append(pa.array(own, None if schema is None else schema.field(name).type))
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
