@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from llm_entropy.commands.cli import main
+from llm_entropy.commands.report import show
 from llm_entropy.commands.summary import print_summary
 from llm_entropy.commands.terminal import _patient
 from llm_entropy.outputs.results import ModelResult, RunResult
@@ -244,3 +246,36 @@ def test_a_terminal_without_letters_for_lines_gets_a_table_of_ascii(monkeypatch:
         monkeypatch.setattr(sys, "stdout", stream)
         print_summary(result_of(KEY))
     assert (tmp_path / "out").read_text().isascii()
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_named_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    result = RunResult(tmp_path, "comparative", result_of("gpt2").models)
+    print_summary(result)
+    assert "Report:" not in capsys.readouterr().out
+    (tmp_path / "report.html").touch()
+    print_summary(result)
+    assert capsys.readouterr().out.endswith(f"Report: {tmp_path / 'report.html'}\n")
+
+
+def test_a_report_opens_in_the_browser_or_its_place_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    asked: list[str] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("webbrowser.open", lambda url: not asked.append(url))
+    show(Path("run +1/report.html"))
+    assert asked == [f"{tmp_path.as_uri()}/run%20%2B1/report.html"]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("webbrowser.open", lambda url: False)
+    show(Path("report.html"))
+    assert capsys.readouterr().err == f"--open: found no browser; open it yourself: {tmp_path / 'report.html'}\n"
+
+
+def test_a_run_without_a_report_cannot_open_one(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        main(["predict", "--open", "--output.report=false"])
+    assert end.value.code == 2
+    assert "--open: got output.report: false" in capsys.readouterr().err

@@ -36,6 +36,7 @@ from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import load_model
+from llm_entropy.outputs.making import report_run
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.run import plan_model, run
 from llm_entropy.settings import (
@@ -300,6 +301,38 @@ def test_one_condition_leaves_its_own_folder_alone(mode: str, gpt2: dict[str, st
     assert result.mode == mode
     assert files_of(result.run_dir) == expected_files(mode, gpt2, ["entropy"])
     assert list(result["gpt2"]) == [mode]
+
+
+def test_the_report_is_made_anew_with_the_same_bytes_and_nothing_else_is_touched(
+    compared: RunResult, capsys: pytest.CaptureFixture[str]
+):
+    run_dir = compared.run_dir
+    names = files_of(run_dir)
+    before = {name: (run_dir / name).read_bytes() for name in names}
+    path = run_dir / "report.html"
+    path.unlink()
+    main(["report", str(run_dir)])
+    assert capsys.readouterr().out == f"{path}\n"
+    assert {name: (run_dir / name).read_bytes() for name in files_of(run_dir)} == before
+    assert compared.report is not None
+    assert compared.report.path == path
+    assert READ[0] in path.read_text(encoding="utf-8")
+
+
+def test_a_run_can_do_without_a_report(gpt2: dict[str, str], tmp_path: Path):
+    result = analyse(gpt2, tmp_path, where=OutputSettings(dir=str(tmp_path), plots=False, csv=False, report=False))
+    assert result.report is None
+    assert manifest_of(result.run_dir)["output"]["report"] is False
+
+
+def test_a_report_of_a_run_that_is_not_complete_is_refused(compared: RunResult, tmp_path: Path):
+    run_dir = tmp_path / "half"
+    shutil.copytree(compared.run_dir, run_dir)
+    (run_dir / "run.json").write_text(json.dumps({**manifest_of(run_dir), "status": "stopped"}), encoding="utf-8")
+    before = (run_dir / "report.html").read_bytes()
+    with pytest.raises(ReportedError, match=r"half: is not complete \(run.json says stopped\); .* llm-entropy merge"):
+        report_run(run_dir)
+    assert (run_dir / "report.html").read_bytes() == before
 
 
 def test_without_plots_and_parquet_only_csv_files_are_written(gpt2: dict[str, str], tmp_path: Path):

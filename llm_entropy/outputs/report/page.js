@@ -48,7 +48,7 @@
   }
   const signed = (value, digits = 3) => (real(value) > 0 ? "+" : "") + fmt(value, digits);
   const interval = (low, high) => (isNumber(low) && isNumber(high) ? `${signed(low)} to ${signed(high)}` : BLANK);
-  const pvalue = (p) => (!isNumber(p) ? "not tested" : p < 0.001 ? "< 0.001" : p.toFixed(3));
+  const pvalue = (p) => (!isNumber(p) ? "not tested" : p < 0.001 ? "<\u00a00.001" : p.toFixed(3));
   const percent = (value) => (isNumber(value) ? `${Math.round(100 * value)} %` : BLANK);
   const count = (number, what) => `${number.toLocaleString("en-US")} ${what}${number === 1 ? "" : "s"}`;
   function probability(value) {
@@ -334,7 +334,7 @@
     const before = get("mean_standard"), isSure = isNumber(p) && p < SIGNIFICANT;
     const verb = change > 0 ? "raises" : "lowers", what = `${about(metric).label} at the last ${about(metric).axis}`;
     const placebos = larger(model, condition, metric, layer), numbers = `${fmt(before, 3)} to ${fmt(before + change, 3)}${unit ? ` ${unit}` : ""}`;
-    const sure = `95 % interval of the difference ${interval(get("ci_low"), get("ci_high"))}; p ${pvalue(p).startsWith("<") ? "" : "= "}${pvalue(p)} after Holm's correction`;
+    const sure = `95 % interval of the difference ${interval(get("ci_low"), get("ci_high"))}; p\u00a0${(p < 0.001 ? "" : "=\u00a0") + pvalue(p)} after Holm's correction`;
     const text = [isSure ? ` ${verb} ${what} from ${numbers} on average (${sure}).`
       : ` shows no sure change of ${what}: ${numbers} on average (${isNumber(p) ? sure : "not tested: steering does not reach it"}).`];
     if (placebos && isSure) {
@@ -474,7 +474,7 @@
       const name = isDifference ? `Difference in ${about(metric).label}` : metricName(metric);
       const yName = name + (isShare ? " / ln V" : about(metric).unit ? ` (${about(metric).unit})` : "");
       const untouched = isDifference ? Math.min(...own.filter((one) => !shown.off.has(one.name)).map((one) => model.untouched[one.name] || 0)) : 0;
-      caption.textContent = isDifference ? `${model.key}: mean difference from the standard run by depth, with 95 % intervals${placebos.length ? "; grey: the range of the placebos" : ""}. Beyond the grey, no placebo does as much.`
+      caption.textContent = isDifference ? `${model.key}: mean difference from the standard run by depth, with 95 % intervals${placebos.length ? "; grey: the range of the placebos" : ""}. Beyond the grey, no placebo does as much.${untouched > 0 ? " Shaded at the left: layers that steering does not reach." : ""}`
         : `${model.key}: means over ${count(model.num_sentences, "sentence")} by depth. Point at a layer, or press the arrow keys.`;
       lineChart(holder, { label: `${yName} over depth, ${series.map((one) => one.name).join(", ")}; the table below has the numbers`, xs: range(numPoints(model, metric)), xName: capital(about(metric).axis), xText: xTickName(metric),
         xLong: (index) => capital(pointName(metric, index)), yName, series, isLog: about(metric).scale === "logarithmic" && !isDifference, withZero: isDifference || about(metric).bounds[0] === 0 && about(metric).unit === "nats", lowName: isDifference ? "95 %" : null, shadeTo: isFinite(untouched) ? untouched : 0 });
@@ -573,7 +573,7 @@
     const shown = { condition: null };
     const controls = h("div", { class: "controls" }), holder = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Effect sizes by metric and layer" });
     folder.append(h("p", {}, "Where does a condition act? Each cell is the effect size d: the mean difference by the deviation of the differences between sentences."), controls, holder,
-      h("div", { class: "keys" }, h("span", {}, h("span", { class: "scale both" }), " falls \u2026 rises, up to |d| = 1.5"), h("span", {}, "\u2022 p < 0.05 after Holm's correction"), h("span", {}, h("span", { class: "within" }), " a placebo changes it at least as much"), h("span", {}, BLANK, " no such layer")));
+      h("div", { class: "keys" }, h("span", {}, h("span", { class: "scale both" }), " falls \u2026 rises, up to |d| = 1.5"), h("span", {}, "\u2022 p < 0.05 after Holm's correction"), h("span", {}, h("span", { class: "within" }), " a placebo changes it at least as much"), h("span", {}, "grey: steering does not reach the layer"), h("span", {}, BLANK, " no such layer")));
     return function draw(model) {
       const own = acting(model);
       folder.hidden = !own.length;
@@ -587,10 +587,10 @@
           const at = about(metric).axis === "block" ? layer - 1 : layer, get = (name) => column(model, condition.name, metric, name)[at];
           const size = real(get("effect_size")), p = get("p_holm");
           if (at < 0 || size === null || size === undefined) return h("td", { class: "untouched" }, BLANK);
-          const within = larger(model, condition, metric, at);
-          const cell = h("td", { class: [within && within.number ? "within" : "", layer < untouched ? "untouched" : ""].join(" ").trim() || null }, signed(size, 2) + (isNumber(p) && p < SIGNIFICANT ? " \u2022" : ""));
-          if (!(within && within.number)) tint(cell, size === Infinity ? 1 : size === -Infinity ? -1 : size / 1.5, true);
-          return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\n${beside(model, condition, metric, at)} placebos` : ""}${layer < untouched ? "\nsteering does not reach this layer" : ""}`);
+          const within = larger(model, condition, metric, at), isReached = layer >= untouched;
+          const cell = h("td", { class: !isReached ? "untouched" : within && within.number ? "within" : null }, signed(size, 2) + (isNumber(p) && p < SIGNIFICANT ? " \u2022" : ""));
+          if (isReached && !(within && within.number)) tint(cell, size === Infinity ? 1 : size === -Infinity ? -1 : size / 1.5, true);
+          return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\n${beside(model, condition, metric, at)} placebos` : ""}${!isReached ? "\nsteering does not reach this layer" : ""}`);
         }))))));
     };
   }
@@ -689,40 +689,60 @@
       const isLog = about(metric).scale === "logarithmic", flat = (value) => (isLog ? Math.log(value) : value);
       const all = names.flatMap((name) => records.flatMap((record) => range(model.num_layers).map((at) => valueOf(model, metric, name, record, at)))).filter(isNumber);
       const low = Math.min(...all), high = Math.max(...all), bounded = about(metric).bounds[0] < 0;
+      const words = new Map(sentence.pieces.filter(([text, token]) => token >= 0 && text).map(([text, token]) => [sentence.first + token, text]));
+      const label = (record) => seen(words.get(record) || model.sample.names[model.sample.tokens[record]]);
       const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
       const share = (value) => (bounded ? value / most : high > low ? (flat(value) - flat(low)) / (flat(high) - flat(low)) : 0.5);
-      const choose = (record) => () => { shown.record = record; drawDetail(model); };
+      const choose = (record, side = -1) => () => {
+        shown.record = record;
+        drawDetail(model);
+        for (const head of detail.querySelectorAll(".lens thead th.chosen")) {
+          const holder = head.closest(".scroll");
+          if (head.offsetLeft < holder.scrollLeft + 60 || head.offsetLeft + head.offsetWidth > holder.scrollLeft + holder.clientWidth) holder.scrollLeft = head.offsetLeft - holder.clientWidth / 2;
+        }
+        if (side >= 0) detail.querySelectorAll(".read")[side].focus();
+      };
+      const walk = (side) => (event) => {
+        const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key], next = records[records.indexOf(shown.record) + (step || 0)];
+        if (!step || next === undefined) return;
+        event.preventDefault();
+        choose(next, side)();
+      };
       const atLayer = (record) => `${names.map((name) => `${name}: ${metricName(metric)} ${fmt(valueOf(model, metric, name, record, layer))}`).join("\n")}`;
-      const column = (name) => {
-        const read = h("div", { class: "read", dir: "auto", tabindex: 0, role: "group", "aria-label": `Text, ${name}` });
+      const column = (name, side) => {
+        const read = h("div", { class: "read", dir: "auto", tabindex: 0, role: "group", onkeydown: walk(side), "aria-label": `Text, ${name}; the arrow keys choose a token` });
         for (const [text, token] of sentence.pieces) {
           if (token < 0) { read.append(text); continue; }
           const record = sentence.first + token, value = valueOf(model, metric, name, record, layer);
           const chip = h("span", { class: record === shown.record && records.length > 1 ? "token chosen" : "token", onclick: choose(record) }, text || "\u00b7");
-          read.append(tipped(tint(chip, share(value), bounded), () => `${seen(model.sample.names[model.sample.tokens[record]])}\n${atLayer(record)}`));
+          read.append(tipped(tint(chip, share(value), bounded), () => `${label(record)}\n${atLayer(record)}`));
         }
         const grid = h("table", { class: "lens" },
-          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((record) => h("th", { scope: "col", class: record === shown.record && records.length > 1 ? "chosen" : null, title: `position ${model.sample.positions[record]}` }, bdi(seen(model.sample.names[model.sample.tokens[record]])))))),
+          h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((record) => h("th", { scope: "col", class: record === shown.record && records.length > 1 ? "chosen" : null, title: `position ${model.sample.positions[record]}` }, bdi(label(record)))))),
           h("tbody", {}, range(model.num_layers).reverse().map((at) => h("tr", {}, h("th", { scope: "row", class: at === layer ? "chosen" : null }, at ? String(at) : "emb."), records.map((record) => {
             const best = trackedAt(model, name, record, at).reduce((a, b) => (b.probability > a.probability ? b : a)), value = valueOf(model, metric, name, record, at);
             const cell = h("td", { onclick: choose(record) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));
-            return tipped(tint(cell, share(value), bounded), () => [`${at ? `Layer ${at}` : "Embeddings"}, token ${seen(model.sample.names[model.sample.tokens[record]])}`, `${metricName(metric)}: ${fmt(value)}`,
+            return tipped(tint(cell, share(value), bounded), () => [`${at ? `Layer ${at}` : "Embeddings"}, token ${label(record)}`, `${metricName(metric)}: ${fmt(value)}`,
               ...trackedAt(model, name, record, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
           })))));
         return h("div", {}, h("h3", {}, bdi(name)), read, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Lens, ${name}` }, grid));
       };
       const record = shown.record, charts = names.map((name) => [name, h("div", {})]);
-      const shownMetrics = Object.keys(model.sample.metrics);
+      const shownMetrics = Object.keys(model.sample.metrics), isSame = detail.dataset.number === String(sentence.number);
+      const places = isSame ? [...detail.querySelectorAll(".panels .scroll, .read")].map((one) => [one.scrollLeft, one.scrollTop]) : [];
+      const isOpen = detail.querySelector("details[open]") !== null;
+      detail.dataset.number = sentence.number;
       detail.replaceChildren(
-        h("p", { class: "note" }, `${metricName(metric)}: `, h("span", { class: bounded ? "scale both" : "scale" }), bounded ? ` ${fmt(-most, 3)} to ${fmt(most, 3)}` : ` ${fmt(low, 3)} to ${fmt(high, 3)}`, about(metric).unit ? ` ${about(metric).unit}` : "",
+        h("p", { class: "note" }, `${metricName(metric)}: `, h("span", { class: bounded ? "scale both" : "scale" }), bounded ? ` ${fmt(-most, 3)} to ${fmt(most, 3)}` : ` ${fmt(Math.abs(low) < 1e-4 * high ? 0 : low, 3)} to ${fmt(high, 3)}`, about(metric).unit ? ` ${about(metric).unit}` : "",
           ". Text: at the layer chosen above. Grid: of the tokens that the last layer ranks highest, the most probable at each layer, with its probability, and the metric.",
           sentence.left ? ` The first ${count(records.length, "position")} are shown; ${fmt(sentence.left)} more are in the Parquet file.` : ""),
         h("div", { class: "panels" }, names.map(column)),
-        h("h3", {}, "How the answer emerges at ", bdi(seen(model.sample.names[model.sample.tokens[record]]))),
+        h("h3", {}, "How the answer emerges at ", bdi(label(record))),
         h("div", { class: "panels" }, charts.map(([name, holder]) => h("figure", {}, h("figcaption", {}, bdi(name), `: target `, bdi(seen(model.sample.names[model.sample.conditions[name].targets[record]]))), holder,
           h("div", { class: "keys" }, trackedAt(model, name, record, model.num_blocks).map((own, place) => h("span", {}, swatch(trackLook(place)), " ", bdi(seen(own.token)), ` ${probability(own.probability)}`)))))),
-        h("details", {}, h("summary", {}, "All metrics of this token"), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, `At layer ${layer}`), names.map((name) => h("th", { scope: "col" }, bdi(name))), names.length > 1 ? h("th", { scope: "col" }, "difference") : null)),
+        h("details", { open: isOpen }, h("summary", {}, "All metrics of this token"), h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, `At layer ${layer}`), names.map((name) => h("th", { scope: "col" }, bdi(name))), names.length > 1 ? h("th", { scope: "col" }, "difference") : null)),
           h("tbody", {}, shownMetrics.map((one) => { const values = names.map((name) => valueOf(model, one, name, record, layer)); return h("tr", {}, h("th", { class: "text", scope: "row" }, withUnit(one)), values.map((value) => h("td", {}, fmt(value))), names.length > 1 ? h("td", {}, signed(values[1] - values[0])) : null); }))))));
+      [...detail.querySelectorAll(".panels .scroll, .read")].forEach((one, place) => { if (places[place]) [one.scrollLeft, one.scrollTop] = places[place]; });
       charts.forEach(([name, holder]) => {
         const tracked = range(model.num_layers).map((at) => trackedAt(model, name, record, at));
         lineChart(holder, { label: `Probability of tracked tokens over depth, ${name}`, xs: range(model.num_layers), xName: "Layer", xText: (tick) => (tick ? String(tick) : "emb."), xLong: (index) => (index ? `Layer ${index}` : "Embeddings"), yName: "Probability", withZero: true, height: 220, yText: probability, isBare: true,

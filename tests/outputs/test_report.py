@@ -1,0 +1,305 @@
+"""The report: what it says, that nothing in it is markup or goes out, and that it works in a browser."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shards
+import yaml
+from shards import SENTENCES, SHAPE
+
+from llm_entropy.outputs.report import REPORT, ReportPage, write_report
+from llm_entropy.outputs.report.numbers import MISSING, packed, short
+from llm_entropy.outputs.report.page import SENTENCE_BYTES, page_of
+from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, sentence_hashes
+from llm_entropy.outputs.report.sentences import pieces, shown_sentences
+from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.settings import AnalysisSettings, ModelSettings, Settings, to_plain
+
+SCRIPT = '<script>document.title = "run"</script><img src=x onerror=alert(1)> & </script> is text'
+TEXTS = [SCRIPT, "مرحبا بالعالم", "a long line " * 2_000, "{{data}} <!-- ]]>", *SENTENCES]
+MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(600)]
+METRICS = ["entropy", "perplexity", "attention_entropy", "entropy_change"]
+
+
+@pytest.fixture(scope="module")
+def analysis() -> AnalysisSettings:
+    """Five strengths and two placebos."""
+    return shards.dose(metrics=METRICS)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory, analysis: AnalysisSettings) -> tuple[Path, ModelTables]:
+    """A run's report, of sentences that are not easy to show."""
+    run_dir = tmp_path_factory.mktemp("reported")
+    shards.write(run_dir, "tiny", shards.table(TEXTS, analysis, records=(1, 3)))
+    return write(run_dir, analysis)
+
+
+def write(run_dir: Path, analysis: AnalysisSettings) -> tuple[Path, ModelTables]:
+    settings = Settings(analysis=analysis, models={"tiny": ModelSettings("builtin:tiny-gpt2")})
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(to_plain(settings)), encoding="utf-8")
+    tables = shards.merge(run_dir, "tiny", analysis, report_bytes=SENTENCE_BYTES)
+    corpus = {"source": "file <b>.csv", "fingerprint": "f" * 32, "num_rows": 9, "num_sentences": 8, "num_skipped": 1}
+    model = {"name": "builtin:tiny", "kind": "causal", "attention": "eager", "lens_error_logits": 1e-6}
+    model |= dict.fromkeys(("num_sentences", "num_records", "num_cut", "num_unread", "num_parts"), 3)
+    about = {"run": "<i>one</i>", "mode": "comparative", "started": "2026-01-01T00:00:00+0000", "corpus": corpus}
+    return write_report(run_dir, settings, {**about, "models": {"tiny": model}}, [tables]), tables
+
+
+def data_of(page: Path) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def unpacked(own: dict[str, Any]) -> np.ndarray:
+    """What the page makes of packed numbers."""
+    codes = np.frombuffer(base64.b64decode(own["codes"]), "<u2").astype(float)
+    codes[codes == MISSING] = np.nan
+    if own["scale"] == "linear":
+        return own["low"] + codes / (MISSING - 1) * (own["high"] - own["low"])
+    low, high = np.log([own["low"], own["high"]])
+    return np.exp(low + codes / (MISSING - 1) * (high - low))
+
+
+# --- the page ----------------------------------------------------------------------------------------------------
+
+
+def test_what_users_wrote_is_never_markup(reported: tuple[Path, ModelTables]):
+    page = reported[0].read_text(encoding="utf-8")
+    tags = re.findall(r"<(/?\w+)", page)
+    assert tags.count("script") == tags.count("/script") == 2
+    assert not {"i", "b", "img"} & set(tags)
+    assert "<!--" not in page
+    assert "<title>&lt;i&gt;one&lt;/i&gt;" in page
+    data = data_of(reported[0])
+    texts = ["".join(text for text, _ in one["pieces"]) for one in data["models"][0]["sample"]["sentences"]]
+    assert texts[0] == SCRIPT
+    assert texts[3] == TEXTS[3]
+    assert (data["run"]["name"], data["run"]["corpus"]["source"]) == ("<i>one</i>", "file <b>.csv")
+
+
+def test_the_page_forbids_every_connection_and_all_programs_but_its_own(reported: tuple[Path, ModelTables]):
+    page = reported[0].read_text(encoding="utf-8")
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)"', page)
+    style, program = (re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL) for tag in ("style", "script"))
+    (style,), (program,) = style, program
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (program, style)]
+    assert policy.split("; ")[:3] == [
+        "default-src 'none'",
+        *(f"{kind}-src 'sha256-{own}'" for kind, own in zip(("script", "style"), hashes, strict=True)),
+    ]
+    outside = re.findall(r"https?://[\w./]+", page.replace(json.dumps(data_of(reported[0])), ""))
+    assert set(outside) <= {"http://www.w3.org/2000/svg"}, "the name of SVG, which nobody fetches"
+    assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\b|XMLHttpRequest|fetch\(", program)
+
+
+def test_the_page_says_what_the_merge_found(reported: tuple[Path, ModelTables], analysis: AnalysisSettings):
+    data, tables = data_of(reported[0]), reported[1]
+    (model,) = data["models"]
+    assert [one["name"] for one in data["conditions"]] == [one.name for one in tables.conditions]
+    assert [(one["kind"], one["count"], one["strength"]) for one in data["placebos"]] == [
+        ("random", 1, 2),
+        ("orthogonal", 1, 2),
+    ]
+    for name, curves in tables.curves.items():
+        for metric, curve in curves.items():
+            found = np.array(model["curves"][name][metric]["mean"], float)
+            np.testing.assert_allclose(found, curve.mean, rtol=1e-4)
+    summary = tables.summary
+    assert summary is not None
+    own = (summary.condition == "control_+2") & (summary.metric == "entropy")
+    for name in ("mean_difference", "ci_low", "ci_high", "p_holm", "placebo_p"):
+        found = np.array(model["summary"]["control_+2"]["entropy"][name], float)
+        np.testing.assert_allclose(found, getattr(summary, name)[own], rtol=1e-4)
+    assert len(model["placebos"]["control"]["entropy"]) == 2
+    assert len(model["doses"]["control"]["entropy"]["slope"]) == SHAPE.num_layers
+
+
+def test_sentences_have_the_numbers_of_their_records(reported: tuple[Path, ModelTables]):
+    sample = data_of(reported[0])["models"][0]["sample"]
+    records = reported[1].sample
+    assert records is not None
+    table = records.records
+    assert "perplexity" not in sample["metrics"], "entropy says the same"
+    for metric in ("entropy", "attention_entropy", "kl_from_standard"):
+        own = sample["metrics"][metric]
+        place = own["conditions"].index("control_+1")
+        expected = np.array(table[f"control_+1/{metric}"].to_pylist())
+        if metric == "attention_entropy":
+            expected = expected.reshape(len(table), SHAPE.num_blocks, -1).mean(axis=2)
+        found = unpacked(own).reshape(len(own["conditions"]), *expected.shape)[place]
+        np.testing.assert_allclose(found, expected, atol=(own["high"] - own["low"]) / MISSING)
+    control = sample["conditions"]["control_+1"]
+    named = [[sample["names"][token] for token in own] for own in control["tracked"]]
+    assert named == table["control_+1/tracked_tokens"].to_pylist()
+    expected = np.maximum(np.array(table["control_+1/tracked_probabilities"].to_pylist()).ravel(), 1e-9)
+    np.testing.assert_allclose(unpacked(control["probabilities"]), expected, rtol=1e-3)
+    first = sample["metrics"]["entropy_change"]
+    assert np.isnan(unpacked(first).reshape(-1, SHAPE.num_layers)[:, 0]).all()
+
+
+def test_the_same_run_gives_the_same_bytes(
+    reported: tuple[Path, ModelTables], tmp_path: Path, analysis: AnalysisSettings
+):
+    shards.write(tmp_path, "tiny", shards.table(TEXTS, analysis, records=(1, 3)), num_files=2, seed=5)
+    assert write(tmp_path, analysis)[0].read_bytes() == reported[0].read_bytes()
+
+
+def test_a_notebook_shows_the_page_in_a_frame_that_can_reach_nothing(tmp_path: Path):
+    (tmp_path / REPORT).write_text('<p title="a">&amp;</p>', encoding="utf-8")
+    frame = ReportPage(tmp_path / REPORT)._repr_html_()
+    assert 'srcdoc="&lt;p title=&quot;a&quot;&gt;&amp;amp;&lt;/p&gt;"' in frame
+    assert 'sandbox="allow-scripts"' in frame
+
+
+# --- its sentences -----------------------------------------------------------------------------------------------
+
+
+def test_the_sample_does_not_depend_on_how_the_records_are_cut(tmp_path: Path):
+    analysis = AnalysisSettings(metrics=["entropy"])
+    whole = shards.write(tmp_path, "tiny", shards.table(MANY, analysis, records=(1, 2)))
+    samples = [
+        shards.merge(tmp_path, "tiny", analysis, report_bytes=10**6, chunk_bytes=size).sample
+        for size in (20_000, 10**8)
+    ]
+    assert samples[0].records.equals(samples[1].records)
+    assert samples[0].num_records == samples[1].num_records
+    ids = np.unique(samples[0].records["sentence_id"].to_numpy())
+    hashes = sentence_hashes(np.arange(len(MANY)), 0)
+    assert ids.tolist() == np.sort(np.argsort(hashes)[:MOST_SENTENCES]).tolist()
+    assert samples[0].records["sentence"].to_pylist() == [
+        MANY[number] for number in samples[0].records["sentence_id"].to_pylist()
+    ]
+    kept = np.isin(whole["sentence_id"].to_numpy(), ids)
+    assert samples[0].records["standard/entropy"].to_pylist() == whole.filter(kept)["standard/entropy"].to_pylist()
+    source = shards.MergeSource("tiny", "builtin:tiny", "causal", SHAPE, shards.ledger_of(tmp_path, "tiny"))
+    other = shards.merge(tmp_path, "tiny", analysis, source=replace(source, seed=1), report_bytes=10**6).sample
+    assert np.unique(other.records["sentence_id"].to_numpy()).tolist() != ids.tolist()
+
+
+def test_more_or_longer_sentences_do_not_make_the_page_larger(tmp_path: Path):
+    analysis, room, sizes = AnalysisSettings(metrics=["entropy"]), 30_000, []
+    for name, texts, records in ("more", MANY[:100], (10,)), ("longer", [SCRIPT * 60] * 8, (2 * MOST_RECORDS,)):
+        shards.write(tmp_path / name, "tiny", shards.table(texts, analysis, records=records))
+        tables = shards.merge(tmp_path / name, "tiny", analysis, report_bytes=room, csv=False, parquet=False)
+        assert 1 < len(tables.sample.num_records) < len(texts)
+        shown = short(shown_sentences(tables, tables.sample, analysis.metrics))
+        sizes.append(len(json.dumps(shown, ensure_ascii=False)))
+    assert tables.sample.num_records[0] == 2 * MOST_RECORDS
+    assert shown["sentences"][0]["left"] == MOST_RECORDS
+    assert max(sizes) < 1.2 * room
+    assert min(sizes) > 0.4 * room
+
+
+@pytest.mark.parametrize(
+    ("text", "spans", "expected"),
+    [
+        ("The cat", [(3, 7)], [("The", -1), (" cat", 0)]),
+        ("a😀b", [(0, 1), (1, 2), (1, 2), (2, 3)], [("a", 0), ("😀", 1), ("", 2), ("b", 3)]),
+        ("ab", [(-1, -1), (0, 1)], [("t0", 0), ("a", 1), ("b", -1)]),
+        ("x" * 5000 + "y", [(5000, 5001)], [("x" * 150 + " … " + "x" * 500, -1), ("y", 0)]),
+        ("y" + "x" * 5000, [(0, 1)], [("y", 0), ("x" * 500 + " … ", -1)]),
+    ],
+)
+def test_a_text_is_cut_at_its_tokens(text: str, spans: list[tuple[int, int]], expected: list[tuple[str, int]]):
+    assert list(pieces(text, spans, [f"t{index}" for index in range(len(spans))])) == expected
+
+
+def test_numbers_are_short_and_not_finite_ones_are_told_apart():
+    given = {"a": [1.23456789, float("nan"), float("inf"), -float("inf")], "b": np.array([2.0]), "c": "text", "d": None}
+    assert short(given) == {"a": [1.2346, None, "inf", "-inf"], "b": [2], "c": "text", "d": None}
+    values = np.array([[0.5, np.nan], [4.0, np.inf]])
+    np.testing.assert_allclose(unpacked(packed(values, "linear")), [0.5, np.nan, 4.0, np.nan])
+    np.testing.assert_allclose(unpacked(packed(np.array([1e-3, 0, 1e9]), "logarithmic")), [1e-3, np.nan, 1e9])
+    assert set(unpacked(packed(np.full(3, 7.0), "linear"))) == {7.0}
+
+
+# --- in a browser ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the extra `dev` has it"
+    )
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no chromium, which shows the report")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
+    browser: Any, reported: tuple[Path, ModelTables]
+):
+    with browser.new_context(viewport={"width": 390, "height": 800}, color_scheme="dark", offline=True) as context:
+        page, said, asked = context.new_page(), [], []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append("a dialog"))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(reported[0].as_uri())
+        assert page.title() == "<i>one</i> · llm_entropy"
+        assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than a phone"
+
+        rows = page.locator("#summary tbody tr")
+        num_rows = rows.count()
+        page.locator("#summary th button", has_text="difference").click()
+        cells = page.locator("#summary tbody td:nth-child(6)").all_text_contents()
+        numbers = [float(text.replace("\u2212", "-").replace(",", "")) for text in cells if text != "\u2013"]
+        assert numbers == sorted(numbers)
+        assert page.locator("#summary th[aria-sort=ascending]").inner_text().startswith("difference")
+        page.locator("#filter").fill("attention control_-2")
+        assert 0 < rows.count() < num_rows
+
+        options = page.locator("#sentences li")
+        assert options.count() == len(TEXTS)
+        page.locator("#search").fill("quote")
+        assert options.count() == 1
+        page.locator("#search").fill("")
+        options.nth(0).click()
+        assert page.locator("#sentence .read").first.inner_text() == SCRIPT
+        page.locator("#sentences").press("ArrowDown")
+        assert page.locator("#sentences [aria-selected=true]").inner_text().startswith(TEXTS[1])
+
+        chips = page.locator("#sentence .read").first.locator(".token")
+        colours = "chips => chips.map((chip) => getComputedStyle(chip).backgroundColor)"
+        before = chips.evaluate_all(colours)
+        page.locator("#layer").fill("1")
+        assert chips.evaluate_all(colours) != before
+        assert page.locator("#sentence .lens th.chosen[scope=row]").first.inner_text() == "1"
+
+        page.locator("#curves fieldset input").first.uncheck()
+        assert page.locator("#curves fieldset input").first.is_checked() is False
+        page.locator("#theme").click()
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+        assert said == []
+        assert [url for url in asked if not url.startswith("data:")] == [reported[0].as_uri()]
+
+
+def test_the_policy_stops_what_would_run_or_go_out(browser: Any, tmp_path: Path):
+    path = tmp_path / REPORT
+    text = page_of({"models": []}, "empty").replace(
+        "<main", '<img src="http://127.0.0.1:9/x"><script>go()</script><main'
+    )
+    path.write_text(text, encoding="utf-8")
+    with browser.new_context() as context:
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(path.as_uri())
+        assert sum("Content Security Policy" in line for line in said) == 2
