@@ -346,11 +346,11 @@
       const at = largest(model, condition.name, one);
       if (at < 0) continue;
       const size = column(model, condition.name, one, "effect_size")[at], other = larger(model, condition, one, at);
-      if (other && other.number) continue;
+      if ((other && other.number) || !(column(model, condition.name, one, "p_holm")[at] < SIGNIFICANT)) continue;
       if (!best || Math.abs(size) > Math.abs(best.size)) best = { metric: one, at, size };
     }
     if (best) {
-      text.push(` Its largest effect${placebos ? " beyond all placebos" : ""} is on ${about(best.metric).label} at ${pointName(best.metric, best.at)}: `
+      text.push(` Its largest sure effect${placebos ? " beyond all placebos" : ""} is on ${about(best.metric).label} at ${pointName(best.metric, best.at)}: `
         + `${signed(column(model, condition.name, best.metric, "mean_difference")[best.at])}${about(best.metric).unit ? ` ${about(best.metric).unit}` : ""}, d = ${signed(best.size, 2)}.`);
     }
     return h("li", {}, h("strong", {}, bdi(model.key)), ": ", h("strong", {}, bdi(condition.name)), text.join(""));
@@ -416,7 +416,7 @@
       });
       body.replaceChildren(...kept.slice(0, MOST_ROWS).map((row) => h("tr", {}, COLUMNS.map(([, key, isText], index) => {
         const isGood = (key === "p" && row.isSure) || (key === "placebos" && row.isBeyond);
-        return h("td", { class: [isText ? "text" : "", isGood ? "yes" : ""].join(" ").trim() || null }, row.cells[index](row.keys[key]));
+        return h("td", { class: [isText ? "text" : "", key === "metric" ? "wide" : "", isGood ? "yes" : ""].join(" ").trim() || null }, row.cells[index](row.keys[key]));
       }))));
       said2.textContent = `${count(kept.length, "row")}${kept.length > MOST_ROWS ? `, of which the first ${MOST_ROWS} are shown` : ""}. `
         + "Difference: condition \u2212 standard, mean over the sentences. d: mean / deviation of the differences. p: of no difference, after Holm's correction over layers and conditions. "
