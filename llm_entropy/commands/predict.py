@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from jsonargparse import Namespace
 
 from llm_entropy.commands.table import DONE, OPEN, QUIET
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings import RANKS
+from llm_entropy.settings import RANKS, Settings
 from llm_entropy.settings.configuration import SHORT_NAMES, SettingsParser, settings_parser, to_settings
 
+MOST_NAMES = 6
+"""Most conditions that the first line lists."""
 RESUME = "Go on with the run output.run_name, if it has been begun: compute only what is missing."
 
 
@@ -36,6 +39,8 @@ def run(chosen: Namespace) -> int:
         raise ReportedError(
             "--open: got output.report: false, so that there is no report to open; leave one of them out"
         )
+    if not chosen.quiet and all(os.environ.get(name, "0") == "0" for name in RANKS):
+        print(announcement(settings), file=sys.stderr, flush=True)
     from llm_entropy.commands.report import show
     from llm_entropy.commands.summary import print_summary
     from llm_entropy.runs import run
@@ -46,6 +51,20 @@ def run(chosen: Namespace) -> int:
         if chosen.open and result.report is not None:  # a task of an array leaves it to the merge
             show(result.report.path)
     return DONE
+
+
+def announcement(settings: Settings) -> str:
+    """Return what a run will do, in a line that is there at once: libraries and models take seconds to load."""
+    conditions = settings.analysis.run_conditions
+    shown = [condition.name for condition in conditions if condition.keeps_tokens]
+    num_placebos = len(conditions) - len(shown)
+    under = ", ".join(shown[:MOST_NAMES]) + (f", ... ({len(shown)} in all)" if len(shown) > MOST_NAMES else "")
+    if num_placebos:
+        under += f" and {num_placebos} placebo{'' if num_placebos == 1 else 's'}"
+    output = settings.output
+    where = f"{output.dir}/{output.run_name}" if output.run_name else f"a new folder in {output.dir}"
+    corpus = settings.data.path or "the built-in sentences"
+    return f"{', '.join(settings.models)} over {corpus}: {under}; into {where}; loading"
 
 
 def check_ranks() -> None:

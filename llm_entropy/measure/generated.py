@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm_entropy.measure.forwards import run_forwards
+from llm_entropy.measure.headway import Amount, Headway
 from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.module import EntropyModule, to_host
 from llm_entropy.measure.writing import Writing, write_texts
@@ -120,8 +121,9 @@ class GeneratedTextModule(EntropyModule):
         """Return the records of a condition on its own texts, with their surprisal under the standard condition."""
         together = [0, condition] if self.compares and condition else [condition]
         plans, shared = [self.plans[c] for c in together], [self.slots.shared[c] for c in together]
-        forwards = list(run_forwards(self._reading(), texts, plans, shared))
-        read = self._read(forwards, together, texts)
+        headway = Headway(Amount(0, 0, 0), self.view.shape, 0, self._tell)  # `_tell` counts conditions instead
+        forwards = list(run_forwards(self._reading(headway), texts, plans, shared))
+        read = self._read(forwards, together, texts, headway)
         if self.compares:
             read[-1].metrics[STANDARD_SURPRISAL] = read[0].metrics[SURPRISAL]
         return read[-1]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llm_entropy.measure.budget import conditions_together, rows_together
 from llm_entropy.measure.forwards import Forward, Reading, run_forwards, shared_layers
+from llm_entropy.measure.headway import Amount, Headway
 from llm_entropy.measure.lens import Lens
 from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM
 from llm_entropy.measure.readout import Slots, Wanted, decode
@@ -185,25 +186,37 @@ class EntropyModule(L.LightningModule):
     def _measure(self, batch: Batch) -> list[ConditionRecords]:
         """Run every condition on a batch, and read them together, or in groups where a long sentence takes too much."""
         self._move_plans(batch.attention_mask.device)
-        forwards = run_forwards(self._reading(), batch, self.plans, self.slots.shared)
-        first = next(forwards)
         sizes = [self._num_slots(c) for c in range(1, len(self.conditions))]
+        groups = list(conditions_together(sizes, self.slots.num_layers, len(batch.rows) * self._state_bytes))
+        headway = self._headway(batch, sizes, len(groups))
+        forwards = run_forwards(self._reading(headway), batch, self.plans, self.slots.shared)
+        first = next(forwards)
         found: list[ConditionRecords] = []
         others = iter(range(1, len(self.conditions)))
-        for count in conditions_together(sizes, self.slots.num_layers, len(batch.rows) * self._state_bytes):
+        for count in groups:
             together = [0, *islice(others, count)]
-            read = self._read([first, *islice(forwards, count)], together, batch)
+            read = self._read([first, *islice(forwards, count)], together, batch, headway)
             found += read[bool(found) :]  # the first condition is there once
         return found
 
     def _move_plans(self, device: torch.device) -> None:
         self.plans = [None if plan is None else plan.to(device) for plan in self.plans]
 
-    def _reading(self) -> Reading:
+    def _reading(self, headway: Headway) -> Reading:
         needs = self.wanted.needs
-        return Reading(self.view, "attention" in needs, "attended" in needs, lambda: self._tell(self._tokens_before))
+        return Reading(self.view, "attention" in needs, "attended" in needs, headway.block)
 
-    def _read(self, forwards: Sequence[Forward], together: Sequence[int], batch: Batch) -> list[ConditionRecords]:
+    def _headway(self, batch: Batch, sizes: Sequence[int], num_groups: int) -> Headway:
+        """Return what tells how much of a batch is done; the first condition is read with each group of the others."""
+        num_blocks = self.view.shape.num_blocks
+        num_slots = self.slots.num_layers * num_groups + sum(sizes)
+        run = [num_blocks, *(max(0, num_blocks - shared) for shared in self.slots.shared[1:])]
+        amount = Amount(_num_tokens(batch), sum(run), num_slots * len(batch.rows))
+        return Headway(amount, self.view.shape, self._tokens_before, self._tell)
+
+    def _read(
+        self, forwards: Sequence[Forward], together: Sequence[int], batch: Batch, headway: Headway
+    ) -> list[ConditionRecords]:
         """Return the records of some conditions, the first one included, whose layers go through the lens together.
 
         Some records at a time: what a lens makes of the states must not take a multiple of their memory.
@@ -215,8 +228,7 @@ class EntropyModule(L.LightningModule):
         for start in range(0, num_records, size):
             tile = slice(start, start + size)
             tiles.append(self._read_tile(states[:, tile], slots, together, batch.targets[tile], batch.uniforms[tile]))
-            done = min(start + size, num_records)
-            self._tell(self._tokens_before + _num_tokens(batch) * done // num_records)
+            headway.read(len(states) * (min(start + size, num_records) - start))
         found = [ConditionRecords.join(own) for own in zip(*tiles, strict=True)]
         for c, forward, own in zip(together, forwards, found, strict=True):
             if forward.attention is not None:

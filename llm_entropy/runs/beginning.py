@@ -80,6 +80,7 @@ def create(state: RunState) -> None:
     take_found(state, begun, run_dir)
     state.session.take(run_dir)
     _open_log(state, run_dir)
+    log.info("%s: tables, plots and predictions will be here", run_dir)
     log.info("if it is interrupted, go on with: %s", resume_command(run_dir, settings, task))
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import huggingface_hub
@@ -25,6 +25,7 @@ from tiny_models import CAUSAL_VOCAB, HIDDEN, SENTENCES, save_model
 
 from llm_entropy.commands.cli import _command, main
 from llm_entropy.commands.table import COMMANDS, DEFAULT, Command
+from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DEFAULT_METRICS
 from llm_entropy.settings.configuration import SHORT_NAMES
 
@@ -307,6 +308,32 @@ def test_a_command_without_its_folder_says_so(capsys: pytest.CaptureFixture[str]
             main(arguments)
         assert end.value.code == 2
         assert capsys.readouterr().err.endswith(f"{words}\n")
+
+
+def test_what_a_run_will_do_is_said_before_anything_heavy_is_imported():
+    code = "import sys; sys.modules['torch'] = None; from llm_entropy.commands.cli import main; main(sys.argv[1:])"
+    words = ["predict", "--config", "configs/quickstart.yaml", "--output.run_name", "one"]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
+    said, *rest = done.stderr.splitlines()
+    assert said == (
+        "tiny-gpt2, tiny-bert over the built-in sentences: standard, control_-1, control_+0, control_+1 "
+        "and 20 placebos; into analysis_outputs/one; loading"
+    )
+    assert "import of torch halted" in rest[-1]
+
+
+@pytest.mark.parametrize(("option", "rank"), [("--quiet", "0"), ("--seed=0", "1")])
+def test_only_the_first_process_says_what_a_run_will_do_unless_it_is_to_be_quiet(
+    option: str, rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(*_: Any, **__: Any) -> None:
+        raise ReportedError("ended")
+
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setattr("llm_entropy.runs.run.run", run)
+    with pytest.raises(SystemExit):
+        main(["predict", option])
+    assert capsys.readouterr().err == "llm-entropy: error: ended\n"
 
 
 # --- what needs no model must be quick ---------------------------------------------------------------------------
