@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
+from llm_entropy import extract
 from llm_entropy.builtin import BUILTIN_MODELS, PAIR_FAMILIES, data_file, model_folder, read_sentences
 from llm_entropy.corpus.corpus import load_corpus
 from llm_entropy.settings import DataSettings
@@ -152,6 +153,25 @@ def test_a_family_of_pairs_is_what_its_templates_make(family: str) -> None:
     assert len(set(pairs)) == len({text for pair in pairs for text in pair}) // 2 == 200
     for pair in pairs:
         assert all(text[0].isupper() and text.endswith(".") and "  " not in text for text in pair)
+
+
+@pytest.mark.parametrize("model", BUILTIN_MODELS)
+def test_the_card_says_how_well_the_pairs_are_told_apart(model: str, tmp_path: Path) -> None:
+    card = (model_folder(model) / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(pairs/\w+)` \| last \| (.+) \|$", card, flags=re.MULTILINE))
+    assert tuple(rows) == PAIR_FAMILIES
+    result = extract(
+        {"m": f"builtin:{model}"},
+        data="builtin:pairs/negation",
+        splits=0,
+        shuffled=0,
+        trainer={"accelerator": "cpu", "devices": 1},
+        output={"dir": str(tmp_path), "plots": False},
+        quiet=True,
+    )
+    *recorded, _ = map(float, rows["pairs/negation"].split(" | "))
+    # Of 1,600 comparisons a few may turn on another processor; two digits are recorded.
+    assert recorded == pytest.approx(result["m"].quality["auroc"].tolist(), abs=0.012)
 
 
 def test_built_in_pairs_are_data_for_any_run() -> None:
