@@ -60,11 +60,11 @@ def test_positive_projects_above_negative_and_pairs_without_difference_give_zero
 
 def test_what_is_drawn_for_a_pair_depends_on_the_seed_and_its_number_alone() -> None:
     pairs = np.arange(0, 300, 3)
-    is_test = contrast.test_pairs(pairs, 0.2, seed=5)
+    is_test = contrast.left_out_pairs(pairs, 0.2, seed=5)
     assert is_test.sum() == 20
-    assert np.array_equal(is_test, contrast.test_pairs(pairs, 0.2, seed=5))
-    assert not np.array_equal(is_test, contrast.test_pairs(pairs, 0.2, seed=6))
-    fewer = contrast.test_pairs(np.delete(pairs, np.flatnonzero(~is_test)[:1]), 20 / 99, seed=5)
+    assert np.array_equal(is_test, contrast.left_out_pairs(pairs, 0.2, seed=5))
+    assert not np.array_equal(is_test, contrast.left_out_pairs(pairs, 0.2, seed=6))
+    fewer = contrast.left_out_pairs(np.delete(pairs, np.flatnonzero(~is_test)[:1]), 20 / 99, seed=5)
     assert np.array_equal(fewer, np.delete(is_test, np.flatnonzero(~is_test)[:1]))
     split = halves(pairs, 4, seed=5)
     assert split.sum(axis=0).tolist() == [50] * 4

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 from llm_entropy import ExtractionResult, extract, merge_run, merge_vectors, run_analysis
 from llm_entropy.commands.cli import main
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs.extraction.contrast import test_pairs as pairs_left_out
+from llm_entropy.outputs.extraction.contrast import left_out_pairs
 from llm_entropy.runs.extract import run_extraction
 from llm_entropy.runs.stopping import Stopped
 from llm_entropy.settings import ExtractionSettings
@@ -138,7 +138,7 @@ def test_vectors_are_those_of_plain_hooks(
     method: str, position: str, folders: dict[str, str], plain_states: Any, tmp_path: Path
 ) -> None:
     result = extracted(folders, tmp_path, method=method, position=position, splits=0, shuffled=0)
-    is_test = pairs_left_out(np.arange(len(ROWS)), 0.2, 0)
+    is_test = left_out_pairs(np.arange(len(ROWS)), 0.2, 0)
     assert is_test.sum() == 5
     for family in BLOCKS:
         states = plain_states[family, position][~is_test]
@@ -148,7 +148,7 @@ def test_vectors_are_those_of_plain_hooks(
 
 
 def test_quality_is_that_of_the_pairs_that_are_left_out(usual: ExtractionResult, plain_states: Any) -> None:
-    is_test = pairs_left_out(np.arange(len(ROWS)), 0.2, 0)
+    is_test = left_out_pairs(np.arange(len(ROWS)), 0.2, 0)
     for family in BLOCKS:
         table = usual[family].quality
         assert list(table["block"]) == [0, 1, 2]

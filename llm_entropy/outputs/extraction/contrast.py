@@ -22,14 +22,14 @@ FEWEST_TEST, FEWEST_TRAIN = 2, 4
 """Pairs to judge by, for a deviation; and to learn from, for halves of two."""
 BASIS_BYTES = 2**30
 """Memory for the bases in which components are sought."""
-MOST_STEPS = 300
+MOST_STEPS = 150
 FIRST_CHECK = 10
 """Steps after which convergence is looked at; then each time after twice as many."""
-TOLERANCE = 1e-10
+TOLERANCE = 1e-9
 """Largest residual of a component, as a share of its eigenvalue."""
 
 
-def test_pairs(pairs: npt.NDArray[np.int64], share: float, seed: int) -> Flags:
+def left_out_pairs(pairs: npt.NDArray[np.int64], share: float, seed: int) -> Flags:
     """Return which pairs are left out, [pair]; what is drawn for a pair depends on the seed and its number alone.
 
     Args:

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs.extraction.contrast import Numbers, each_permuted, halves, test_pairs, vectors
+from llm_entropy.outputs.extraction.contrast import Numbers, each_permuted, halves, left_out_pairs, vectors
 from llm_entropy.outputs.extraction.quality import Quality, best_of, judge, split_half
 from llm_entropy.outputs.extraction.result import ExtractionResult, quality_path, quality_plot_path, vector_path
 from llm_entropy.outputs.extraction.states import PairStates, find_states
@@ -106,7 +106,7 @@ def _make_model(
     states = find_states(ledger, shape, key)
     if states.num_lost:
         log.warning("%s: %d pairs are left out: one of their texts holds no token to read", key, states.num_lost)
-    is_test = test_pairs(states.pairs, extract.test_share, settings.seed)
+    is_test = left_out_pairs(states.pairs, extract.test_share, settings.seed)
     rows, tensors = _make_blocks(states, is_test, shape, settings)
     best = best_of(rows)
     counts = {"num_pairs": len(is_test), "num_left_out": int(is_test.sum())}
