@@ -272,8 +272,8 @@ def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFi
     [
         ("merg", "the nearest known command is 'merge'"),
         ("Status", "the nearest known command is 'status'"),
-        ("steering", "known are predict, plan, merge, status, extract, convert-vector"),
-        ("corpus.csv", "known are predict, plan, merge, status, extract, convert-vector"),
+        ("steering", "known are predict, plan, merge, report, status, extract, convert-vector"),
+        ("corpus.csv", "known are predict, plan, merge, report, status, extract, convert-vector"),
     ],
 )
 def test_an_unknown_command_is_an_error_whatever_follows_it(
