@@ -87,6 +87,7 @@ def test_what_users_wrote_is_never_markup(reported: tuple[Path, ModelTables]):
     texts = ["".join(text for text, _ in one["pieces"]) for one in data["models"][0]["sample"]["sentences"]]
     assert texts[0] == SCRIPT
     assert texts[3] == TEXTS[3]
+    assert data["run"]["command"].endswith("--config 'analysis_outputs/<i>one</i>/config.yaml' --output.run_name null")
     assert (data["run"]["name"], data["run"]["corpus"]["source"]) == ("<i>one</i>", "file <b>.csv")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -69,9 +70,16 @@ def _about_run(run_dir: Path, settings: Settings, about: Mapping[str, Any]) -> d
         "corpus": {name: corpus[name] for name in names},
         "versions": about.get("versions", {}),
         "git_commit": about.get("git_commit"),
+        "command": _command(settings, about["run"]),
         "machine": {name: about.get(name) for name in ("platform", "processors", "device")},
         "config": config if len(config) <= LONGEST_CONFIG else None,
     }
+
+
+def _command(settings: Settings, name: str) -> str:
+    """Return what makes another run like this one, in the folder in which it was started: its paths are relative."""
+    path = Path(settings.output.dir) / name / CONFIG
+    return shlex.join(["llm-entropy", "predict", "--config", str(path), "--output.run_name", "null"])
 
 
 def _about_condition(condition: Condition) -> dict[str, Any]:

@@ -313,11 +313,11 @@
           ...Object.entries(run.versions), ["commit", run.git_commit ? run.git_commit.slice(0, 12) : null],
           ["precision", run.precision], ["device", run.machine.device], ["system", run.machine.platform]]))),
       h("h3", {}, "Run it again"));
-    const command = "llm-entropy predict --config config.yaml --output.run_name null";
+    const command = run.command;
     const copy = h("button", { type: "button", onclick: () => {
       navigator.clipboard.writeText(command).then(() => { copy.textContent = "Copied"; }, () => { copy.textContent = "Select it, please"; });
     } }, "Copy");
-    folder.append(h("p", { class: "note" }, "In the folder of this page, where the configuration of the run lies:"),
+    folder.append(h("p", { class: "note" }, "In the folder in which the run was started:"),
       h("div", { class: "command" }, h("pre", { tabindex: 0 }, command), copy));
     if (run.config) folder.append(h("details", {}, h("summary", {}, "The whole configuration"), h("pre", { tabindex: 0 }, run.config)));
     return () => {};
