@@ -71,7 +71,7 @@ def create(state: RunState) -> None:
     run_dir, is_ours = manifest.create_run(
         settings.output,
         about,
-        storable=partial(storable, settings, state.sentences, state.columns),
+        storable=partial(storable, settings, state.sentences, columns=state.columns),
         may_exist=state.resume or task.count > 1,
     )
     state.is_new = is_ours and task.count == 1

@@ -21,15 +21,19 @@ from llm_entropy.store.manifest import SENTENCES
 
 
 def storable(
-    settings: Settings, sentences: Optional[Sequence[Any]], columns: Optional[Dataset], run_dir: Path
+    settings: Settings,
+    sentences: Optional[Sequence[Any]],
+    run_dir: Path,
+    *,
+    columns: Optional[Dataset] = None,
 ) -> Settings:
     """Write the vectors and sentences of a run that were given in memory, and return settings that name the files.
 
     Args:
         settings: Of the run.
         sentences: The corpus, or the rows of pairs of an extraction, where it was given in memory.
-        columns: What goes with its sentences.
         run_dir: The run's folder.
+        columns: What goes with its sentences.
     """
     if isinstance(settings, ExtractionSettings):
         if sentences is None:
