@@ -186,7 +186,7 @@ def make_model(family: str, seed: int = 0, attention: str | None = "eager") -> P
         auto = AutoModelForMaskedLM
     config = AutoConfig.for_model(row.model_type, **special, **row.options)
     model = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    _randomise_(model, seed)
+    randomise_(model, seed)
     return model.eval()
 
 
@@ -200,7 +200,7 @@ def is_eager_only(family: str) -> bool:
     return find_architecture(AutoConfig.for_model(FAMILIES[family].model_type), family).eager_only
 
 
-def _randomise_(model: PreTrainedModel, seed: int) -> None:
+def randomise_(model: PreTrainedModel, seed: int) -> None:
     """Draw every parameter anew; the distributions over the vocabulary come out far from uniform, and from certain."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}

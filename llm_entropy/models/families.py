@@ -24,9 +24,10 @@ from transformers import (
     PreTrainedModel,
     activations,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.tracing import HeadStep, NotFound, attention_modules, outline, trace
+from llm_entropy.models.tracing import HeadStep, NotFound, find_attention, outline, trace
 from llm_entropy.schema import ModelShape, Unembedding
 from llm_entropy.settings import Kind
 
@@ -69,8 +70,8 @@ _BEHIND_PADDING = {"reserved_positions": _behind_padding}
 
 ROWS: dict[str, dict[str, Any]] = {
     "albert": {"execution": _albert_execution, "blocks": "encoder.albert_layer_groups"},
-    "gemma2": {"eager_only": True},  # sdpa has no softcap of the attention scores
-    "gpt_neo": {"eager_only": True, "own_mask": "bias"},  # its windows
+    "falcon": {"eager_only": True},  # it knows the ways of attending by name
+    "gpt_neo": {"own_mask": "bias"},  # its windows
     "roberta": _BEHIND_PADDING,
     "roberta-prelayernorm": _BEHIND_PADDING,
     "xlm-roberta": _BEHIND_PADDING,
@@ -138,12 +139,15 @@ def fused_activations(model: nn.Module) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
+def find_architecture(
+    config: PretrainedConfig, name: str, model_class: Optional[type[PreTrainedModel]] = None
+) -> Architecture:
     """Return what is known of a model's family.
 
     Args:
         config: The model's configuration.
         name: The model, for the message.
+        model_class: What it has become; the text model of a multimodal one has a configuration of its own.
 
     Raises:
         ReportedError: It is no causal or masked language model with one residual stream.
@@ -155,7 +159,7 @@ def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
             f"{name}: its model_type {model_type!r} cannot be measured: {reason}; give a causal or masked "
             "language model"
         )
-    found = _kind_and_class(config)
+    found = _kind_and_class(config, model_class)
     if found is None:
         raise ReportedError(
             f"{name}: its model_type {model_type!r} is no causal or masked language model of transformers "
@@ -168,7 +172,9 @@ def find_architecture(config: PretrainedConfig, name: str) -> Architecture:
     return Architecture(**{"kind": kind, "auto": auto, "eager_only": not supports, **ROWS.get(model_type, {})})
 
 
-def _kind_and_class(config: PretrainedConfig) -> Optional[tuple[Kind, Any]]:
+def _kind_and_class(
+    config: PretrainedConfig, model_class: Optional[type[PreTrainedModel]]
+) -> Optional[tuple[Kind, Any]]:
     """Return what a configuration makes a language model of: of a family that has both kinds, the masked one."""
     own_code = getattr(config, "auto_map", None) or {}
     made = {
@@ -178,6 +184,9 @@ def _kind_and_class(config: PretrainedConfig) -> Optional[tuple[Kind, Any]]:
     if made[AutoModelForMaskedLM] and not (made[AutoModelForCausalLM] and getattr(config, "is_decoder", False)):
         return "masked", AutoModelForMaskedLM
     auto = next((auto for auto, is_made in made.items() if is_made and auto is not AutoModelForMaskedLM), None)
+    if auto is None and model_class is not None:
+        is_causal = model_class.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        auto = AutoModelForCausalLM if is_causal else None
     return None if auto is None else ("causal", auto)
 
 
@@ -240,6 +249,10 @@ class ModelView:
     """The name of a buffer of its attention modules, as in `Architecture`."""
     shows_maps_if_asked: bool = False
     """Whether its attention modules return their maps only where `output_attentions` is said."""
+    has_sinks: bool = False
+    """Whether a part of a row of its attention maps goes to what is no token."""
+    counts_weights: bool = False
+    """Whether the tokens that a row may see are those with a weight: its modules are given no mask that tells them."""
     found: str = ""
     """What tracing has found, in words, for a message."""
 
@@ -258,7 +271,7 @@ def view_model(model: PreTrainedModel) -> ModelView:
         ReportedError: They cannot be found.
     """
     config = model.config
-    architecture = find_architecture(config, type(model).__name__)
+    architecture = find_architecture(config, type(model).__name__, type(model))
     try:
         parts = trace(model, None if architecture.execution is None else architecture.execution(model))
     except NotFound as error:
@@ -266,10 +279,10 @@ def view_model(model: PreTrainedModel) -> ModelView:
             f"the parts of a {type(model).__name__} (model_type {config.model_type!r}) cannot be found: {error}; such "
             "a model cannot be measured yet"
         ) from error
-    attentions, asked, num_heads = attention_modules(model, parts.blocks)
+    attention = find_attention(model, parts.blocks)
     shape = ModelShape(
         num_blocks=len(parts.blocks),
-        num_heads=num_heads or shape_of(config).num_heads,
+        num_heads=attention.num_heads or shape_of(config).num_heads,
         hidden_size=parts.hidden_size,
         vocab_size=parts.decoder.weight.shape[0],
     )
@@ -279,7 +292,7 @@ def view_model(model: PreTrainedModel) -> ModelView:
         shape=shape,
         base=_base_of(model, parts.blocks),
         blocks=parts.blocks,
-        attentions=attentions,
+        attentions=attention.modules,
         final_norm=parts.final_norm,
         head=parts.head,
         decoder=parts.decoder,
@@ -287,7 +300,8 @@ def view_model(model: PreTrainedModel) -> ModelView:
         scale=parts.scale,
         softcap=parts.softcap,
         own_mask=architecture.own_mask,
-        shows_maps_if_asked=asked,
+        shows_maps_if_asked=attention.if_asked,
+        has_sinks=attention.has_sinks,
         found=parts.words,
     )
 
@@ -315,7 +329,7 @@ def outline_model(model: PreTrainedModel) -> Outline:
     Args:
         model: A causal or masked language model with its head.
     """
-    architecture = find_architecture(model.config, type(model).__name__)
+    architecture = find_architecture(model.config, type(model).__name__, type(model))
     decoder = model.get_output_embeddings()
     if architecture.execution is not None:
         assert architecture.blocks is not None

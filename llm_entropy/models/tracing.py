@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
-from typing import Any, Optional, cast
+from typing import Any, NamedTuple, Optional, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,10 @@ FUNCTIONS: dict[str, HeadStep] = {
 """What may stand between two modules of a head without being one; tried in this order."""
 ROUNDINGS = 16
 """What is done once more by other operations may differ by so many roundings, as a share of the largest number."""
+LEAST_SUM = 0.98
+"""Rows of an attention map that add up to less leave something to sinks; half precision rounds by less."""
+LARGEST_DENOMINATOR = 4096
+"""Of a fraction that a measured factor is taken for."""
 UNSATURATED = 0.9
 """Share of a softcap up to which a logit tells what was capped."""
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -134,7 +139,7 @@ def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         logits: Tensor = model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits
     except REFUSALS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotFound(f"it does not run on tokens and a mask alone ({reason})") from error
+        raise NotFound(f"it cannot be run on tokens and a mask alone ({reason})") from error
     return logits
 
 
@@ -304,45 +309,72 @@ def _is_outermost(model: nn.Module, name: str) -> bool:
 # --- the attention -----------------------------------------------------------------------------------------------
 
 
-def attention_modules(
-    model: PreTrainedModel, blocks: Sequence[nn.Module]
-) -> tuple[tuple[Optional[nn.Module], ...], bool, Optional[int]]:
-    """Return the attention module of each block that has one, whether maps must be asked for, and the number of heads.
+class Attention(NamedTuple):
+    """How the attention of a model can be read."""
+
+    modules: tuple[Optional[nn.Module], ...]
+    """That of each block that has one."""
+    num_heads: Optional[int]
+    """Of each; None if there are none."""
+    if_asked: bool
+    """Whether maps are returned only where `output_attentions` is said."""
+    has_sinks: bool
+    """Whether rows of maps add up to less than 1: the rest goes to what is no token."""
+
+
+@dataclass
+class _Attending:
+    """What was seen of a module that attends."""
+
+    num_heads: int
+    least: float = 1.0
+    """The least sum of a row of its map."""
+
+
+def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Attention:
+    """Return the attention module of each block that has one.
 
     Of a model that was loaded to read its attention, they are those that call transformers' interface; of one that
     attends eagerly, those that return maps [batch, head, seq, seq]. Any other shows none.
     """
-    found: dict[nn.Module, int] = {}
+    found: dict[nn.Module, _Attending] = {}
     input_ids = probe_tokens(model, PROBE_SHAPE)
-    for asked in (False, True):
-        with torch.inference_mode(), _attention_noted(blocks, found):
-            options = {"output_attentions": True} if asked else {}
-            is_possible = "output_attentions" in inspect.signature(model.forward).parameters or _takes_any(model)
-            if asked and (model.config._attn_implementation != "eager" or not is_possible):
-                break
+    options: dict[str, bool] = {}
+    with torch.inference_mode(), _attention_noted(blocks, found):
+        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
+        is_eager = model.config._attn_implementation == "eager"
+        if not found and is_eager and _takes(model, "output_attentions"):
+            options = {"output_attentions": True}
             model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
-        if found:
-            break
     attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
-    return attentions, bool(found) and asked, max(found.values(), default=None)
+    seen = [found[module] for module in attentions if module is not None]
+    if len({own.num_heads for own in seen}) > 1:  # records have a column for each head
+        seen, attentions = [], (None,) * len(blocks)
+    return Attention(
+        modules=attentions,
+        num_heads=seen[0].num_heads if seen else None,
+        if_asked=bool(options) and bool(found),
+        has_sinks=any(own.least < LEAST_SUM for own in seen),
+    )
 
 
-def _takes_any(model: PreTrainedModel) -> bool:
-    kinds = (parameter.kind for parameter in inspect.signature(model.forward).parameters.values())
-    return inspect.Parameter.VAR_KEYWORD in kinds
+def _takes(model: PreTrainedModel, name: str) -> bool:
+    """Whether a model's `forward` takes an argument of this name, or any."""
+    parameters = inspect.signature(model.forward).parameters
+    return name in parameters or any(own.kind is inspect.Parameter.VAR_KEYWORD for own in parameters.values())
 
 
 @contextmanager
-def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, int]) -> Iterator[None]:
-    """Note in `found`, with their numbers of heads, the modules in blocks that attend in a way that can be read."""
+def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, _Attending]) -> Iterator[None]:
+    """Note in `found` the modules in blocks that attend in a way that can be read."""
 
     def note_inputs(module: nn.Module, inputs: Any) -> None:
-        found.setdefault(module, inputs.query.shape[1])
+        found.setdefault(module, _Attending(inputs.query.shape[1]))
 
     def note_map(module: nn.Module, args: Any, output: Any) -> None:
-        place = map_place(output, PROBE_SHAPE[1])
-        if place is not None and not any(own in found for own in module.modules()):
-            found[module] = output[place].shape[1]
+        weights = _map_in(output)
+        if weights is not None and not any(own in found for own in module.modules()):
+            found[module] = _Attending(weights.shape[1], float(weights.float().sum(dim=-1).min()))
 
     with ExitStack() as undo:
         for module in {own for block in blocks for own in block.modules()}:
@@ -352,14 +384,19 @@ def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, int]) -
         yield
 
 
-def map_place(output: Any, length: int) -> Optional[int]:
-    """Return where among the outputs of a module an attention map [batch, head, seq, seq] is; None: nowhere."""
-    if not isinstance(output, (tuple, list)):
+def _map_in(output: Any) -> Optional[Tensor]:
+    """Return the attention map [batch, head, seq, seq] that a module returns beside what it attended to, if it does."""
+    values = [value for value in output if isinstance(value, Tensor)] if isinstance(output, (tuple, list)) else []
+    weights = next((value for value in values if value.ndim == 4), None)
+    if (
+        weights is None
+        or all(value.shape[:2] != PROBE_SHAPE for value in values)
+        or weights.shape[::2] != (PROBE_SHAPE[0], PROBE_SHAPE[1])
+        or weights.shape[3] != PROBE_SHAPE[1]
+    ):
         return None
-    for place, value in enumerate(output):
-        if isinstance(value, Tensor) and value.ndim == 4 and value.shape[2:] == (length, length):
-            return place
-    return None
+    sums = weights.float().sum(dim=-1)
+    return weights if float(weights.min()) >= 0 and float(sums.max()) <= 2 - LEAST_SUM else None
 
 
 # --- from the last block to the decoder --------------------------------------------------------------------------
@@ -379,7 +416,7 @@ def _between(calls: Sequence[_Call], last: _Call, decoder: _Call) -> Iterator[tu
     later = [call for call in calls if call.order >= last.end and not call.order <= decoder.order < call.end]
     where = last.name
     while not _same(current, goal):
-        step = next((call for call in later if call.order >= place and _takes(call, current)), None)
+        step = next((call for call in later if call.order >= place and _is_given(call, current)), None)
         if step is not None:
             current, place, where = step.outputs[0], step.end, step.name
             if not _same(current, step.inputs[0]):
@@ -391,7 +428,7 @@ def _between(calls: Sequence[_Call], last: _Call, decoder: _Call) -> Iterator[tu
         current = next(states for states in [*following, goal] if _close(function(current), states))
 
 
-def _takes(call: _Call, states: Tensor) -> bool:
+def _is_given(call: _Call, states: Tensor) -> bool:
     return bool(call.inputs) and bool(call.outputs) and _same(call.inputs[0], states)
 
 
@@ -401,7 +438,25 @@ def _function(current: Tensor, following: Sequence[Tensor], where: str) -> tuple
         for name, function in FUNCTIONS.items():
             if _close(function(current), states):
                 return name, function
+        factor = _factor(current, states)
+        if factor is not None:
+            return f"times {factor:.6g}", partial(_times, factor)
     raise NotFound(f"what is done behind {where}, on the way to the decoder, is neither a module nor a known function")
+
+
+def _times(factor: float, states: Tensor) -> Tensor:
+    return states * factor
+
+
+def _factor(current: Tensor, states: Tensor) -> Optional[float]:
+    """Return the number by which one is multiplied to give the other; a simple fraction where it is as good as one."""
+    if current.shape != states.shape:
+        return None
+    given, wanted = current.double(), states.double()
+    measured = float((given * wanted).sum() / given.square().sum())
+    simple = float(Fraction(measured).limit_denominator(LARGEST_DENOMINATOR))
+    factor = simple if abs(simple - measured) <= _tolerance(states) / float(given.abs().max()) else measured
+    return factor if _close(current * factor, states) else None
 
 
 def _is_norm(module: nn.Module, states: Tensor) -> bool:

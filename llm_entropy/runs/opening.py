@@ -11,7 +11,7 @@ from datasets import Dataset
 from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measure.lens import Lens, check_lens
-from llm_entropy.models.attention import check_attention
+from llm_entropy.models.attention import open_attention
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.models.proofs import check_parts
@@ -58,7 +58,7 @@ def open_model(
         )
     check_parts(view, where)
     if needs_attention:
-        check_attention(view, where)
+        view = open_attention(view, where)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))
 
 

@@ -208,7 +208,7 @@ def test_a_causal_model_is_no_masked_one():
 def test_a_model_that_needs_more_than_text_is_refused():
     model = make_model("gpt2")
     model.forward = partial(_needs_an_image, model.forward)
-    with pytest.raises(ReportedError, match=r"it does not run on tokens and a mask alone \(an image is needed\)"):
+    with pytest.raises(ReportedError, match=r"it cannot be run on tokens and a mask alone \(an image is needed\)"):
         view_model(model)
 
 

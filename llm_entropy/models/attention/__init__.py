@@ -6,8 +6,9 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,8 @@ from llm_entropy.models.attention.interface import (
 )
 from llm_entropy.models.attention.rows import RowEntropies
 from llm_entropy.models.attention.widened import in_float32
-from llm_entropy.models.families import ModelView, hooks_on_applications, run_base
+from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, view_model
+from llm_entropy.models.tracing import probe_tokens
 
 log = logging.getLogger("llm_entropy")
 
@@ -37,8 +39,8 @@ PROBE_TOLERANCE = 1e-4
 class AttentionEntropies:
     """What was read of the attention in one forward pass."""
 
-    def __init__(self, has_attention: Sequence[bool], nothing: Tensor) -> None:
-        self._has_attention, self._nothing = has_attention, nothing
+    def __init__(self, has_attention: Sequence[bool], nothing: Tensor, *, counts: bool) -> None:
+        self._has_attention, self._nothing, self._counts = has_attention, nothing, counts
         self._entropies: list[Tensor] = []
         self._attended: list[Tensor] = []
 
@@ -58,9 +60,10 @@ class AttentionEntropies:
 
     def stack_attended(self) -> Optional[Tensor]:
         """Return how many tokens each row may see, [block, record, head], one head for all if they see the same."""
-        if not self._attended:
+        if not self._counts:
             return None
-        return torch.stack(self._spread(self._attended, torch.zeros_like(self._attended[0])))
+        nothing = self._attended[0] if self._attended else self._nothing[:, :1].long()
+        return torch.stack(self._spread(self._attended, torch.zeros_like(nothing)))
 
     def _spread(self, read: list[Tensor], nothing: Tensor) -> list[Tensor]:
         """Return the items of the blocks with attention, in order, among `nothing` for those without."""
@@ -89,7 +92,7 @@ def read_attention_entropy(
     """
     has_attention = [module is not None for module in view.attentions[first_block:]]
     nothing = torch.full((len(rows), view.shape.num_heads), torch.nan, device=rows.device)
-    entropies, attended = AttentionEntropies(has_attention, nothing), AttendedTokens(rows, positions)
+    entropies, attended = AttentionEntropies(has_attention, nothing, counts=counts), AttendedTokens(rows, positions)
     modules = [module for module in view.attentions if module is not None]
     implementation = attention_implementation(view.model)
     if implementation == READABLE:
@@ -105,23 +108,69 @@ def read_attention_entropy(
 
     assert implementation == EAGER, f"no attention can be read of a model that was loaded with {implementation!r}"
 
-    def read_map(
-        block: int, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: tuple[Any, ...]
-    ) -> Any:
-        place = 1 if isinstance(output[1], Tensor) and output[1].ndim == 4 else 2
-        weights: Tensor = output[place]
+    def read_map(block: int, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
+        place = next(place for place, value in enumerate(output) if isinstance(value, Tensor) and value.ndim == 4)
+        weights: Tensor = output[place][rows, :, positions].float()
         count = None
-        if counts:
+        if counts and view.counts_weights:
+            count = (weights > 0).sum(-1)
+        elif counts:
             own = None if view.own_mask is None else module.get_buffer(view.own_mask)
-            given = inspect.signature(module.forward).bind(*args, **options).arguments
-            mask, is_causal = given.get("attention_mask"), view.kind == "causal"
+            mask, is_causal = _mask_given(module, args, options), view.kind == "causal"
             count = attended(mask, weights.shape[-1], is_causal=is_causal, own_mask=own)
-        entropies.append(torch.special.entr(weights[rows, :, positions].float()).sum(dim=-1), count)
-        return (*output[:place], None, *output[place + 1 :])
+        if view.has_sinks:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        entropies.append(torch.special.entr(weights).sum(dim=-1), count)
+        return type(output)((*output[:place], None, *output[place + 1 :]))
 
     register = partial(nn.Module.register_forward_hook, with_kwargs=True)
     with hooks_on_applications(modules, register, read_map):
         yield entropies
+
+
+def _mask_given(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Optional[Tensor]:
+    """Return the attention mask among what an attention module was given."""
+    given = inspect.signature(module.forward).bind(*args, **options).arguments
+    mask = given.get("attention_mask", given.get("kwargs", {}).get("attention_mask"))
+    return cast(Optional[Tensor], mask)
+
+
+def open_attention(view: ModelView, name: str) -> ModelView:
+    """Return a model in the way in which its attention is read, proved; where it cannot be, the log says so once.
+
+    Where what was read beside fused attention is not what eager attention shows (a softcap of the scores, two
+    softmaxes), the model attends eagerly from here on. Blocks without attention that can be read have NaN in its place.
+
+    Args:
+        view: A model that was loaded to read its attention.
+        name: The model, for the log.
+    """
+    try:
+        check_attention(view, name)
+    except ReportedError as error:
+        log.info("%s", error)
+        if attention_implementation(view.model) == EAGER:
+            view = replace(view, attentions=(None,) * len(view.blocks))
+        else:
+            view.model.set_attn_implementation(EAGER)
+            return open_attention(view_model(view.model), name)
+    if attention_implementation(view.model) == EAGER and not _counts_are_right(view):
+        view = replace(view, counts_weights=True)
+    without = [str(block) for block, module in enumerate(view.attentions) if module is None]
+    if without:
+        which = (
+            "none of its blocks has" if len(without) == len(view.blocks) else f"blocks {', '.join(without)} do not have"
+        )
+        log.warning(
+            "%s: %s attention whose scores or weights can be read: it is null there in tables, and left out of plots",
+            name,
+            which,
+        )
+    if view.has_sinks:
+        log.warning(
+            "%s: a part of the attention goes to sinks, which are no tokens; its entropy is that of the rest", name
+        )
+    return view
 
 
 @torch.inference_mode()
@@ -151,7 +200,8 @@ def check_attention(view: ModelView, name: str) -> None:
         return  # it shows its own maps
     with eager_attention(view.model), in_float32(view.model):
         _, truth = _probe(view)
-    error = float((read - truth).abs().nan_to_num(0.0).max())
+    has_attention = torch.tensor([module is not None for module in view.attentions], device=read.device)
+    error = float((read - truth)[has_attention].abs().max()) if has_attention.any() else 0.0
     if not error <= PROBE_TOLERANCE:
         raise ReportedError(
             f"{name}: attention entropy misses that of the model's own eager attention by {error:.3g} nats (at most "
@@ -160,19 +210,30 @@ def check_attention(view: ModelView, name: str) -> None:
     log.debug("%s: attention entropy is that of eager attention within %.3g nats", name, error)
 
 
-def _probe(view: ModelView) -> tuple[int, Tensor]:
-    """Return the entropies [block, record, head] of all real tokens of a padded batch of random ones.
+@torch.inference_mode()
+def _counts_are_right(view: ModelView) -> bool:
+    """Whether the masks that its attention modules are given tell how many tokens have a weight in their maps."""
+    try:
+        (_, by_masks), (_, by_weights) = (
+            _probe(replace(view, counts_weights=weights), counts=True) for weights in (False, True)
+        )
+    except (IndexError, TypeError, RuntimeError):  # a mask that is none of floats or truth values, or of another shape
+        return False
+    return torch.equal(by_masks.expand_as(by_weights), by_weights)
+
+
+def _probe(view: ModelView, *, counts: bool = False) -> tuple[int, Tensor]:
+    """Return the entropies [block, record, head] of all real tokens of a padded batch of random ones, or the counts.
 
     Of how many blocks they were read stands before them.
     """
-    device = view.decoder.weight.device
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(view.shape.vocab_size, PROBE_SHAPE, generator=generator).to(device)
+    input_ids = probe_tokens(view.model, PROBE_SHAPE)
     mask = torch.ones_like(input_ids)
     mask[1, -2:] = 0
     rows, positions = mask.nonzero(as_tuple=True)
-    with read_attention_entropy(view, rows, positions) as entropies:
+    with read_attention_entropy(view, rows, positions, counts=counts) as entropies:
         run_base(view, input_ids, mask, shows_maps=True)
     num_read = entropies.num_read()
     complete = num_read == sum(module is not None for module in view.attentions)
-    return num_read, entropies.stack() if complete else torch.empty(0)
+    read = entropies.stack_attended() if counts else entropies.stack() if complete else None
+    return num_read, torch.empty(0) if read is None else read

@@ -1,0 +1,216 @@
+"""Every family of the table against a reference in float64 that asks the model itself: one sentence at a time.
+
+The reference knows a family's blocks by name and nothing else. What a layer's logits are it asks the model: the whole
+model runs in float64 with that layer's states in the place of the last block's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from families_table import AGAIN, TABLE, all_types, made_with, row_of, table_of
+from plans import added
+from reference import PREDICTED, Expected, in_float64, metrics_at
+from tiny_families import FAMILIES, make_tiny
+from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from llm_entropy.corpus.encoding import collate
+from llm_entropy.measure.lens import Lens, check_lens
+from llm_entropy.measure.module import EntropyModule
+from llm_entropy.models.attention import open_attention
+from llm_entropy.models.families import ModelView, find_architecture, view_model
+from llm_entropy.models.proofs import check_parts
+from llm_entropy.schema import Batch, Example
+from llm_entropy.settings import CONTROL, METRICS, STANDARD, AnalysisSettings, ControlSettings
+
+LENGTHS = (12, 1, 7)
+"""Of the sentences: longer than every window, and of one token."""
+READ = (0, 5, 11)
+"""Positions that are read, where a sentence has them."""
+TEMPERATURE = 0.7
+HIDDEN = 32
+
+
+def tokens(length: int) -> list[int]:
+    """Return a sentence without special tokens."""
+    return torch.randint(10, 140, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+def positions_of(length: int) -> list[int]:
+    return [position for position in READ if position < length]
+
+
+def batch() -> Batch:
+    """Return the sentences as a padded batch; the target of a position is the next token."""
+    examples = []
+    for number, length in enumerate(LENGTHS):
+        ids, read = tokens(length), positions_of(length)
+        targets = [ids[position + 1] if position + 1 < length else PREDICTED for position in read]
+        none = [-1] * len(read)
+        examples.append(Example(number, f"sentence {number}", ids, read, targets, none, none))
+    return collate(examples, 9, 0)
+
+
+class Shown(NamedTuple):
+    """What the model shows of a sentence in float64."""
+
+    layers: Tensor
+    """[layer, seq, hidden]."""
+    logits: Tensor
+    """[layer, seq, vocab]: of the model itself, with a layer's states behind its last block."""
+    maps: list[Tensor]
+    """[head, seq, seq] of each block that shows one."""
+
+
+def blocks_of(model: nn.Module, model_type: str) -> list[nn.Module]:
+    """Return the blocks by name, as often as they run."""
+    items = list(model.get_submodule(FAMILIES[model_type].blocks).children())
+    return items * 3 if len(items) == 1 else items
+
+
+@contextmanager
+def hooks(blocks: list[nn.Module], vectors: Tensor | None, last: Tensor | None) -> Iterator[list[Tensor]]:
+    """Note what flows between blocks, with rows of `vectors` added, or with `last` in the place of the last output."""
+    layers: list[Tensor] = []
+
+    def begin(module: nn.Module, args: Any, options: Any) -> Any:
+        if layers:
+            return None
+        (place, stream), *_ = [
+            (place, value) for place, value in (*enumerate(args), *options.items()) if isinstance(value, Tensor)
+        ]
+        layers.append(stream if vectors is None else stream + vectors[0])
+        if isinstance(place, str):
+            return args, {**options, place: layers[0]}
+        return (*args[:place], layers[0], *args[place + 1 :]), options
+
+    def end(module: nn.Module, args: Any, output: Any) -> Any:
+        stream = output if isinstance(output, Tensor) else output[0]
+        if vectors is not None:
+            stream = stream + vectors[len(layers)]
+        if last is not None and len(layers) == len(blocks):
+            stream = last
+        layers.append(stream)
+        return stream if isinstance(output, Tensor) else type(output)((stream, *output[1:]))
+
+    handles = [blocks[0].register_forward_pre_hook(begin, with_kwargs=True, prepend=True)]
+    handles += [block.register_forward_hook(end, prepend=True) for block in dict.fromkeys(blocks)]
+    yield layers
+    for handle in handles:
+        handle.remove()
+
+
+@torch.no_grad()
+def show(model: nn.Module, model_type: str, length: int, vectors: Tensor | None) -> Shown:
+    blocks = blocks_of(model, model_type)
+    ids = torch.tensor([tokens(length)])
+    with hooks(blocks, vectors, None) as layers:
+        output: Any = model(input_ids=ids, attention_mask=torch.ones_like(ids), output_attentions=True)
+    assert len(layers) == len(blocks) + 1
+    states = torch.cat(layers)
+    many = ids.expand(len(states), -1)
+    with hooks(blocks, None, states):
+        logits = model(input_ids=many, attention_mask=torch.ones_like(many)).logits
+    torch.testing.assert_close(logits[-1], output.logits[0], rtol=1e-6, atol=1e-5)
+    maps = [weights[0] for weights in output.get("attentions") or () if weights is not None and weights.ndim == 4]
+    return Shown(states, logits, maps)
+
+
+def expect(shown: Shown, has_attention: list[bool], length: int) -> list[Expected]:
+    """Return what the program should report of a sentence, position by position."""
+    num_heads = len(shown.maps[0]) if shown.maps else 1
+    maps = iter(shown.maps)
+    nothing = torch.full((num_heads, length, length), torch.nan)
+    weights = torch.stack([next(maps) if has_one else nothing for has_one in has_attention]).double()
+    weights = weights / weights.sum(-1, keepdim=True)  # where sinks take a share
+    ids, found = tokens(length), []
+    for position in positions_of(length):
+        rows = weights[:, :, position].numpy()
+        found.append(
+            metrics_at(
+                (shown.logits[:, position] / TEMPERATURE).double().numpy(),
+                shown.layers[:, position].double().numpy(),
+                rows,
+                (rows[:, 0] > 0).sum(-1),
+                ids[position + 1] if position + 1 < length else PREDICTED,
+                2.0,
+            )
+        )
+    return found
+
+
+def opened(model_type: str) -> ModelView:
+    """Return a family's tiny model as a run opens it."""
+    view = view_model(make_tiny(model_type))
+    check_parts(view, model_type)
+    check_lens(view, model_type)
+    return open_attention(view, model_type)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str) -> None:
+    view = opened(model_type)
+    num_blocks = len(view.blocks)
+    assert list(view.blocks) == blocks_of(view.model, model_type)
+    vectors = 0.5 * torch.randn(num_blocks + 1, HIDDEN, generator=torch.Generator().manual_seed(4))
+    settings = AnalysisSettings(
+        temperature=TEMPERATURE,
+        metrics=list(METRICS),
+        compare_control=True,
+        control=ControlSettings(control_vector=[1.0]),
+    )
+    records = EntropyModule(view, Lens(view), settings, {CONTROL: added(vectors)}).predict_step(batch())
+    exact = in_float64(make_tiny(model_type, attention="eager")).to(FAMILIES[model_type].exact)
+    for config in (exact.config, exact.config.get_text_config()):
+        config._experts_implementation = "eager"  # grouped products know no float64
+    has_attention = [module is not None for module in view.attentions]
+    budget = FAMILIES[model_type].budget
+    for condition, steered in ((STANDARD, None), (CONTROL, vectors.to(FAMILIES[model_type].exact))):
+        want = []
+        for length in LENGTHS:
+            shown = show(exact, model_type, length, steered)
+            assert len(shown.maps) == sum(has_attention), "the reference shows the attention of other blocks"
+            want += expect(shown, has_attention, length)
+        got = records.conditions[condition]
+        for name in METRICS:
+            values = np.stack([record.metrics[name] for record in want])
+            found = got.metrics[name].double().numpy()
+            if name == "target_rank":
+                least, greatest = (np.stack([record.ranks[end] for record in want]) for end in (0, 1))
+                assert ((least <= found) & (found <= greatest)).all(), f"{model_type} {condition} {name}"
+                continue
+            if name == "top1_agreement":
+                continue  # ties are decided by rounding; the rank tells it
+            np.testing.assert_allclose(found, values, budget, budget / 4, err_msg=f"{model_type} {condition} {name}")
+    if made_with() is None:
+        assert row_of(view) == table_of(TABLE.read_text()).get(model_type), f"{TABLE.name} is out of date: {AGAIN}"
+
+
+@pytest.mark.skipif(made_with() is not None, reason=f"the table was made with transformers {made_with()}")
+def test_the_table_of_families_names_every_family() -> None:
+    text = TABLE.read_text()
+    missing = [model_type for model_type in all_types() if model_type not in text]
+    assert not missing, f"{TABLE.name} is out of date: {AGAIN}"
+    assert set(FAMILIES) <= set(table_of(text))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("t5", "it is an encoder-decoder"),
+        ("bart", "it is an encoder-decoder"),
+        ("gemma3n", "several residual streams side by side"),
+        ("deepseek_v4", "several residual streams side by side"),
+        ("diffusion_gemma", "by diffusion"),
+        ("vit", "is no causal or masked language model"),
+    ],
+)
+def test_what_has_no_one_stream_is_refused_by_name_with_the_reason(model_type: str, words: str) -> None:
+    with pytest.raises(ValueError, match=rf"models\.mine: .*'{model_type}'.*{words}"):
+        find_architecture(CONFIG_MAPPING[model_type](), "models.mine: folder")
