@@ -22,7 +22,7 @@ from llm_entropy.models.tracing import probe_tokens
 
 log = logging.getLogger("llm_entropy")
 
-PROBES = ((7, 7), (1,), (9, 3, 6))
+PROBES = ((7, 7), (1,), (5, 2))
 """Lengths of the sentences of random tokens with which a lens proves itself."""
 LARGEST_ERROR, TYPICAL_ERROR = 1e-4, 1e-5
 """Largest and root mean square error of a logit in float32, as shares of the largest and of the typical logit."""

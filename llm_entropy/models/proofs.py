@@ -17,10 +17,10 @@ from llm_entropy.models.tracing import probe_tokens
 
 log = logging.getLogger("llm_entropy")
 
-LENGTHS = (9, 3, 6)
-"""Tokens of the sentences that are run together and one by one."""
-STEERED_LENGTH = 3
-"""Tokens of the sentences of which each is steered behind another block."""
+LENGTHS = (5, 2)
+"""Tokens of the sentences that are run together and one by one: few, for a large model takes long over each."""
+STEERED_LENGTH = 1
+"""Tokens of the sentences of which each is steered behind another block; there is one for each block."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Root mean square of differences that is taken for rounding, as a share of that of a layer's numbers, by type."""
 

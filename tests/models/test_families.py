@@ -214,3 +214,11 @@ def test_the_table_of_families_names_every_family() -> None:
 def test_what_has_no_one_stream_is_refused_by_name_with_the_reason(model_type: str, words: str) -> None:
     with pytest.raises(ValueError, match=rf"models\.mine: .*'{model_type}'.*{words}"):
         find_architecture(CONFIG_MAPPING[model_type](), "models.mine: folder")
+
+
+@pytest.mark.parametrize("model_type", ["deberta", "lfm2", "mamba", "mixtral", "qwen3_next"])
+def test_a_family_is_opened_in_half_precision_too(model_type: str) -> None:
+    view = view_model(make_tiny(model_type).to(torch.bfloat16))
+    check_parts(view, model_type)
+    check_lens(view, model_type)
+    assert row_of(open_attention(view, model_type)) == row_of(opened(model_type))

@@ -217,13 +217,20 @@ def _needs_an_image(forward: Any, **inputs: Any) -> Any:
 
 
 def test_a_real_gpt2_is_traced_and_proved_within_two_seconds():
-    model = transformers.GPT2LMHeadModel._from_config(transformers.GPT2Config(), attn_implementation=READABLE).eval()
-    took = []
-    for _ in range(2):
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel._from_config(transformers.GPT2Config(), attn_implementation=READABLE)
+    model.to_empty(device="cpu").tie_weights()
+    for parameter in model.requires_grad_(False).parameters():
+        parameter.uniform_(-0.03, 0.03)
+    model.eval()
+    took = 2.0
+    for _ in range(2):  # another process may have the processor's cache at first
         start = time.process_time()
         view = view_model(model)
         check_parts(view, "gpt2")
         check_lens(view, "gpt2")
         check_attention(view, "gpt2")
-        took.append(time.process_time() - start)
-    assert min(took) < 2.0
+        took = time.process_time() - start
+        if took < 2.0:
+            break
+    assert took < 2.0

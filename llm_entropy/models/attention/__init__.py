@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Optional, cast
@@ -154,7 +154,8 @@ def open_attention(view: ModelView, name: str) -> ModelView:
         else:
             view.model.set_attn_implementation(EAGER)
             return open_attention(view_model(view.model), name)
-    if attention_implementation(view.model) == EAGER and not _counts_are_right(view):
+    is_eager = any(view.attentions) and attention_implementation(view.model) == EAGER
+    if is_eager and not _counts_are_right(view):
         view = replace(view, counts_weights=True)
     without = [str(block) for block, module in enumerate(view.attentions) if module is None]
     if without:
@@ -189,15 +190,18 @@ def check_attention(view: ModelView, name: str) -> None:
         ReportedError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
     """
     advice = "; leave attention_entropy and attended_entropy out of analysis.metrics, or correct its attention"
-    with in_float32(view.model):
+    if not any(view.attentions):
+        return
+    is_eager = attention_implementation(view.model) == EAGER  # it shows its own maps: there is nothing to compare
+    with nullcontext() if is_eager else in_float32(view.model):
         num_read, read = _probe(view)
     expected = sum(module is not None for module in view.attentions)
     if num_read != expected:
         raise ReportedError(
             f"{name}: attention was read of {num_read} blocks, {expected} of the model have one{advice}"
         )
-    if attention_implementation(view.model) == EAGER:
-        return  # it shows its own maps
+    if is_eager:
+        return
     with eager_attention(view.model), in_float32(view.model):
         _, truth = _probe(view)
     has_attention = torch.tensor([module is not None for module in view.attentions], device=read.device)
