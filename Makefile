@@ -8,11 +8,11 @@ ARGS    ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format lint types imports check install hooks peers clean
+.PHONY: help demo test format lint types imports check docs install hooks peers clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  ARGS=...      is handed on by demo, test and peers: make test ARGS='-k steering'"
+	@echo "  ARGS=...      is handed on by demo, test, docs and peers: make test ARGS='-k steering'"
 	@echo "  WORKERS=...   is the number of processes that test in (now: $(WORKERS))"
 	@echo "  PYTHON=...    is the Python that .venv is made with (now: $(PYTHON))"
 
@@ -36,6 +36,9 @@ types: $(STAMP) ## Check the types of the package
 imports: $(STAMP) ## Check that imports go down only, floor by floor
 	$(BIN)/lint-imports --no-logo
 
+docs: $(VENV)/.docs ## Build the documentation into build/docs, where every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet $(ARGS)
+
 check: lint types imports test ## All of the gate: lint, types, imports, test
 
 install: $(STAMP) ## Make .venv and install; the targets above do so by themselves
@@ -49,6 +52,10 @@ peers: $(STAMP) ## Make the environments in which `python -m benchmarks.peers` r
 clean: ## Remove .venv, caches and builds; the runs in analysis_outputs stay
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find llm_entropy tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.docs: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	@touch $@
 
 # The stamp is made last: an installation that was broken off is taken up again.
 $(STAMP): pyproject.toml constraints.txt

@@ -318,6 +318,7 @@ class Settings:
     """The command that runs it."""
 
     seed: int = 0
+    """Of every random choice: which sentences, masks and tokens, placebos, resamples."""
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
     models: dict[str, Union[str, ModelSettings]] = field(default_factory=default_models)
     data: DataSettings = field(default_factory=DataSettings)
