@@ -138,8 +138,9 @@ def test_the_floors_that_contributors_read_are_those_that_are_held() -> None:
     layers = re.search(r"^layers = \[(.*?)^\]$", PYPROJECT, flags=re.DOTALL | re.MULTILINE)
     assert layers
     held = [set(floor.split(" | ")) for floor in re.findall(r'"(.+?)"', layers[1])]
-    contributing, readme = ((ROOT / f"{name}.md").read_text(encoding="utf-8") for name in ("CONTRIBUTING", "README"))
+    pages = ("CONTRIBUTING", "docs/architecture")
+    contributing, architecture = ((ROOT / f"{name}.md").read_text(encoding="utf-8") for name in pages)
     rows = re.findall(r"^\| \d \| (.+) \|$", contributing, flags=re.MULTILINE)
     assert [set(re.findall("`(.+?)`", part)) for row in rows for part in row.split("below")] == held
-    rows = re.findall(r"^\| \d \|(.*?)\|", readme, flags=re.MULTILINE)
+    rows = re.findall(r"^\| \d \|(.*?)\|", architecture, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)(?:/|\.py)`", "".join(rows))) == set().union(*held, {"__init__"})

@@ -39,7 +39,7 @@ def loaded_source(key: str, model: Any, tokenizer: Optional[Any] = None) -> Mode
             f"{where}: got {type(model).__name__}; expected a model of transformers, as "
             "AutoModelForCausalLM.from_pretrained returns it, or its name"
         )
-    architecture = find_architecture(model.config, where)
+    architecture = find_architecture(model.config, where, type(model))
     if model.get_output_embeddings() is None:
         raise ReportedError(
             f"{where}: got {type(model).__name__}, which has no language-model head; expected what "
