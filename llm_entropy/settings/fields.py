@@ -77,8 +77,8 @@ def plain_value(value: Any, declared: Any, key: str, read: Callable[[str], Any] 
     """
     value = list(value) if isinstance(value, Iterator) else _scalar(value)
     alternatives = _alternatives(declared)
-    if read is not None and isinstance(value, str) and not any(_fits(value, one) for one in alternatives):
-        value = read(value)
+    if read is not None and isinstance(value, str):
+        value = _meant(value, alternatives, read)
     for one in alternatives:
         if _fits(value, one):
             return _plain(value, one, key, read)
@@ -89,6 +89,18 @@ def plain_value(value: Any, declared: Any, key: str, read: Callable[[str], Any] 
         raise ReportedError(f"{key}: got {shown} ({type(value).__name__}); expected {_any_of(words)}")
     words = ["a section with keys below it" if is_dataclass(one) else _words(one) for one in alternatives]
     raise ReportedError(f"{key}: got {_AS_WRITTEN.get(shown, shown)}; expected {_any_of(words)}")
+
+
+def _meant(word: str, alternatives: list[Any], read: Callable[[str], Any]) -> Any:
+    """Return what a written word stands for: itself where text is expected; for a list of words only if it is no more.
+
+    Where there may be true, false or a list of words, false is not the list of that word.
+    """
+    fitting = [one for one in alternatives if _fits(word, one)]
+    if any(get_origin(one) is not list for one in fitting):
+        return word
+    meant = read(word)
+    return meant if not fitting or any(_fits(meant, one) for one in alternatives) else word
 
 
 _AS_WRITTEN = {"None": "null", "True": "true", "False": "false"}

@@ -334,6 +334,12 @@ class Settings:
                 f"data.target_column: got {self.data.target_column!r}, but analysis.positions is generated; answers "
                 "are read behind the sentences as they are, so set the positions to last, or leave the answers out"
             )
+        for name in self.output.plots if isinstance(self.output.plots, list) else ():
+            if name in METRICS and name not in self.analysis.metrics:
+                raise ReportedError(
+                    f"output.plots: got {name!r}, which the run does not measure; analysis.metrics has "
+                    f"{', '.join(self.analysis.metrics)}"
+                )
         if not self.models:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from llm_entropy.commands.cli import _command, main
 from llm_entropy.commands.table import COMMANDS, DEFAULT, Command
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DEFAULT_METRICS
-from llm_entropy.settings.configuration import SHORT_NAMES
+from llm_entropy.settings.configuration import SHORT_NAMES, to_settings
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "matplotlib", "lightning", "numpy")
@@ -308,6 +309,20 @@ def test_a_command_without_its_folder_says_so(capsys: pytest.CaptureFixture[str]
             main(arguments)
         assert end.value.code == 2
         assert capsys.readouterr().err.endswith(f"{words}\n")
+
+
+@pytest.mark.parametrize(
+    ("word", "plots"),
+    [
+        *[("false", False), ("true", True), ("entropy", ["entropy"])],
+        *[("[layer_impact, entropy]", ["layer_impact", "entropy"]), ("[]", [])],
+    ],
+)
+def test_plots_are_true_false_or_a_list_of_words(word: str, plots: object, tmp_path: Path):
+    (tmp_path / "config.yaml").write_text(f"output: {{plots: {word}}}")
+    command = import_module(DEFAULT.module)
+    for arguments in (["--output.plots", word], ["--config", str(tmp_path / "config.yaml")]):
+        assert to_settings(command.parser("predict").read(arguments)).output.plots == plots
 
 
 def test_what_a_run_will_do_is_said_before_anything_heavy_is_imported():

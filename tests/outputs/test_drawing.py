@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from llm_entropy.outputs.plots import canvas, drawing, figures_of_model, worker
 from llm_entropy.outputs.plots.drawing import Drawers
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import OutputSettings
+from llm_entropy.settings import OutputSettings, Settings
 from llm_entropy.settings.plots import PLOT_FORMATS, PLOTS
 
 NUM_PROCESSES = drawing.num_processes
@@ -81,6 +81,10 @@ def test_every_figure_can_be_chosen_by_a_word_that_the_settings_know(tables, tmp
 def test_a_word_that_chooses_no_plot_is_refused():
     with pytest.raises(ValueError, match=r"output\.plots: got 'entropies'; expected true, false, or some of entropy, "):
         OutputSettings(plots=["entropies"])
+    with pytest.raises(
+        ValueError, match=r"output\.plots: got 'varentropy', which the run does not measure; .* has entr"
+    ):
+        Settings(output=OutputSettings(plots=["varentropy"]))
 
 
 def test_a_process_that_draws_imports_no_torch():

@@ -84,8 +84,10 @@ class Drawers:
     def _give(self, order: Order, sheet: bytes) -> None:
         """Have a process that is idle draw a figure. There are as many threads as processes: one is idle."""
         process = self._idle.pop()
-        process.draw(order, sheet)
-        self._idle.append(process)
+        try:
+            process.draw(order, sheet)
+        finally:
+            self._idle.append(process)
 
     def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], _: Any) -> None:
         """Wait until everything is drawn, unless something has failed, and end the processes.
