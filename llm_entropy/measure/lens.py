@@ -178,7 +178,6 @@ def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> t
     rows, positions = mask.nonzero(as_tuple=True)
     with read_layers(view, rows, positions) as states:
         run_base(view, input_ids, mask)
-    _check_finite(states.stack(), view.decoder.weight.dtype, name)
     inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
     if inputs.shape[-1] != view.decoder.in_features:
         raise ReportedError(
@@ -193,28 +192,6 @@ def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> t
             f"{view.found}"
         )
     return seen, truth
-
-
-def _check_finite(states: Tensor, dtype: torch.dtype, name: str) -> None:
-    """Refuse a model whose states are beyond what its type can hold, as some are in float16.
-
-    Args:
-        states: [layer, record, hidden].
-        dtype: Of the weights.
-        name: The model, for the message.
-
-    Raises:
-        ReportedError: A state is infinite or NaN.
-    """
-    finite = states.isfinite().flatten(1).all(dim=1)
-    if not finite.all():
-        layer, kind = int((~finite).nonzero()[0]), str(dtype).removeprefix("torch.")
-        raise ReportedError(
-            f"{name}: the residual stream has numbers at layer {layer} that {kind} cannot hold; give dtype bfloat16 or "
-            "float32, or check its weights"
-            if kind != "float32"
-            else f"{name}: the residual stream is not finite at layer {layer}; its weights are damaged, get them again"
-        )
 
 
 def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[float, Optional[str]]:

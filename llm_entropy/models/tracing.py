@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from llm_entropy.errors import ReportedError
+
 HeadStep = Callable[[Tensor], Tensor]
 
 PROBE_SHAPE = (2, 7)
@@ -103,9 +105,10 @@ def trace(model: PreTrainedModel, in_order: Optional[Sequence[nn.Module]] = None
         finished = sorted((call for call in calls if call.outputs), key=lambda call: (call.end, -call.order))
         damaged = next((call for call in finished if call.outputs[0].isnan().any()), None)
         if damaged is not None:
-            raise NotFound(
-                f"{damaged.name} ({type(damaged.module).__name__}) gives numbers that are not finite: weights are "
-                "damaged, or too large for their type"
+            is_half = next(model.parameters()).dtype == torch.float16
+            raise ReportedError(
+                f"{type(model).__name__}: {damaged.name} ({type(damaged.module).__name__}) gives numbers that are not "
+                + ("finite in float16; give dtype bfloat16 or float32" if is_half else "finite; get its weights again")
             )
         blocks = _find_blocks(calls, in_order)
         steps = list(_between(calls, blocks[-1], last_call))

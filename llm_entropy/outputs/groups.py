@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.comparison import Floats, Moments
@@ -29,6 +28,9 @@ from llm_entropy.outputs.kept_csv import value_words
 from llm_entropy.outputs.views import View, num_points
 from llm_entropy.schema import MOST_GROUPS, ModelShape
 from llm_entropy.settings import DataSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 GROUP_COLUMNS = ("group", "metric", "layer", "n", "mean", "sd", "ci_low", "ci_high")
 DIFFERENCE_COLUMNS = (
@@ -135,6 +137,8 @@ class GroupBuilder:
 
     def table(self) -> pd.DataFrame:
         """Return a row for each group, metric and layer."""
+        import pandas as pd
+
         frames = [
             pd.DataFrame(
                 {
@@ -155,6 +159,8 @@ class GroupBuilder:
 
     def differences(self, seed: int) -> pd.DataFrame:
         """Return a row for each two groups, metric and layer; p is corrected over those of a metric."""
+        import pandas as pd
+
         compare = self._unpaired if self._pair is None else self._paired
         frames = [
             pd.DataFrame({"group_a": a, "group_b": b, "metric": metric, **compare(a, b, metric, seed)})

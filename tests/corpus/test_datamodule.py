@@ -149,7 +149,7 @@ def real() -> Real:
     encode_once = cache(lambda ids, sentences: list(encoder.examples(ids, sentences)))
     return Real(
         corpus_of_sentences(texts, None, 0),
-        SimpleNamespace(examples=lambda ids, sentences: encode_once(tuple(ids), tuple(sentences))),
+        SimpleNamespace(examples=lambda ids, sentences: encode_once(tuple(ids), tuple(sentences)), num_new_tokens=0),
         sum(map(len, tokenizer(texts).input_ids)),
     )
 

@@ -22,7 +22,7 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.loading import find_model, load_model
 from llm_entropy.runs.plan import check_tokens, plan_model
-from llm_entropy.settings import ModelSettings, Settings
+from llm_entropy.settings import DataSettings, ModelSettings, Settings
 from llm_entropy.store.windows import Task
 
 
@@ -462,10 +462,10 @@ def plan_with_unknown_tokens(folder: Path, kind: str, **special: str):
 @pytest.mark.parametrize("kind", ["causal", "masked"])
 def test_tokens_beyond_the_embeddings_are_found_before_any_work(kind: str, tmp_path: Path):
     plan = plan_with_unknown_tokens(tmp_path, kind)
-    check_tokens(plan, corpus_of_sentences(["the cat", "rain fell"], None, 0), Task())
+    check_tokens(plan, corpus_of_sentences(["the cat", "rain fell"], None, 0), Task(), DataSettings())
     other = corpus_of_sentences(["the cat <399>", "rain fell"], None, 0)
     with pytest.raises(ValueError, match=r"the token '<399>' in sentence 0 the id \d+, and the model's embeddings"):
-        check_tokens(plan, other, Task())
+        check_tokens(plan, other, Task(), DataSettings())
 
 
 def test_a_mask_token_beyond_the_embeddings_is_refused_when_the_run_is_planned(tmp_path: Path):

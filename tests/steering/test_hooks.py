@@ -356,7 +356,7 @@ def test_a_block_keeps_its_calling_form_and_its_dtype(named: bool, kind: str, dt
 
 def test_a_mask_of_another_batch_is_named() -> None:
     model, (ids, mask) = tiny("gpt2"), sentences()
-    message = r"hidden state \(4, 9, 32\), but the attention mask .* is \(3, 9\)"
+    message = r"hidden state \(4, 9, 32\), but the weights of the tokens are \(3, 9\)"
     with pytest.raises(AssertionError, match=message), steer(BLOCKS_OF["gpt2"](model), random_plan(3), mask[:3]):
         logits_of(model, ids, mask)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from matplotlib.axes import Axes
 
 from llm_entropy.outputs.plots.canvas import (
@@ -19,6 +19,9 @@ from llm_entropy.outputs.plots.canvas import (
     thinned,
     write_title,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PANELS = (
     ("Left-out pairs told apart", {"auroc": ("AUROC", BLUE), "shuffled_auroc": ("permuted labels", GREY)}),
