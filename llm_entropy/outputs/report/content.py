@@ -105,11 +105,12 @@ def _about_placebos(conditions: Sequence[Condition]) -> list[dict[str, Any]]:
 
 
 def _metrics(tables: Sequence[ModelTables]) -> list[str]:
-    """Return the metrics that the page shows, those between conditions last."""
+    """Return the metrics that the page shows: those of a condition, those between two, and what else is compared."""
     return list(
         dict.fromkeys(
             [name for one in tables for curves in one.curves.values() for name in curves]
             + [name for one in tables for compared in one.comparisons.values() for name in compared.between]
+            + [str(name) for one in tables if one.summary is not None for name in one.summary.metric]
         )
     )
 
