@@ -120,6 +120,7 @@ def test_the_page_says_what_the_merge_found(reported: tuple[Path, ModelTables], 
             np.testing.assert_allclose(found, curve.mean, rtol=1e-4)
     summary = tables.summary
     assert summary is not None
+    assert set(summary.metric) <= set(data["metrics"]), "the page looks each of them up"
     own = (summary.condition == "control_+2") & (summary.metric == "entropy")
     for name in ("mean_difference", "ci_low", "ci_high", "p_holm", "placebo_p"):
         found = np.array(model["summary"]["control_+2"]["entropy"][name], float)
