@@ -8,7 +8,7 @@ ARGS    ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format lint types imports check docs install hooks peers clean
+.PHONY: help demo showcase test format lint types imports check docs install hooks peers clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -18,6 +18,9 @@ help: ## Print this list
 
 demo: $(STAMP) ## Steer and compare the two built-in models over the built-in sentences
 	$(BIN)/llm-entropy predict --config configs/quickstart.yaml $(ARGS)
+
+showcase: $(STAMP) ## Extract a vector from a real model of 135 million parameters, judge it, and see what it writes
+	$(BIN)/python -m tools.showcase
 
 test: $(STAMP) ## Run the tests, with coverage
 	$(BIN)/python -m pytest --cov=llm_entropy -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
