@@ -93,6 +93,14 @@ def test_differences_that_are_all_the_same_are_their_own_interval():
     np.testing.assert_array_equal(sign_flip_test(np.zeros((5, 2)), 0), 1.0)
 
 
+def test_an_interval_lies_within_the_numbers_that_it_is_of():
+    changed = np.zeros((13, 1))
+    changed[4] = -1.0  # of thirteen answers one is no longer right: the end that is 0 is exactly that
+    interval = bootstrap_interval(changed, 0)
+    assert interval.high[0] == 0.0
+    assert -1.0 <= interval.low[0] < 0.0
+
+
 def test_too_few_sentences_give_no_interval():
     for count in (0, 1):
         assert np.isnan(bootstrap_interval(np.ones((count, 2)), 0)).all()

@@ -186,7 +186,9 @@ def _bca(sample: Floats, counts: npt.NDArray[np.int16]) -> tuple[Floats, Floats]
     for level in (tail, 1 - tail):
         step = bias + ndtri(level)
         shift = _quantile(sums, ndtr(bias + step / (1 - acceleration * step))) * unit / num_sentences
-        ends.append(np.where(is_constant, sample[:, 0], mean + shift))
+        # No resample lies outside of the numbers; rounding may.
+        end = np.clip(mean + shift, sample.min(axis=1), sample.max(axis=1))
+        ends.append(np.where(is_constant, sample[:, 0], end))
     return ends[0], ends[1]
 
 
