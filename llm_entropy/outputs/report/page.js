@@ -62,9 +62,10 @@
   const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   const metricName = (metric) => capital(about(metric).label);
   const withUnit = (metric) => metricName(metric) + (about(metric).unit ? ` (${about(metric).unit})` : "");
-  const numPoints = (model, metric) => (about(metric).axis === "layer" ? model.num_layers : model.num_blocks);
+  const NUM_POINTS = { layer: (model) => model.num_layers, block: (model) => model.num_blocks, text: () => 1 };
+  const numPoints = (model, metric) => NUM_POINTS[about(metric).axis](model);
   const pointName = (metric, index) =>
-    about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+    about(metric).axis === "text" ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
   const steered = () => data.conditions.filter((one) => one.role !== "standard");
   const compared = (model) => steered().filter((one) => model.summary[one.name]);
   const acting = (model) => compared(model).filter((one) => one.strength !== 0);
@@ -382,7 +383,7 @@
       const get = (name, layer) => column(model, condition.name, metric, name)[layer];
       return range(last + 1).map((layer) => ({
         at: [layer === last ? "last" : "", layer === most ? "largest" : ""], isTested: isNumber(get("p_holm", layer)),
-        keys: { model: model.key, condition: condition.name, metric: about(metric).label, layer, standard: get("mean_standard", layer),
+        keys: { model: model.key, condition: condition.name, metric: about(metric).label, layer: about(metric).axis === "text" ? model.num_layers - 1 : layer, standard: get("mean_standard", layer),
           difference: get("mean_difference", layer), interval: get("ci_low", layer), effect: real(get("effect_size", layer)),
           p: get("p_holm", layer), up: get("share_increased", layer), placebos: get("placebo_p", layer) },
         name: metric, cells: [bdi, bdi, String, String, (v) => fmt(v), (v) => signed(v), () => interval(get("ci_low", layer), get("ci_high", layer)),
@@ -584,7 +585,7 @@
       const untouched = model.untouched[condition.name] || 0;
       holder.replaceChildren(h("table", { class: "impact" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Metric"), range(model.num_layers).map((layer) => h("th", { scope: "col" }, layer ? String(layer) : "emb.")))),
         h("tbody", {}, metrics.map((metric) => h("tr", {}, h("th", { class: "text", scope: "row" }, metricName(metric)), range(model.num_layers).map((layer) => {
-          const at = about(metric).axis === "block" ? layer - 1 : layer, get = (name) => column(model, condition.name, metric, name)[at];
+          const at = { layer, block: layer - 1, text: layer - model.num_layers + 1 }[about(metric).axis], get = (name) => column(model, condition.name, metric, name)[at];
           const size = real(get("effect_size")), p = get("p_holm");
           if (at < 0 || size === null || size === undefined) return h("td", { class: "untouched" }, BLANK);
           const within = larger(model, condition, metric, at), isReached = layer >= untouched;
@@ -620,7 +621,7 @@
     const own = model.sample.conditions[condition], tokens = own.tracked[record], probabilities = unpack(own.probabilities);
     return tokens.map((token, place) => ({ token: model.sample.names[token], probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
   }
-  const seen = (token) => token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") || "\u2205";
+  const seen = (token) => token === null ? "\u2026" : token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") || "\u2205";
   const textOf = (sentence) => sentence.pieces.map(([text]) => text).join("");
   const recordsOf = (sentence) => sentence.pieces.filter(([, token]) => token >= 0).map(([, token]) => sentence.first + token);
   const meanOf = (model, sentence, metric, condition, layer) => {
