@@ -51,7 +51,7 @@ class ExtractedVectors:
 
     @property
     def quality(self) -> pd.DataFrame:
-        """A row per block; the README has the columns."""
+        """A row per block; `docs/howto/extract.md` explains the columns."""
         import pandas as pd
 
         return pd.read_csv(quality_path(self.run_dir, self.model))
