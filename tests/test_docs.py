@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
+import json
 import re
 import shlex
 from dataclasses import fields
@@ -105,8 +107,8 @@ def test_every_page_is_in_the_table_of_contents():
     assert [page for page in pages if f": {page}\n" not in contents] == []
 
 
-def hooks() -> ModuleType:
-    about = importlib.util.spec_from_file_location("docs_hooks", ROOT / "tools/docs_hooks.py")
+def hooks(name: str = "docs_hooks") -> ModuleType:
+    about = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     assert about is not None
     assert about.loader is not None
     module = importlib.util.module_from_spec(about)
@@ -131,3 +133,42 @@ def test_the_reference_of_the_settings_has_every_key_with_its_sentence():
     check(ModelSettings, "models.NAME")
     assert "| `top_k` | whole number | `5` | How many tokens of the final layer the predictions list. |" in made
     assert "## `models.NAME`" in made
+
+
+def test_the_notebook_is_kept_without_outputs_and_its_code_is_python():
+    notebook = json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert len(cells) > 10
+    for cell in cells:
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)
+        compile("".join(cell["source"]), "tutorial.ipynb", "exec")
+
+
+def test_the_page_of_a_notebook_shows_each_kind_of_output():
+    figure, report = b"the bytes of a picture", f"<p>{'long ' * 30_000}</p>"
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": "1 of 2\n"},
+        {"output_type": "stream", "name": "stderr", "text": "a warning of this machine"},
+        {
+            "output_type": "display_data",
+            "data": {"image/png": base64.b64encode(figure).decode(), "text/plain": "Figure"},
+        },
+        {"output_type": "execute_result", "data": {"text/html": "<table>\n\n<td>3</td></table>", "text/plain": "3"}},
+        {"output_type": "execute_result", "data": {"text/html": report, "text/plain": "page"}},
+        {"output_type": "execute_result", "data": {"text/plain": "4.5"}},
+    ]
+    cells = [
+        {"cell_type": "markdown", "source": ["# Title\n", "Text"]},
+        {"cell_type": "code", "source": "work()", "outputs": outputs},
+    ]
+    text, files = hooks("docs_notebook").page_of({"cells": cells})
+    assert text.split("\n\n") == [
+        "# Title\nText",
+        "```python\nwork()\n```",
+        "```text\n1 of 2\n```",
+        "![The figure of this cell](notebook_files/1.png)",
+        '<div class="output"><table> <td>3</td></table></div>',
+        '<iframe src="notebook_files/2.html" width="100%" height="820" title="The report of this run"></iframe>',
+        "```text\n4.5\n```\n",
+    ]
+    assert files == {"1.png": figure, "2.html": f"<!DOCTYPE html><meta charset='utf-8'>{report}"}
