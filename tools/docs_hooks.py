@@ -28,7 +28,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     if formulas := set(re.findall(FORMULA, markdown)):
         from latex2mathml.converter import convert
 
-        made = {formula: convert(formula) for formula in formulas}
+        # Markdown takes `<math>` at the beginning of a line for a block of its own.
+        made = {formula: f"<span>{convert(formula)}</span>" for formula in formulas}
         markdown = re.sub(FORMULA, lambda found: made[found[1]], markdown)
     return markdown
 
