@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
@@ -48,36 +48,43 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65_536 if on_gpu else 2_048, help="tokens in a batch")
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long each row may take")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, LENGTHS)), help="tokens of a sentence, with commas between"
+    )
     parser.add_argument("--padded", action="store_true", help="sentences between three quarters of the length and all")
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results")
     chosen = parser.parse_args()
+    lengths = [int(length) for length in chosen.lengths.split(",")]
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).eval().requires_grad_(False).to(DEVICE, DTYPES[chosen.dtype])
+    config = GPT2Config(n_positions=max(1024, *lengths))
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False).to(DEVICE, DTYPES[chosen.dtype])
     fuse_activations(model)
     view = view_model(model)
     seconds = chosen.seconds / 2
-    whole = _table(lambda *case: _measure_model(view, *case, chosen.padded, seconds), chosen.tokens)
-    alone = _table(lambda *case: _measure_block(DTYPES[chosen.dtype], *case, seconds), chosen.tokens)
     padding = "lengths between three quarters and all" if chosen.padded else "no padding"
-    text = (
+    tables = report.Report("attention-padded" if chosen.padded else "attention", saved=chosen.save)
+    tables.add(
         f"# Attention entropy\n\n`python -m benchmarks.attention`: {report.conditions(chosen.dtype)}\nGPT-2 small (12 "
         f"blocks, {NUM_HEADS} heads of width {HEAD_WIDTH}) without its head, random weights; {chosen.tokens:,} tokens "
         f"in a batch, {padding}; {torch.get_num_threads()} threads; medians of ways that take turns. Added: the "
-        "entropies' share. Eager: entropies from the maps.\n\n## The forward pass of the model\n\n"
-        f"{whole}\n## The attention of one block, without the products around it (no padding)\n\n{alone}"
+        "entropies' share. Eager: entropies from the maps.\n"
     )
-    report.show("attention-padded" if chosen.padded else "attention", text, saved=chosen.save)
+    whole = _table(lambda *case: _measure_model(view, *case, chosen.padded, seconds), chosen.tokens, lengths)
+    tables.add(f"\n## The forward pass of the model\n\n{whole}")
+    alone = _table(lambda *case: _measure_block(DTYPES[chosen.dtype], *case, seconds), chosen.tokens, lengths)
+    tables.add(f"\n## The attention of one block, without the products around it (no padding)\n\n{alone}")
 
 
-def _table(measure: Callable[[int, int, str], dict[str, float]], tokens: int) -> str:
+def _table(measure: Callable[[int, int, str], dict[str, float]], tokens: int, lengths: Sequence[int]) -> str:
     """Measure every length and choice of positions, and return a table.
 
     Args:
         measure: Called with length, batch size and positions; returns seconds of `alone`, `read` and `eager`.
         tokens: Of a batch.
+        lengths: Of its sentences.
     """
     rows = []
-    for length in LENGTHS:
+    for length in lengths:
         for positions in ("last", "all"):
             batch = max(1, tokens // length)
             took = measure(length, batch, positions)

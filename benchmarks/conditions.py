@@ -39,10 +39,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long each choice of positions is timed")
     parser.add_argument("--save", action="store_true", help="write the table to benchmarks/results")
     chosen = parser.parse_args()
-    sizes = subjects.SIZES[chosen.size]
+    sizes = subjects.make_config(chosen.size)
     rows: list[Sequence[str]] = []
     with tempfile.TemporaryDirectory() as folder:
-        rate = best_rate(sizes["n_embd"], sizes["vocab_size"], torch.float32, seconds=10)
+        rate = best_rate(sizes.hidden_size, sizes.vocab_size, torch.float32, seconds=10)
         subject = Subject(subjects.save_model(Path(folder), chosen.size), torch.float32, rate)
         for positions in ("last", "all"):
             rows += measure(subject, positions, chosen.tokens, seconds=chosen.seconds)
@@ -115,7 +115,7 @@ def make_modules(subject: Subject, positions: Positions) -> dict[int, EntropyMod
 def _settings(subject: Subject, positions: Positions, count: int) -> Settings:
     control = ControlSettings()
     if count:
-        vector = np.random.default_rng(0).normal(size=subjects.read_config(subject.folder).n_embd).tolist()
+        vector = np.random.default_rng(0).normal(size=subjects.read_config(subject.folder).hidden_size).tolist()
         control = ControlSettings(control_vector=vector, strengths=np.linspace(0.05, 1.0, count).tolist())
     analysis = AnalysisSettings(positions=positions, compare_control=count > 0, control=control)
     return Settings(analysis=analysis, models={"model": subject.folder}, trainer=subject.trainer)

@@ -74,9 +74,14 @@ class Subject:
 def main() -> None:
     """Measure, print, and save if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="gpt2", choices=subjects.SIZES, help="of the model")
-    parser.add_argument("--sentences", type=int, default=2000, help="of the whole run; growth is from a tenth of it")
+    parser.add_argument(
+        "--size", default="gpt2", help=f"of the model: {', '.join(subjects.SIZES)}; or several, with commas"
+    )
+    parser.add_argument(
+        "--sentences", type=int, default=2000, help="of the whole run; growth is from a tenth of it; 0: no such run"
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="about how long each case is timed")
+    parser.add_argument("--dtypes", help="names with commas between; default: by the device")
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     parser.add_argument("--start-up", metavar="FOLDER", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -84,23 +89,26 @@ def main() -> None:
         print_first_batch(chosen.start_up)
         return
     dtypes = [torch.float32, torch.bfloat16] if report.device().type == "cuda" else [torch.float32]
+    if chosen.dtypes:
+        dtypes = [getattr(torch, name) for name in chosen.dtypes.split(",")]
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    parts = [
+    tables = report.Report("end-to-end", saved=chosen.save)
+    tables.add(
         f"# End to end\n\n`python -m benchmarks.end_to_end --size {chosen.size} --sentences {chosen.sentences}`: "
         f"{report.conditions(names)}\nMetrics: {', '.join(DEFAULT_METRICS)}; top 5. The floor: operations of the "
         "forward passes and of the decoder at every layer and position, without padding, at the rate of the fastest "
         "bare product. Memory: at the highest, beyond weights and batch.\n"
-    ]
-    sizes = subjects.SIZES[chosen.size]
-    for dtype in dtypes:
-        with tempfile.TemporaryDirectory() as folder:
-            rate = best_rate(sizes["n_embd"], sizes["vocab_size"], dtype, seconds=10)
-            subject = Subject(subjects.save_model(Path(folder), chosen.size, dtype), dtype, rate)
-            title = f"\n## {chosen.size}, {str(dtype).removeprefix('torch.')}, {rate / 1e9:,.0f} GFLOP/s at best\n\n"
-            parts.append(title + measure_cases(subject, seconds=chosen.seconds))
-            parts.append("\n" + measure_run(subject, chosen.sentences))
-            print(parts[-1], file=sys.stderr, flush=True)
-    report.show("end-to-end", "".join(parts), saved=chosen.save)
+    )
+    for size in chosen.size.split(","):
+        sizes = subjects.make_config(size)
+        for dtype in dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                rate = best_rate(sizes.hidden_size, sizes.vocab_size, dtype, seconds=10)
+                subject = Subject(subjects.save_model(Path(folder), size, dtype), dtype, rate)
+                title = f"\n## {size}, {str(dtype).removeprefix('torch.')}, {rate / 1e9:,.0f} GFLOP/s at best\n\n"
+                tables.add(title + measure_cases(subject, seconds=chosen.seconds))
+                if chosen.sentences:
+                    tables.add("\n" + measure_run(subject, chosen.sentences))
 
 
 # --- a batch -----------------------------------------------------------------------------------------------------
@@ -121,7 +129,8 @@ def measure_cases(subject: Subject, *, seconds: float) -> str:
             for row in case:
                 print(*row, sep=" | ", file=sys.stderr, flush=True)
             rows += case
-    header = ["sentences", "tokens", "positions", "what", "ms/sentence", "against the model", "against standard"]
+    header = ["sentences", "tokens", "positions", "what", "ms/sentence", "tokens/s", "against the model"]
+    header.append("against standard")
     return report.table([*header, "floor, ms/sentence", "of the floor", "memory"], rows)
 
 
@@ -163,13 +172,15 @@ def measure_case(
     ways |= {name: partial(module.predict_step, batch) for name, module in modules.items()}
     took = report.medians(ways, seconds=seconds)
     count = len(batch.sentences)
-    about = [f"{count} {corpus}", f"{int(batch.attention_mask.sum()):,}", positions]
+    num_tokens = int(batch.attention_mask.sum())
+    about = [f"{count} {corpus}", f"{num_tokens:,}", positions]
     return [
         [
             *about,
             name,
             f"{1000 * median / count:,.2f}",
-            f"{median / took['model alone']:.2f}x",
+            f"{num_tokens / median:,.0f}",
+            f"{median / took['model alone']:.2f}x, {took['model alone'] / median:.0%}",
             f"{median / took['standard']:.2f}x" if name in FIRST_STEERED else "",
             f"{1000 * operations[name] / subject.rate / count:,.2f}",
             f"{operations[name] / subject.rate / median:.0%}",
@@ -206,8 +217,9 @@ def _settings(subject: Subject, positions: Positions, first: Optional[float] = N
     control = ControlSettings()
     if first is not None:
         config = subjects.read_config(subject.folder)
-        vector = np.random.default_rng(0).normal(size=config.n_embd).tolist()
-        weights = [float(block >= int(first * config.n_layer)) for block in range(config.n_layer)]
+        vector = np.random.default_rng(0).normal(size=config.hidden_size).tolist()
+        num_blocks = config.num_hidden_layers
+        weights = [float(block >= int(first * num_blocks)) for block in range(num_blocks)]
         control = ControlSettings(control_vector=vector, layer_weights=weights)
     analysis = AnalysisSettings(positions=positions, compare_control=first is not None, control=control)
     return Settings(analysis=analysis, models={"model": subject.folder}, trainer=subject.trainer)
@@ -349,15 +361,15 @@ def waiting_for_device() -> Iterator[None]:
         @wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            torch.cuda.synchronize()
+            report.synchronize()
             return result
 
         return run
 
     with ExitStack() as patches:
-        if torch.cuda.is_available():
-            patches.enter_context(patch("llm_entropy.measure.module.run_base", waiting(run_base)))
-            patches.enter_context(patch.object(EntropyModule, "predict_step", waiting(EntropyModule.predict_step)))
+        # without a GPU too, where there is nothing to wait for: a name that is gone would be noticed on a GPU alone
+        patches.enter_context(patch("llm_entropy.measure.forwards.run_base", waiting(run_base)))
+        patches.enter_context(patch.object(EntropyModule, "predict_step", waiting(EntropyModule.predict_step)))
         yield
 
 
@@ -383,8 +395,7 @@ def print_first_batch(folder: str) -> None:
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         records = step(*args, **kwargs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        report.synchronize()
         print(time.time(), flush=True)
         return records
 

@@ -4,15 +4,17 @@
 
 The backends that run on the device, against the product alone (the floor), and against torch with the logits kept.
 The errors are those of sampled rows against float64 on the same numbers. About three minutes on two cores, the sizes
-of GPT-2 small; less on a GPU, where `--shapes` also has a large model, and bfloat16.
+of GPT-2 small; on a GPU also of a large model, in three dtypes, with torch.compile, and cut-cross-entropy where it is
+installed, which gives the loss alone.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -39,7 +41,8 @@ class Shape(NamedTuple):
 
 
 CPU_SHAPES = tuple(Shape(13, num_rows, 768, 50_257) for num_rows in (16, 64, 256))
-GPU_SHAPES = (*CPU_SHAPES, Shape(13, 4096, 768, 50_257), Shape(13, 4096, 4096, 128_256))
+GPU_SHAPES = (Shape(1, 8192, 768, 50_257), Shape(13, 4096, 768, 50_257), Shape(1, 4096, 4096, 128_256))
+GPU_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 SAMPLE_ROWS = 8
 """Rows of each slot whose error is measured."""
 TOP_K = 5
@@ -54,7 +57,7 @@ class Read(NamedTuple):
     """In logits."""
 
 
-Way = Callable[[], Read]
+Way = Callable[[], Optional[Read]]
 
 
 def main() -> None:
@@ -62,50 +65,60 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40.0, help="about how long each shape is timed")
     parser.add_argument("--shapes", help="slots:rows:width:vocabulary, with commas between; default: by the device")
+    is_gpu = report.device().type == "cuda"
+    parser.add_argument("--dtypes", help="names with commas between; default: by the device")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=is_gpu, help="torch.compile too; it takes a while"
+    )
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     chosen = parser.parse_args()
-    is_gpu = report.device().type == "cuda"
     shapes: Sequence[Shape] = GPU_SHAPES if is_gpu else CPU_SHAPES
     if chosen.shapes:
         shapes = [Shape(*map(int, shape.split(":"))) for shape in chosen.shapes.split(",")]
-    dtypes = (torch.float32, torch.bfloat16) if is_gpu else (torch.float32,)
+    dtypes: Sequence[torch.dtype] = GPU_DTYPES if is_gpu else (torch.float32,)
+    if chosen.dtypes:
+        dtypes = [getattr(torch, name) for name in chosen.dtypes.split(",")]
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    parts = [
+    tables = report.Report("lens", saved=chosen.save)
+    tables.add(
         f"# Lens kernel\n\n`python -m benchmarks.lens`: {report.conditions(names)}\n"
         "Medians of interleaved calls. Share of the floor: time of the fastest bare product of the same numbers over "
         f"the time of the way. Entropy, margin, log-normaliser, expected logit of every row, top {TOP_K} of the last "
         "slot. Errors: largest of the sampled rows, against float64. Memory: held at the highest beyond arguments.\n"
-    ]
+    )
     for dtype in dtypes:
         for shape in shapes:
             title = f"\n## {shape}, {str(dtype).removeprefix('torch.')}\n\n"
-            parts.append(title + measure(shape, dtype, seconds=chosen.seconds))
-    report.show("lens", "".join(parts), saved=chosen.save)
+            tables.add(title + measure(shape, dtype, seconds=chosen.seconds, compiles=chosen.compile))
 
 
-def measure(shape: Shape, dtype: torch.dtype, *, seconds: float) -> str:
+def measure(shape: Shape, dtype: torch.dtype, *, seconds: float, compiles: bool = False) -> str:
     """Measure every way at one shape, and return a table.
 
     Args:
         shape: Of the call.
         dtype: Of states and decoder.
         seconds: About how long it may take.
+        compiles: Whether torch.compile takes part.
     """
     states, unembedding = make_numbers(shape, dtype)
     flat = states.flatten(0, 1)
     products = bare_products(flat, unembedding.weight)
     ways = reading_ways(states, unembedding)
+    others, reasons = that_run(others_ways(states, unembedding.weight, compiles=compiles))
+    ways |= others
     took = report.medians({**products, **ways}, seconds=seconds)
     floor = min(took[name] for name in products)
     truth = read_exactly(states[:, :SAMPLE_ROWS], unembedding)
     rows = []
     for name, median in took.items():
-        errors = ["", ""]
-        if name in ways:
-            errors = [f"{error:.1e}" for error in largest_errors(ways[name](), truth)]
+        read = ways[name]() if name in ways else None
+        errors = ["", ""] if read is None else [f"{error:.1e}" for error in largest_errors(read, truth)]
+        del read
         row = [name, f"{1000 * median:,.2f}", f"{operations(flat, unembedding.weight) / median / 1e9:,.0f}"]
         row += [f"{floor / median:.0%}", f"{took[LOGITS_KEPT] / median:.2f}x", *errors]
         rows.append([*row, report.megabytes(report.peak_bytes({**products, **ways}[name]))])
+    rows += [[name, reason, *[""] * 6] for name, reason in reasons.items()]
     header = [
         "way",
         "ms",
@@ -142,7 +155,7 @@ LOGITS_KEPT = "torch, logits kept"
 
 
 def reading_ways(states: Tensor, unembedding: Unembedding) -> dict[str, Way]:
-    """Return every way to the statistics, by name.
+    """Return plain torch and the program's own ways to the statistics, by name.
 
     Args:
         states: [slot, row, width].
@@ -150,10 +163,50 @@ def reading_ways(states: Tensor, unembedding: Unembedding) -> dict[str, Way]:
     """
     weight = unembedding.weight
     ways: dict[str, Way] = {LOGITS_KEPT: lambda: stack(keep_logits(slot, weight) for slot in states)}
-    if states.is_cuda:
-        compiled = torch.compile(keep_logits)
-        ways["torch.compile, logits kept"] = lambda: stack(compiled(slot, weight) for slot in states)
     return ways | {f"backend {name}": partial(read_by, name, states, unembedding) for name in backends(states.device)}
+
+
+def others_ways(states: Tensor, weight: Tensor, *, compiles: bool) -> dict[str, Way]:
+    """Return what others offer here, by name: torch.compile if asked, cut-cross-entropy where it is installed.
+
+    Args:
+        states: [slot, row, width].
+        weight: [vocab, width].
+        compiles: Whether torch.compile takes part.
+    """
+    ways: dict[str, Way] = {}
+    if compiles:
+        torch.compiler.reset()  # what was compiled for another shape would be compiled for any shape now
+        compiled = torch.compile(keep_logits, dynamic=False)
+        ways["torch.compile, logits kept"] = lambda: stack(compiled(slot, weight) for slot in states)
+    if states.is_cuda and states.dtype != torch.float32 and find_spec("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy  # type: ignore[import-not-found]
+
+        flat = states.flatten(0, 1)
+        targets = torch.arange(len(flat), device=flat.device) % len(weight)
+
+        def lose() -> None:
+            linear_cross_entropy(flat, weight, targets, reduction="none")
+
+        ways["cut-cross-entropy, loss alone"] = lose
+    return ways
+
+
+def that_run(ways: Mapping[str, Way]) -> tuple[dict[str, Way], dict[str, str]]:
+    """Return those of others' ways that run here, and of the rest the reasons.
+
+    Args:
+        ways: By name.
+    """
+    running, reasons = {}, {}
+    for name, way in ways.items():
+        try:
+            way()
+        except Exception as error:  # what others raise, where they do not fit this machine, is of any kind
+            reasons[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200].replace("|", "/")
+        else:
+            running[name] = way
+    return running, reasons
 
 
 def backends(device: torch.device) -> list[str]:

@@ -81,7 +81,7 @@ def _cublas(states: Tensor, weight: Tensor) -> Way:
 
 
 def _chunked(states: Tensor, weight: Tensor) -> Way:
-    buffer = torch.empty(min(TILE_ROWS, len(states)) * VOCAB_CHUNK)
+    buffer = torch.empty(min(TILE_ROWS, len(states)) * VOCAB_CHUNK, dtype=states.dtype)
 
     def run() -> None:
         for tile in _tiles(len(states), TILE_ROWS):

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.environ.get("BENCHMARK_RESULTS") or Path(__file__).parent / "results")
+"""Where tables are kept; gpu.sh has them elsewhere."""
 PACKAGES = ("torch", "transformers", "lightning", "datasets", "pyarrow")
 MIN_ROUNDS, MAX_ROUNDS = 3, 50
 
@@ -32,14 +34,14 @@ def medians(ways: Mapping[str, Callable[[], object]], *, seconds: float) -> dict
         ways: By name.
         seconds: About how long all of it may take; at least three rounds are made, at most fifty.
     """
-    start = time.perf_counter()
     for way in ways.values():
         way()
-    _synchronize()
-    once = max(time.perf_counter() - start, 1e-6)
-    rounds = min(MAX_ROUNDS, max(MIN_ROUNDS, round(seconds / once)))
+    synchronize()
     timer = _gpu_seconds if torch.cuda.is_available() else _cpu_seconds
-    took = [{name: timer(way) for name, way in ways.items()} for _ in range(rounds)]
+    took: list[dict[str, float]] = []
+    start = time.perf_counter()  # behind the first calls, which compile
+    while len(took) < MIN_ROUNDS or (len(took) < MAX_ROUNDS and time.perf_counter() - start < seconds):
+        took.append({name: timer(way) for name, way in ways.items()})
     return {name: statistics.median(times[name] for times in took) for name in ways}
 
 
@@ -51,15 +53,16 @@ def _cpu_seconds(way: Callable[[], object]) -> float:
 
 def _gpu_seconds(way: Callable[[], object]) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    _synchronize()
+    synchronize()
     start.record()
     way()
     end.record()
-    _synchronize()
+    synchronize()
     return float(start.elapsed_time(end)) / 1000
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -139,6 +142,29 @@ def megabytes(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:,.0f} MiB"
 
 
+class Report:
+    """A report that is printed, and kept if asked, piece by piece: what is cut short leaves what it had.
+
+    Args:
+        name: What is measured.
+        saved: Whether it is kept among the results.
+    """
+
+    def __init__(self, name: str, *, saved: bool) -> None:
+        self._name, self._saved, self._text = name, saved, ""
+
+    def add(self, text: str) -> None:
+        """Print a piece, and keep it.
+
+        Args:
+            text: Markdown.
+        """
+        self._text += text
+        print(text, flush=True)
+        if self._saved:
+            print(f"written to {save(self._name, self._text)}", file=sys.stderr, flush=True)
+
+
 def save(name: str, text: str) -> Path:
     """Write a report among the results, and return where it is.
 
@@ -146,6 +172,7 @@ def save(name: str, text: str) -> Path:
         name: What was measured.
         text: The report.
     """
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}-{device().type.replace('cuda', 'gpu')}-{time.strftime('%Y-%m-%d')}.md"
     path.write_text(text, encoding="utf-8")
     return path

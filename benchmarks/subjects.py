@@ -20,8 +20,12 @@ SIZES: dict[str, dict[str, int]] = {
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "vocab_size": 50_257},
     "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "vocab_size": 50_257},
     "tiny": {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 5000},
+    "llama-1.5b": {"hidden_size": 2048, "num_hidden_layers": 20, "intermediate_size": 8192, "vocab_size": 128_256},
+    "tiny-llama": {"hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96, "vocab_size": 5000},
 }
-"""Sizes of GPT-2 by name; `tiny` is for trying a benchmark out."""
+"""Sizes of GPT-2 and of a llama by name; the tiny ones are for trying a benchmark out."""
+LLAMA_HEADS = {"llama-1.5b": (32, 8), "tiny-llama": (4, 2)}
+"""Heads of queries, and of keys and values; their head is tied to the embedding."""
 MOST_TOKENS = 1024
 LOGIT_DEVIATION = 2.0
 """About the standard deviation of the logits of a position; GPT-2's own initial weights would give 0.6."""
@@ -32,7 +36,7 @@ LENGTH_SPREAD = 0.5
 
 
 def save_model(folder: Path, size: str, dtype: torch.dtype = torch.float32) -> str:
-    """Save a GPT-2 with random weights, and the built-in vocabulary as its tokenizer; return the folder.
+    """Save a model with random weights, and the built-in vocabulary as its tokenizer; return the folder.
 
     Args:
         folder: Where.
@@ -41,24 +45,44 @@ def save_model(folder: Path, size: str, dtype: torch.dtype = torch.float32) -> s
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder("tiny-gpt2"))
     tokenizer.model_max_length = MOST_TOKENS
-    special = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    sizes = {**SIZES[size], **special, "n_positions": MOST_TOKENS}
-    deviation = LOGIT_DEVIATION / sizes["n_embd"] ** 0.5
-    config = transformers.GPT2Config.from_dict({**sizes, "initializer_range": deviation})
-    torch.manual_seed(0)
+    config = make_config(size)
+    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+    config.initializer_range = LOGIT_DEVIATION / config.hidden_size**0.5
     config.dtype = dtype
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    torch.manual_seed(0)
+    is_large = size in LLAMA_HEADS  # a processor would draw its weights for a minute
+    with torch.device("cuda" if is_large and torch.cuda.is_available() else "cpu"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def read_config(folder: str) -> transformers.GPT2Config:
+def make_config(size: str) -> transformers.PretrainedConfig:
+    """Return the configuration of a size.
+
+    Args:
+        size: A key of `SIZES`.
+    """
+    if size not in LLAMA_HEADS:
+        return transformers.GPT2Config(**SIZES[size], n_positions=MOST_TOKENS)
+    heads, key_heads = LLAMA_HEADS[size]
+    return transformers.LlamaConfig(
+        **SIZES[size],
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        max_position_embeddings=MOST_TOKENS,
+        tie_word_embeddings=True,
+    )
+
+
+def read_config(folder: str) -> transformers.PretrainedConfig:
     """Return the configuration of a saved model.
 
     Args:
         folder: Where it is.
     """
-    return transformers.GPT2Config.from_pretrained(folder)
+    return transformers.AutoConfig.from_pretrained(folder)
 
 
 def make_sentences(count: int, corpus: str = "short", seed: int = 0) -> list[str]:

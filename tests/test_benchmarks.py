@@ -137,12 +137,11 @@ def test_a_peer_and_this_program_are_measured_in_turn(folder, tmp_path):
     assert float(difference) < 1e-4
 
 
-def test_the_attention_tables_have_every_length_and_choice_of_positions(folder, monkeypatch):
-    monkeypatch.setattr(attention, "LENGTHS", (3, 8))
+def test_the_attention_tables_have_every_length_and_choice_of_positions(folder):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation=READABLE)
     tables = [
-        attention._table(lambda *case: attention._measure_model(view_model(model), *case, True, 0.0), 16),
-        attention._table(lambda *case: attention._measure_block(torch.float32, *case, 0.0), 16),
+        attention._table(lambda *case: attention._measure_model(view_model(model), *case, True, 0.0), 16, (3, 8)),
+        attention._table(lambda *case: attention._measure_block(torch.float32, *case, 0.0), 16, (3, 8)),
     ]
     for table in tables:
         assert [row[:3] for row in cells(table)] == [

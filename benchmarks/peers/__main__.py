@@ -63,6 +63,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="how often each reads them")
     parser.add_argument("--only", help="modules of peers, with commas between")
+    parser.add_argument("--dtypes", help="names with commas between; default: by the device")
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     chosen = parser.parse_args()
     if chosen.setup:
@@ -71,6 +72,8 @@ def main() -> None:
     only = chosen.only.split(",") if chosen.only else [peer.module for peer in PEERS]
     peers = [peer for peer in PEERS if peer.module in only]
     dtypes = [torch.float32, torch.bfloat16] if is_gpu else [torch.float32]
+    if chosen.dtypes:
+        dtypes = [getattr(torch, name) for name in chosen.dtypes.split(",")]
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
     parts = [
         f"# Peers\n\n`python -m benchmarks.peers --size {chosen.size} --sentences {chosen.sentences} --rounds "
