@@ -18,6 +18,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from devices import DEVICE
+
 from llm_entropy.outputs.plots import canvas, drawing
 
 # The models are tiny: threads would cost more than they give, much more on a machine that is busy.
@@ -32,6 +34,11 @@ FIRST = ("test_slurm.py", "test_crash.py", "test_run.py", "test_cli.py", "test_k
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path.name, len(FIRST)))
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        absent = pytest.mark.skip(reason="TEST_DEVICE is cuda, but torch sees no GPU here")
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(absent)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from devices import DEVICE, predict
 from plans import plan_of
 from reference import Expected, Observation, Reading, Steering
 from tiny_models import (
@@ -222,6 +223,7 @@ def test_the_reference_reproduces_the_models_own_logits(family: str) -> None:
         torch.testing.assert_close(logits[-1], shown.logits, rtol=1e-6, atol=5e-6)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("temperature", "order"), [(0.7, 2.0), (1.3, 0.5)])
 @pytest.mark.parametrize(("family", "positions"), cases())
 def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
@@ -238,7 +240,7 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         control=who.control(),
     )
     module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
-    records = module.predict_step(batch_of(sentences), 0)
+    records = predict(module, batch_of(sentences))
     want = {c: expected(who, sentences, c, temperature, order=order) for c in (STANDARD, CONTROL)}
     assert list(records.conditions) == [STANDARD, CONTROL]
     for condition, found in records.conditions.items():
@@ -283,6 +285,7 @@ def test_a_device_without_float64_gives_the_same_within_the_budget(
                 assert_records(found, want, settings.metrics, f"{family} {condition}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not is_eager_only(name)])
 def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: str) -> None:
     who = subject(family)
@@ -290,7 +293,7 @@ def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: 
     sentences = readings(family, "all")
     names = [name for name, metric in METRICS.items() if "attention" not in metric.needs]
     settings = AnalysisSettings(compare_control=True, metrics=names, top_k=TOP_K, control=who.control())
-    records = EntropyModule(view, Lens(view), settings, {CONTROL: who.plan()}).predict_step(batch_of(sentences), 0)
+    records = predict(EntropyModule(view, Lens(view), settings, {CONTROL: who.plan()}), batch_of(sentences))
     for condition, found in records.conditions.items():
         assert_records(found, expected(who, sentences, condition), names, f"{family} {condition}")
 
@@ -320,6 +323,7 @@ def write_translators(folder: Path, num_blocks: int) -> dict[str, torch.Tensor]:
     return parameters
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("lens", ["raw", "tuned"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp_path: Path) -> None:
@@ -330,13 +334,15 @@ def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp
         temperature=1.3, metrics=list(METRICS), top_k=TOP_K, lens=lens, lens_path=str(tmp_path) if translators else None
     )
     module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), settings, {})
-    records = module.predict_step(batch_of(sentences), 0)
+    records = predict(module, batch_of(sentences))
     want = expected(who, sentences, STANDARD, 1.3, lens, translators)
     assert_records(records.conditions[STANDARD], want, settings.metrics, f"{family} {lens}")
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_lens_of_every_family_proves_itself(family: str) -> None:
+    subject(family).view.model.to(DEVICE)
     assert check_lens(subject(family).view, family) < 1e-4
 
 
@@ -392,6 +398,7 @@ def settings_of(steering: Steering, strengths: tuple[float, ...]) -> ControlSett
     )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("is_tight", [False, True], ids=["together", "in groups"])
 @pytest.mark.parametrize(
     ("family", "positions"),
@@ -405,6 +412,7 @@ def test_each_of_five_conditions_is_what_the_reference_expects(
     assert_conditions(subject(family), readings(family, positions), vectors_of(subject(family)), STRENGTHS)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("family", "positions"), [("gpt2", "all"), ("llama", "all"), ("albert", "each")])
 def test_each_operator_is_what_the_reference_expects(family: str, positions: str) -> None:
     who = subject(family)
@@ -437,7 +445,7 @@ def assert_conditions(
         hidden_size=shape.hidden_size,
         seed=0,
     )
-    records = EntropyModule(who.view, Lens(who.view), settings, plans).predict_step(batch_of(sentences), 0)
+    records = predict(EntropyModule(who.view, Lens(who.view), settings, plans), batch_of(sentences))
     want = {STANDARD: expected(who, sentences, STANDARD)}
     for name, strengths in all_strengths.items():
         for strength in strengths:

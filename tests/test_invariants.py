@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from devices import DEVICE, predict
 from plans import plan_of
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, readable_attention
 from torch.nn.functional import cross_entropy
@@ -47,6 +48,14 @@ def view_of(family: str) -> ModelView:
 
 
 @cache
+def measured_view_of(family: str) -> ModelView:
+    """Return the same model on the device; that of `view_of` stays on the CPU."""
+    if DEVICE.type == "cpu":
+        return view_of(family)
+    return view_model(make_model(family, attention=readable_attention(family)).to(DEVICE))
+
+
+@cache
 def examples_of(family: str) -> tuple[Example, ...]:
     """Return every token of every sentence: all positions, or a masked copy for each token."""
     kind = FAMILIES[family].kind
@@ -68,14 +77,14 @@ def measure(
     **analysis: Any,
 ) -> Records:
     """Return the records of a batch with every metric; with a vector, of both conditions."""
-    view = view or view_of(family)
+    view = view or measured_view_of(family)
     steering = ControlSettings(control_vector=[1.0], **(control or {}))
     steered = {} if vector is None else {"compare_control": True, "control": steering}
     plans = {}
     if vector is not None:
         plans[CONTROL] = plan_of(steering, vector, num_blocks=view.shape.num_blocks)
     settings = AnalysisSettings(metrics=list(METRICS), **steered, **analysis)
-    return EntropyModule(view, Lens(view), settings, plans).predict_step(batch, 0)
+    return predict(EntropyModule(view, Lens(view), settings, plans), batch)
 
 
 def vector_for(family: str, rows: int | None = None) -> torch.Tensor:
@@ -108,6 +117,7 @@ NOTHING = {
 }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("what", NOTHING)
 @pytest.mark.parametrize("family", MODELS)
 def test_steering_by_nothing_gives_the_standard_run(family: str, what: str) -> None:
@@ -118,6 +128,7 @@ def test_steering_by_nothing_gives_the_standard_run(family: str, what: str) -> N
     assert not records.conditions[CONTROL].metrics[TOP1_CHANGED].any()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_the_standard_condition_does_not_notice_that_there_is_another(family: str) -> None:
     alone = measure(family, batch_of(family))
@@ -125,6 +136,7 @@ def test_the_standard_condition_does_not_notice_that_there_is_another(family: st
     assert_identical(alone.conditions[STANDARD], compared.conditions[STANDARD])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_steering_a_block_leaves_what_lies_below_untouched_bit_for_bit(family: str) -> None:
     num_blocks = FAMILIES[family].num_blocks
@@ -195,6 +207,7 @@ def test_the_model_is_left_as_it_was(family: str) -> None:
 # --- the model's own numbers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_the_last_layers_entropy_is_that_of_the_models_logits(family: str) -> None:
     batch = batch_of(family)
@@ -205,6 +218,7 @@ def test_the_last_layers_entropy_is_that_of_the_models_logits(family: str) -> No
     torch.testing.assert_close(found.double(), own, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_nothing_is_left_to_be_decided_at_the_last_layer(family: str) -> None:
     records = measure(family, batch_of(family), vector_for(family))
@@ -213,6 +227,7 @@ def test_nothing_is_left_to_be_decided_at_the_last_layer(family: str) -> None:
         assert condition.metrics["kl_to_final"][:, 0].min() > 1e-3
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_metrics_keep_within_their_bounds_and_are_empty_where_they_say(family: str) -> None:
     records = measure(family, batch_of(family), vector_for(family))
@@ -235,6 +250,7 @@ def test_metrics_keep_within_their_bounds_and_are_empty_where_they_say(family: s
         assert (condition.metrics["entropy_change"][:, 1:] < 0).any()
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", CAUSAL)
 def test_mean_surprisal_at_all_positions_is_the_models_own_loss(family: str) -> None:
     records = measure(family, batch_of(family))
@@ -248,6 +264,7 @@ def test_mean_surprisal_at_all_positions_is_the_models_own_loss(family: str) -> 
         torch.testing.assert_close(own, loss, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MASKED)
 def test_mean_surprisal_at_the_masks_is_the_models_own_loss(family: str) -> None:
     batch = batch_of(family)
@@ -290,6 +307,7 @@ def assert_same_records(a: dict[tuple[int, int], Any], b: dict[tuple[int, int], 
         )
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("use_sampling", [False, True])
 @pytest.mark.parametrize("family", MODELS)
 def test_neither_padding_nor_order_nor_size_of_a_batch_changes_a_record(family: str, use_sampling: bool) -> None:
@@ -313,6 +331,7 @@ def test_neither_padding_nor_order_nor_size_of_a_batch_changes_a_record(family: 
     assert_same_records(one_by_one, run(padded))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_what_stands_in_the_padding_changes_nothing(family: str) -> None:
     batch = batch_of(family)
@@ -322,6 +341,7 @@ def test_what_stands_in_the_padding_changes_nothing(family: str) -> None:
     assert_same_records(by_record(first), by_record(second))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_chunks_of_the_vocabulary_and_of_the_rows_change_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(family, batch_of(family), vector_for(family), use_sampling=True)
@@ -377,6 +397,7 @@ def test_half_precision_weights_give_float32_statistics(family: str, dtype: torc
 # --- sampling ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_a_sampled_token_depends_on_the_seed(family: str) -> None:
     def tokens(seed: int, condition: str = STANDARD, factor: float = 0.0) -> torch.Tensor:
@@ -402,6 +423,7 @@ def chi_square(counts: Any, probabilities: Any) -> float:
     return float(scipy.stats.chisquare(*pooled).pvalue)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", MODELS)
 def test_sampled_frequencies_are_the_probabilities(family: str) -> None:
     """A coarse test, that tells temperature 1.3 from 1."""

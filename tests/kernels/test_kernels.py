@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -36,11 +37,12 @@ BLOCKS = {"many blocks": (7, 64), "one block": (4096, 2**22)}
 INTERPRETED = find_spec("triton") is not None and not torch.cuda.is_available()
 """Whether Triton's interpreter, which conftest.py asks for, runs its kernels on the CPU."""
 ON_CPU = [name for name in kernels.BACKENDS if name != "triton" or INTERPRETED]
+ON_DEVICE = ON_CPU if DEVICE.type == "cpu" else ["reference", "triton"]
 
 
-@pytest.fixture(params=ON_CPU)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.gpu) for name in ON_DEVICE])
 def backend(request: pytest.FixtureRequest) -> str:
-    """Return a backend that runs on the CPU."""
+    """Return a backend that runs on the device."""
     return str(request.param)
 
 
@@ -79,8 +81,13 @@ def true_logits(states: Tensor, unembedding: Unembedding) -> Tensor:
 
 def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> RowStatistics:
     wanted = {"top_slots": TOP_SLOTS, "top_k": 3, "square": True, "order": ORDER, "top1": True, "pairs": PAIRS}
-    wanted |= {"members": torch.arange(len(unembedding.weight), device=states.device) % 3 == 1} | options
-    return kernels.lens_statistics(states, unembedding, **wanted)
+    wanted |= {"members": torch.arange(len(unembedding.weight)) % 3 == 1} | options
+    if isinstance(wanted["members"], Tensor):
+        wanted["members"] = wanted["members"].to(DEVICE)
+    bias = None if unembedding.bias is None else unembedding.bias.to(DEVICE)
+    unembedding = unembedding._replace(weight=unembedding.weight.to(DEVICE), bias=bias)
+    rows = kernels.lens_statistics(states.to(DEVICE), unembedding, **wanted)
+    return RowStatistics(*(None if values is None else values.cpu() for values in rows))
 
 
 @pytest.mark.usefixtures("blocks")
@@ -302,7 +309,8 @@ def test_a_vocabulary_of_one_token_is_certain(backend: str) -> None:
 
 
 def test_what_is_not_asked_for_is_left_open(backend: str) -> None:
-    seen = kernels.lens_statistics(make_states(), Unembedding(torch.randn(VOCAB, WIDTH)), backend=backend)
+    decoder = Unembedding(torch.randn(VOCAB, WIDTH).to(DEVICE))
+    seen = kernels.lens_statistics(make_states().to(DEVICE), decoder, backend=backend)
     for values in (seen.square, seen.log_power, seen.top1, seen.cross):
         assert values is None
     assert len(seen.top_ids) == len(seen.top) == 0

@@ -23,6 +23,7 @@ from llm_entropy.kernels import triton_lens  # noqa: E402
 from llm_entropy.kernels.triton_lens import lens_statistics  # noqa: E402
 
 DEVICE = "cpu" if triton_lens.INTERPRETED else "cuda"
+pytestmark = pytest.mark.gpu
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from tiny_models import FAMILIES, is_eager_only, make_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -51,9 +52,10 @@ def sentences(lengths: tuple[int, ...] = LENGTHS, padded_to: int = 0) -> tuple[T
 def read(view: ModelView, input_ids: Tensor, mask: Tensor, where: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Return the entropies [block, record, head] at all real tokens, or where it is said."""
     where = mask.nonzero(as_tuple=True) if where is None else where
-    with read_attention_entropy(view, *where) as entropies:
-        run_base(view, input_ids, mask)
-    return entropies.stack()
+    view.model.to(DEVICE)
+    with read_attention_entropy(view, *(tensor.to(DEVICE) for tensor in where)) as entropies:
+        run_base(view, input_ids.to(DEVICE), mask.to(DEVICE))
+    return entropies.stack().cpu()
 
 
 def _keep_map(maps: list[Tensor], module: nn.Module, args: Any, output: tuple[Tensor, Tensor]) -> None:
@@ -92,6 +94,7 @@ def assert_close(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
 # --- every family --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", THROUGH_THE_INTERFACE)
 def test_entropies_of_padded_batches_are_those_of_float64_maps(family: str, way: str) -> None:
     assert_close(read(view_of(family), *sentences()), truth(family))
@@ -151,9 +154,11 @@ def test_every_mask_is_counted(tile: int, monkeypatch: pytest.MonkeyPatch) -> No
             assert torch.equal(count(mask, length, is_causal=is_causal, own_mask=own), both), name
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", THROUGH_THE_INTERFACE)
 def test_every_family_proves_itself_and_is_left_as_it_was(family: str) -> None:
     view = view_of(family)
+    view.model.to(DEVICE)
     check_attention(view, family)
     assert attention_implementation(view.model) == READABLE
     assert not any("llm_entropy_reader" in vars(module) for module in view.model.modules())
@@ -269,6 +274,7 @@ def test_a_model_that_fails_while_it_is_widened_gets_its_weights_back(monkeypatc
 # --- batches -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("family", ["gpt2", "mistral", "bert", "modernbert", "albert"])
 def test_neither_padding_nor_the_batch_nor_the_number_of_records_changes_a_record(family: str, way: str) -> None:
     view = view_of(family)
@@ -288,6 +294,7 @@ def test_no_record_is_no_entropy() -> None:
     assert read(view_of("gpt2"), *sentences(), (nothing, nothing)).shape == (3, 0, 4)
 
 
+@pytest.mark.gpu
 def test_the_first_token_of_a_causal_model_sees_itself_alone(way: str) -> None:
     where = torch.arange(len(LENGTHS)), torch.zeros(len(LENGTHS), dtype=torch.long)
     assert read(view_of("gpt2"), *sentences(), where).abs().max() <= 1e-5
@@ -303,6 +310,11 @@ def make_inputs(
     query = torch.randn(batch, 4, length, 16, generator=generator)
     key = 1.5 * torch.randn(batch, key_heads, length, 16, generator=generator)
     return AttentionInputs(query.to(dtype), (key + offset).to(dtype), None, False, 0.3)
+
+
+def on_device(inputs: AttentionInputs) -> AttentionInputs:
+    query, key, mask, *others = inputs
+    return AttentionInputs(query.to(DEVICE), key.to(DEVICE), None if mask is None else mask.to(DEVICE), *others)
 
 
 def exact(inputs: AttentionInputs) -> Tensor:
@@ -338,6 +350,7 @@ def masks(inputs: AttentionInputs) -> dict[str, AttentionInputs]:
     }
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
 @pytest.mark.parametrize("length", [1, 7, 70])
 @pytest.mark.parametrize("tile", [1, 2**12, 2**20])
@@ -348,14 +361,15 @@ def test_every_mask_gives_the_entropies_of_maps(
     for name, inputs in masks(make_inputs(length, key_heads)).items():
         expected = exact(inputs)
         row, position = expected[:, 0].isfinite().nonzero(as_tuple=True)
-        found = rows.RowEntropies(row, position)(inputs)
+        found = rows.RowEntropies(row.to(DEVICE), position.to(DEVICE))(on_device(inputs)).cpu()
         assert found.shape == (len(row), 4), name
         assert_close(found, expected[row, :, position])
 
 
+@pytest.mark.gpu
 def test_keys_that_have_much_in_common_cost_no_digits() -> None:
     inputs = make_inputs(offset=20.0)
-    assert_close(rows.all_fused(inputs), exact(inputs))
+    assert_close(rows.all_fused(on_device(inputs)).cpu(), exact(inputs))
 
 
 def of_maps(inputs: AttentionInputs) -> Tensor:
@@ -367,6 +381,10 @@ def of_maps(inputs: AttentionInputs) -> Tensor:
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return torch.special.entr(scores.softmax(-1, dtype=torch.float32).to(inputs.query.dtype).float()).sum(-1)
+
+
+def fused_on_device(inputs: AttentionInputs) -> Tensor:
+    return rows.all_fused(on_device(inputs)).cpu()
 
 
 def errors_of(inputs: AttentionInputs, compute: Callable[[AttentionInputs], Tensor]) -> Tensor:
@@ -385,6 +403,7 @@ def test_half_precision_costs_the_entropies_nothing_on_a_cpu(dtype: torch.dtype,
             assert errors_of(inputs, compute).max() < 5e-5, f"{name}, {compute.__name__}"
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("offset", [0.0, 20.0])
 def test_a_kernel_in_float16_is_no_worse_than_maps_in_bfloat16(offset: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a GPU computes it."""
@@ -392,7 +411,7 @@ def test_a_kernel_in_float16_is_no_worse_than_maps_in_bfloat16(offset: float, mo
     for name, inputs in masks(make_inputs(256, 4, dtype=torch.bfloat16, offset=offset)).items():
         if inputs.mask is not None and inputs.mask.dtype != torch.bool:
             continue
-        error, eager = errors_of(inputs, rows.all_fused), errors_of(inputs, of_maps)
+        error, eager = errors_of(inputs, fused_on_device), errors_of(inputs, of_maps)
         assert error.mean() <= eager.mean(), f"{name}: {error.mean()}, eager {eager.mean()}"
         assert error.max() <= eager.max(), f"{name}: {error.max()}, eager {eager.max()}"
 
@@ -422,10 +441,11 @@ def test_a_fused_kernel_that_does_not_prove_itself_is_not_used(broken: str, monk
         rows._fused_is_right.cache_clear()
 
 
+@pytest.mark.gpu
 def test_the_fused_kernel_proves_itself_here() -> None:
     for dtype in rows.FUSIBLE:
         for width in (8, 12, 64, 128):
-            assert rows._fused_is_right(torch.device("cpu"), dtype, width), f"{dtype} {width}"
+            assert rows._fused_is_right(DEVICE, dtype, width), f"{dtype} {width}"
 
 
 # --- memory --------------------------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ def one_by_one(key: str, folder: str, settings: Settings) -> dict[str, dict[str,
 # --- what a run leaves, and what it says -------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 def test_a_comparative_run_leaves_the_files_of_the_design_and_no_other(compared: RunResult):
     assert compared.mode == "comparative"
     assert files_of(compared.run_dir) == expected_files("comparative", MODELS, METRICS)
@@ -197,6 +198,7 @@ def test_rows_are_what_the_module_gives_for_each_sentence_alone_in_corpus_order(
     assert np.abs(alone[CONTROL]["entropy"] - alone[STANDARD]["entropy"])[:, -1].min() > 1e-3
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("model", MODELS)
 def test_a_comparative_table_is_control_minus_standard(compared: RunResult, model: str):
     result = compared[model]
@@ -355,6 +357,7 @@ def test_metrics_give_the_files_that_they_name(gpt2: dict[str, str], tmp_path: P
 # --- settings that change what is read ---------------------------------------------------------------------------
 
 
+@pytest.mark.gpu
 def test_all_positions_give_the_mean_over_the_tokens_of_a_sentence(gpt2: dict[str, str], tmp_path: Path):
     result = analyse(gpt2, tmp_path, positions="all", parquet=True)
     records = result["gpt2"][STANDARD].records
@@ -382,6 +385,7 @@ def test_num_sentences_picks_by_seed_and_keeps_corpus_order(gpt2: dict[str, str]
         assert len(pick) == 4
 
 
+@pytest.mark.gpu
 def test_sampling_depends_on_the_seed_and_not_on_the_batches(gpt2: dict[str, str], corpus: str, tmp_path: Path):
     def sampled(seed: int, tokens_per_batch: int) -> list[str]:
         data = DataSettings(path=corpus, tokens_per_batch=tokens_per_batch)
@@ -402,6 +406,7 @@ def test_which_token_is_masked_at_random_depends_on_the_seed(folders: dict[str, 
     assert masked(0) == masked(0) != masked(1)
 
 
+@pytest.mark.gpu
 def test_a_zero_vector_gives_the_standard_run(folders: dict[str, str], tmp_path: Path):
     result = analyse(folders, tmp_path, metrics=METRICS, compare_control=True, control_vector=torch.zeros(HIDDEN))
     for model in MODELS:
@@ -411,6 +416,7 @@ def test_a_zero_vector_gives_the_standard_run(folders: dict[str, str], tmp_path:
         assert (result[model]["comparative"][KL_FROM_STANDARD].to_numpy() == 0).all()
 
 
+@pytest.mark.gpu
 def test_two_strengths_in_one_run_have_the_bytes_of_two_runs_with_one_each(folders: dict[str, str], tmp_path: Path):
     control = {"control_vector": [0.4, -0.9, 0.7], "layer_weights": [0.0, 1.0, 0.5], "token_weights": [1.0, 2.0]}
     options = {"metrics": METRICS, "compare_control": True, "positions": "all", "plots": True, "parquet": True}
@@ -457,6 +463,7 @@ def asked_again(run_dir: Path) -> dict[str, Any]:
     return {"compare_control": True, "conditions": analysis.conditions, **{name: control[name] for name in names}}
 
 
+@pytest.mark.gpu
 def test_bfloat16_runs_with_statistics_in_float32(gpt2: dict[str, str], tmp_path: Path):
     half = analyse(gpt2, tmp_path, trainer=TrainerSettings(precision="bf16-true"))
     full = analyse(gpt2, tmp_path)
@@ -526,6 +533,7 @@ def test_sentences_in_memory_are_stored_and_can_be_run_again(gpt2: dict[str, str
     assert tables_of(again.run_dir) == tables_of(first.run_dir)
 
 
+@pytest.mark.gpu
 def test_merging_makes_the_same_bytes_from_the_shards(gpt2: dict[str, str], tmp_path: Path):
     first = analyse(gpt2, tmp_path, plots=True, parquet=True, compare_control=True, control_vector=[0.3])
     before = {suffix: tables_of(first.run_dir, suffix) for suffix in (".csv", ".parquet", ".png")}
