@@ -400,15 +400,6 @@ class Records:
     wait: Optional[Callable[[], None]] = None
     """Waits until the numbers have come from the device; to be called before they are read. None: they are there."""
 
-    @property
-    def num_answers(self) -> int:
-        """How many rows of the batch read an answer."""
-        if self.answers is None:
-            return 0
-        # A sentence has one row for each of its answers.
-        pairs = zip(self.sentence_ids.tolist(), self.answers.tolist(), strict=True)
-        return len({pair for pair in pairs if pair[1] != NO_ANSWER})
-
 
 # --- records on disk ---------------------------------------------------------------------------------------------
 

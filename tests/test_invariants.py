@@ -188,6 +188,19 @@ def test_listeners_hear_of_every_block_and_every_tile_and_may_break_a_batch_off(
 
 
 @pytest.mark.parametrize("family", MODELS)
+def test_blocks_that_conditions_share_are_not_counted_twice(family: str) -> None:
+    view, batch = view_of(family), batch_of(family)
+    heard: list[int] = []
+    steering = ControlSettings(control_vector=[1.0])
+    plans = {CONTROL: plan_of(steering, vector_for(family), num_blocks=view.shape.num_blocks)}
+    module = EntropyModule(view, Lens(view), AnalysisSettings(compare_control=True, control=steering), plans)
+    module.listeners.append(heard.append)
+    module.predict_step(batch)
+    assert heard == sorted(heard)
+    assert heard[-1] == int(batch.attention_mask.sum())
+
+
+@pytest.mark.parametrize("family", MODELS)
 def test_the_model_is_left_as_it_was(family: str) -> None:
     batch, model = batch_of(family), view_of(family).model
 

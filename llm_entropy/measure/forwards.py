@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple, Optional
+from itertools import count
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -68,15 +69,16 @@ def run_forwards(
     ends = {count - 1 for count in shared[1:] if 0 < count <= num_blocks}  # up to these blocks conditions are alike
     first, kept = _forward(reading, batch, plans[0], keep=ends)
     yield first
-    for plan, count in zip(plans[1:], shared[1:], strict=True):
-        if count > num_blocks:  # nothing is steered
+    for plan, num_shared in zip(plans[1:], shared[1:], strict=True):
+        if num_shared > num_blocks:  # nothing is steered
             yield first._replace(states=first.states[:0])
             continue
-        other, _ = _forward(reading, batch, plan, behind=None if count == 0 else (count - 1, kept[count - 1]))
+        behind = None if num_shared == 0 else (num_shared - 1, kept[num_shared - 1])
+        other, _ = _forward(reading, batch, plan, behind=behind)
         attention = other.attention
         if first.attention is not None:
-            attention = _behind(first.attention, count, attention)
-        yield Forward(other.states[count:], attention)
+            attention = _behind(first.attention, num_shared, attention)
+        yield Forward(other.states[num_shared:], attention)
 
 
 def _behind(first: AttentionStatistics, count: int, others: Optional[AttentionStatistics]) -> AttentionStatistics:
@@ -109,8 +111,14 @@ def _forward(
     """
     view = reading.view
     with ExitStack() as hooks:
+        num_skipped, calls = 0 if behind is None else behind[0] + 1, count()
+
+        def tell(*_: Any) -> None:
+            if next(calls) >= num_skipped:  # one that is skipped is called, too
+                reading.before_block()
+
         for block in dict.fromkeys(view.blocks):
-            hooks.callback(block.register_forward_pre_hook(lambda *_: reading.before_block()).remove)
+            hooks.callback(block.register_forward_pre_hook(tell).remove)
         if plan is not None:
             host = batch.host or batch
             hooks.enter_context(steer(view.blocks, plan, host.attention_mask, host.input_ids, host.num_own))
@@ -127,7 +135,7 @@ def _forward(
                     batch.rows,
                     batch.positions,
                     counts=reading.attended,
-                    first_block=0 if behind is None else behind[0] + 1,
+                    first_block=num_skipped,
                 )
             )
         run_base(view, batch.input_ids, batch.attention_mask, shows_maps=read is not None)

@@ -8,7 +8,7 @@ from typing import Any, Optional
 import lightning as L
 from tqdm import tqdm
 
-from llm_entropy.schema import Batch, Records
+from llm_entropy.schema import NO_ANSWER, Batch, Records
 
 REFRESH_SECONDS = 0.5
 """How often the bar moves within a batch."""
@@ -57,9 +57,10 @@ class SentenceProgress(L.Callback):
         if bar is None or bar.disable or self._batch is None or now - self._moved < REFRESH_SECONDS:
             return
         self._moved = now
-        num_rows = len(self._batch.sentences)
-        share = num_tokens / int((self._batch.host or self._batch).attention_mask.sum())
-        bar.n = self._num_done + round(share * num_rows, 1 if num_rows < FEW_ROWS else None)
+        batch = self._batch.host or self._batch
+        num_sentences = _num_sentences(batch)
+        share = num_tokens / int(batch.attention_mask.sum())
+        bar.n = self._num_done + round(share * num_sentences, 1 if num_sentences < FEW_ROWS else None)
         bar.set_postfix_str(self._tokens_text(self._num_tokens + num_tokens), refresh=False)
         bar.refresh()
 
@@ -82,7 +83,7 @@ class SentenceProgress(L.Callback):
         assert self._bar is not None
         self._bar.set_postfix_str(self._tokens_text(self._num_tokens), refresh=False)
         self._bar.n = self._num_done
-        num_sentences = outputs.num_sentences - outputs.num_answers
+        num_sentences = _num_sentences(batch.host or batch)
         self._num_done += num_sentences
         self._bar.update(num_sentences)
 
@@ -98,3 +99,9 @@ class SentenceProgress(L.Callback):
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _num_sentences(batch: Batch) -> int:
+    """Return how many sentences are read: neither their answers count, nor that one is masked in several ways."""
+    ids = batch.sentence_ids if batch.answers is None else batch.sentence_ids[batch.answers == NO_ANSWER]
+    return len(ids.unique())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.runs.progress import SentenceProgress
-from llm_entropy.schema import PREDICTED, Batch, Example, Records
+from llm_entropy.schema import NO_ANSWER, PREDICTED, TARGET_ANSWER, Batch, Example, Records
 
 
 def batch_of(lengths: list[int]) -> Batch:
@@ -50,6 +50,24 @@ def test_the_bar_moves_within_a_batch_and_counts_sentences_and_tokens(
     assert "1,020 tokens" in shown[1]
     assert "3/3" in shown[2]
     assert "1,040 tokens" in shown[2]
+
+
+def test_the_bar_counts_neither_answers_nor_the_ways_in_which_a_sentence_is_masked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("llm_entropy.runs.progress.REFRESH_SECONDS", 0.0)
+    trainer: Any = SimpleNamespace(is_global_zero=True, world_size=1)
+    progress, module = SentenceProgress("bert", 2), cast(Any, None)
+    progress.on_predict_start(trainer, module)
+    kinds = [(0, NO_ANSWER), (0, NO_ANSWER), (0, TARGET_ANSWER), (1, NO_ANSWER), (1, TARGET_ANSWER)]
+    examples = [Example(number, "x", [1, 2], [1], [PREDICTED], [0], [1], answer=answer) for number, answer in kinds]
+    batch = collate(examples, 0, seed=0)
+    progress.on_predict_batch_start(trainer, module, batch, 0)
+    progress.move(10)
+    assert "2.0/2" in capsys.readouterr().err.rpartition("\r")[2]
+    progress.on_predict_batch_end(trainer, module, records_of(batch), batch, 0)
+    progress.on_predict_end(trainer, module)
+    assert "2/2" in capsys.readouterr().err.rpartition("\r")[2]
 
 
 def test_nothing_is_shown_where_it_is_to_be_quiet(capsys: pytest.CaptureFixture[str]):
