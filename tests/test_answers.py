@@ -308,6 +308,7 @@ def test_the_built_in_corpus_has_answers_for_both_kinds_of_models(tmp_path: Path
         ({"target_column": None, "foil_column": "wrong"}, "data.foil_column: got 'wrong' without right answers"),
         ({"target_column": "none"}, "data.target_column: 'none' of .* holds no answer at all"),
         ({"keep_columns": ["entropy"]}, "data.keep_columns: the outputs have a column 'entropy' of their own"),
+        ({"keep_columns": ["foil"]}, "data.keep_columns: the tables of answers have a column 'foil' of their own"),
         ({"target_column": "long"}, "data.max_length: the right answer .* to sentence 0 does not fit into 256 tokens"),
     ],
 )

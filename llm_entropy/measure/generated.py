@@ -93,6 +93,7 @@ class GeneratedTextModule(EntropyModule):
             num_sentences=len(host.sentences),
             key=host.key,
             notes=host.notes,
+            kept=host.kept,
             wait=wait,
         )
 

@@ -11,7 +11,9 @@ import pyarrow as pa
 from llm_entropy.outputs import csv_text
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.comparison import percent_change, quantities
+from llm_entropy.outputs.kept_csv import kept_fields, kept_header
 from llm_entropy.outputs.views import Pair, View
+from llm_entropy.schema import SENTENCE, SENTENCE_ID
 
 
 class CsvFile:
@@ -76,9 +78,9 @@ class PredictionCsv:
 class GenerationCsv:
     """The texts that a model wrote under one condition: a line for each sentence, with the tokens as a JSON list."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the file."""
-        self._file = CsvFile(path, csv_text.GENERATION_HEADER)
+    def __init__(self, path: Path, kept: Sequence[str]) -> None:
+        """Make the file; columns of the corpus stand behind its own."""
+        self._file = CsvFile(path, kept_header(csv_text.GENERATION_HEADER, kept))
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
@@ -88,9 +90,9 @@ class GenerationCsv:
 class ComparativeGenerationCsv:
     """The texts of all conditions side by side: each sentence has the line of the first, then that of the next."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the file."""
-        self._file = CsvFile(path, csv_text.GENERATION_HEADER)
+    def __init__(self, path: Path, kept: Sequence[str]) -> None:
+        """Make the file; columns of the corpus stand behind its own."""
+        self._file = CsvFile(path, kept_header(csv_text.GENERATION_HEADER, kept))
 
     def add(self, views: Sequence[View]) -> None:
         """Take the next sentences, as all conditions see them."""
@@ -100,14 +102,32 @@ class ComparativeGenerationCsv:
 class TextCsv:
     """What is counted in the texts of one condition, and how the model finds them: a line for each sentence."""
 
-    def __init__(self, path: Path, metrics: Sequence[str]) -> None:
-        """Make the file, with a column for each metric; of one with several layers it is the last."""
-        self._file, self._metrics = CsvFile(path, ",".join(["sentence", *metrics]).encode() + b"\n"), metrics
+    def __init__(self, path: Path, metrics: Sequence[str], kept: Sequence[str]) -> None:
+        """Make the file: a column for each metric, of several layers the last, and behind them those of the corpus."""
+        self._file = CsvFile(path, kept_header(",".join([SENTENCE, *metrics]).encode(), kept))
+        self._metrics, self._kept = metrics, kept
 
     def add(self, view: View) -> None:
         """Take the next sentences."""
         columns = [csv_text.number_fields(view.rows(metric)[:, -1]) for metric in self._metrics]
+        columns += kept_fields(view.chunk, self._kept)
         self._file.write(csv_text.lines(view.chunk.sentence_fields, *columns))
+
+
+class SentenceCsv:
+    """A line for each sentence: id, text, columns of the corpus, and every metric at the last layer (or block)."""
+
+    def __init__(self, path: Path, kept: Sequence[str], metrics: Sequence[str]) -> None:
+        """Make the file."""
+        header = kept_header(f"{SENTENCE_ID},{SENTENCE}\n".encode(), [*kept, *metrics])
+        self._file, self._kept, self._metrics = CsvFile(path, header), kept, metrics
+
+    def add(self, view: View) -> None:
+        """Take the next sentences."""
+        chunk = view.chunk
+        ids = pa.array(chunk.ids).cast(csv_text.LARGE)
+        numbers = [csv_text.number_fields(view.rows(metric)[:, -1]) for metric in self._metrics]
+        self._file.write(csv_text.lines(ids, chunk.sentence_fields, *kept_fields(chunk, self._kept), *numbers))
 
 
 class FourLineCsv:

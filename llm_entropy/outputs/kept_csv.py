@@ -1,36 +1,26 @@
-"""One line for each sentence, with the columns of the corpus that come back, for people who analyse elsewhere."""
+"""The columns of the corpus that come back (`data.keep_columns`), as CSV files hold them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import pyarrow as pa
 
 from llm_entropy.outputs import csv_text
-from llm_entropy.outputs.csv_sinks import CsvFile
-from llm_entropy.outputs.views import View
-from llm_entropy.schema import SENTENCE, SENTENCE_ID
+from llm_entropy.outputs.chunk import Chunk
 
 
-class SentenceCsv:
-    """A line for each sentence: id, text, columns of the corpus, and every metric at the last layer (or block)."""
+def kept_header(header: bytes, names: Sequence[str]) -> bytes:
+    """Return the first line of a CSV file, with the names of the columns of the corpus behind its own."""
+    own = csv_text.text_fields(pa.array(names, pa.string())).to_pylist()
+    return ",".join([header.decode().removesuffix("\n"), *own]).encode() + b"\n"
 
-    def __init__(self, path: Path, kept: Sequence[str], metrics: Sequence[str]) -> None:
-        """Make the file."""
-        names = pa.array([SENTENCE_ID, SENTENCE, *kept, *metrics])
-        header = ",".join(csv_text.text_fields(names).to_pylist()) + "\n"
-        self._file, self._kept, self._metrics = CsvFile(path, header.encode()), kept, metrics
 
-    def add(self, view: View) -> None:
-        """Take the next sentences."""
-        chunk = view.chunk
-        ids = pa.array(chunk.ids).cast(csv_text.LARGE)
-        kept = [value_fields(chunk.kept(name)) for name in self._kept]
-        numbers = [csv_text.number_fields(view.rows(metric)[:, -1]) for metric in self._metrics]
-        self._file.write(csv_text.lines(ids, chunk.sentence_fields, *kept, *numbers))
+def kept_fields(chunk: Chunk, names: Sequence[str]) -> list[pa.LargeStringArray]:
+    """Return columns of the corpus as CSV fields, [sentence] each."""
+    return [value_fields(chunk.kept(name)) for name in names]
 
 
 def value_fields(values: pa.Array) -> pa.LargeStringArray:

@@ -97,7 +97,7 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
 
     @property
     def generations(self) -> pd.DataFrame:
-        """What the model wrote, with `positions: generated`: columns Sentence, Continuation, Analysis, tokens."""
+        """What the model wrote, with `positions: generated`: Sentence, Continuation, Analysis, tokens, kept columns."""
         import pandas as pd
 
         return pd.read_csv(self.place.generations, keep_default_na=False, encoding="utf-8")

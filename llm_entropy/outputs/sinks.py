@@ -24,6 +24,7 @@ from llm_entropy.outputs.csv_sinks import (
     GenerationCsv,
     MetricCsv,
     PredictionCsv,
+    SentenceCsv,
     TextCsv,
     TokenCsv,
 )
@@ -32,7 +33,6 @@ from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses
 from llm_entropy.outputs.groups import GroupBuilder, write_table
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
-from llm_entropy.outputs.kept_csv import SentenceCsv
 from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.places import (
     Place,
@@ -43,7 +43,7 @@ from llm_entropy.outputs.places import (
     placebos_path,
     summary_path,
 )
-from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet
+from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet, kept_fields
 from llm_entropy.outputs.report.sample import SentenceSampler
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.texts import FROM_TEXTS
@@ -134,7 +134,9 @@ class ConditionSinks:
             if target.text_metrics:
                 beside = (STANDARD_SURPRISAL, KL_FROM_STANDARD)
                 measured = [name for name in beside if column(condition.name, name) in target.schema.names]
-                self._sinks += [GenerationCsv(place.generations), TextCsv(place.texts, [*FROM_TEXTS, *measured])]
+                kept = target.data.keep_columns
+                self._sinks.append(GenerationCsv(place.generations, kept))
+                self._sinks.append(TextCsv(place.texts, [*FROM_TEXTS, *measured], kept))
         if target.parquet:
             about = condition, target.metrics, target.model, target.schema
             self._sinks.append(ConditionParquet(place.records, *about, target.files, target.data))
@@ -177,10 +179,13 @@ class ConditionSinks:
 
 def _word_sink(condition: Condition, place: Place, target: Target) -> WordSink:
     """Return what is made of a condition's words."""
-    files: list[WordCsv | WordParquet] = [WordCsv(place.words(".csv"))] if target.csv else []
+    files: list[WordCsv | WordParquet] = []
+    if target.csv:
+        files.append(WordCsv(place.words(".csv"), target.data.keep_columns))
     if target.parquet:
         about = target.shape.num_layers, target.model, condition.name
-        files.append(WordParquet(place.words(".parquet"), *about, target.files))
+        kept = kept_fields(target.schema, target.data)
+        files.append(WordParquet(place.words(".parquet"), *about, target.files, kept))
     return WordSink(*files)
 
 
@@ -237,7 +242,7 @@ class ModelSinks:
         self._generations: Optional[ComparativeGenerationCsv] = None
         if target.csv and target.text_metrics and comparisons:
             place = place_of_comparisons(target.folder, target.model)
-            self._generations = ComparativeGenerationCsv(place.generations)
+            self._generations = ComparativeGenerationCsv(place.generations, target.data.keep_columns)
         self._summary: Optional[Summary] = None
         self._doses: Optional[DoseTable] = None
         self._baseline_of = {one.other.name: one.baseline.name for one in comparisons}

@@ -14,6 +14,7 @@ from llm_entropy.outputs import csv_text
 from llm_entropy.outputs.answer_numbers import AnswerNumbers, answer_numbers
 from llm_entropy.outputs.chunk import Chunk, mean_by_group
 from llm_entropy.outputs.comparison import Floats, difference
+from llm_entropy.outputs.kept_csv import kept_fields
 from llm_entropy.outputs.texts import FROM_TEXTS, text_rows
 from llm_entropy.schema import (
     CONTINUATION,
@@ -84,7 +85,10 @@ class View:
 
     @cached_property
     def generation_lines(self) -> pa.LargeStringArray:
-        """[sentence], the lines of the texts that the condition has written, with their tokens as JSON lists."""
+        """[sentence], the lines of the texts that the condition has written, with their tokens as JSON lists.
+
+        The columns of the corpus that come back are behind them.
+        """
         written = self.chunk.table[column(self.condition.name, CONTINUATION)].combine_chunks()
         said = self.chunk.table[column(self.condition.name, TARGET)].to_pylist()
         ends = (self.chunk.starts + self.chunk.counts).tolist()
@@ -97,6 +101,7 @@ class View:
             csv_text.text_fields(written.take(pa.array(self.chunk.starts))),
             self.condition.name,
             csv_text.text_fields(pa.array(tokens, pa.string())),
+            *kept_fields(self.chunk, self.chunk.data.keep_columns),
         )
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Optional
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from llm_entropy.outputs import csv_text
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import CsvFile
+from llm_entropy.outputs.kept_csv import kept_header, value_fields
 from llm_entropy.outputs.views import View
 from llm_entropy.schema import NO_WORD, SENTENCE_ID, TOKEN, WORD_END, WORD_START
 from llm_entropy.settings import LOG_BOUNDARY
@@ -46,6 +48,8 @@ class WordTable(NamedTuple):
     """[word, layer]: the same, with the end of the word paid for here, and not at the next word; NaN: undefined."""
     entropy_before: Floats
     """[word, layer]: of the distribution of its first token."""
+    kept: dict[str, pa.Array]
+    """The columns of the corpus that come back, by name, [word]: those of its sentence."""
 
 
 def word_table(view: View) -> WordTable:
@@ -75,15 +79,17 @@ def word_table(view: View) -> WordTable:
     # from the first token of a word to that of the next, but for the tokens between that belong to none
     of_words = np.where((starts >= 0)[:, None], surprisal, 0.0)
     total = np.add.reduceat(of_words, firsts) if len(firsts) else of_words[:0]
+    owners = np.searchsorted(chunk.starts, firsts, side="right") - 1
     return WordTable(
         ids[firsts],
-        _texts(chunk, firsts, starts, ends),
+        _texts(chunk, owners, starts[firsts], ends[firsts]),
         starts[firsts],
         ends[firsts],
         counts,
         total,
         total + change,
         entropy[firsts],
+        {name: chunk.kept(name).take(pa.array(owners)) for name in chunk.data.keep_columns},
     )
 
 
@@ -112,10 +118,9 @@ def _behind(values: Floats, ids: Integers) -> Floats:
     return moved
 
 
-def _texts(chunk: Chunk, firsts: Integers, starts: Integers, ends: Integers) -> list[str]:
+def _texts(chunk: Chunk, owners: Integers, starts: Integers, ends: Integers) -> list[str]:
     sentences = chunk.sentences.to_pylist()
-    owners = np.searchsorted(chunk.starts, firsts, side="right") - 1
-    places = zip(owners.tolist(), starts[firsts].tolist(), ends[firsts].tolist(), strict=True)
+    places = zip(owners.tolist(), starts.tolist(), ends.tolist(), strict=True)
     return [sentences[owner][start:end] for owner, start, end in places]
 
 
@@ -136,9 +141,9 @@ class WordSink:
 class WordCsv:
     """A line for each word."""
 
-    def __init__(self, path: Path) -> None:
-        """Make the file."""
-        self._file = CsvFile(path, HEADER)
+    def __init__(self, path: Path, kept: Sequence[str]) -> None:
+        """Make the file; columns of the corpus stand behind its own."""
+        self._file = CsvFile(path, kept_header(HEADER, kept))
 
     def add(self, table: WordTable) -> None:
         """Take the next words."""
@@ -146,13 +151,17 @@ class WordCsv:
             return
         whole = [pa.array(getattr(table, name)).cast(csv_text.LARGE) for name in _NUMBERS]
         words = csv_text.text_fields(pa.array(table.word, pa.string()))
-        self._file.write(csv_text.lines(whole[0], words, *whole[1:], *map(csv_text.list_fields, table[5:])))
+        numbers = [csv_text.list_fields(getattr(table, name)) for name in _MEANINGS]
+        kept = map(value_fields, table.kept.values())
+        self._file.write(csv_text.lines(whole[0], words, *whole[1:], *numbers, *kept))
 
 
 class WordParquet:
     """A row for each word."""
 
-    def __init__(self, path: Path, num_layers: int, model: str, condition: str, files: ExitStack) -> None:
+    def __init__(
+        self, path: Path, num_layers: int, model: str, condition: str, files: ExitStack, kept: list[pa.Field]
+    ) -> None:
         """Open the file.
 
         Args:
@@ -161,16 +170,20 @@ class WordParquet:
             model: The model's key.
             condition: Whose words they are.
             files: The file is complete when it is closed.
+            kept: The columns of the corpus that come back.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._schema = _schema(num_layers, {"llm_entropy": "words", "model": model, "condition": condition})
+        about = {"llm_entropy": "words", "model": model, "condition": condition}
+        self._own = _fields(num_layers)
+        self._schema = pa.schema([*self._own, *kept], metadata=about)
         self._writer = files.enter_context(pq.ParquetWriter(path, self._schema, compression="zstd"))
         self._waiting = self._schema.empty_table()
         files.callback(lambda: self._write(len(self._waiting)))
 
     def add(self, table: WordTable) -> None:
         """Take the next words."""
-        columns = [_column(getattr(table, field.name), field.type) for field in self._schema]
+        columns = [_column(getattr(table, field.name), field.type) for field in self._own]
+        columns += table.kept.values()
         self._waiting = pa.concat_tables([self._waiting, pa.Table.from_arrays(columns, schema=self._schema)])
         self._write(len(self._waiting) // ROW_GROUP * ROW_GROUP)
 
@@ -189,10 +202,10 @@ _MEANINGS = {
 }
 
 
-def _schema(num_layers: int, metadata: dict[str, str]) -> pa.Schema:
+def _fields(num_layers: int) -> list[pa.Field]:
     numbers = pa.list_(pa.float32(), num_layers)
     units = {"start": "characters", "end": "characters", "num_tokens": "tokens"}
-    fields = [
+    return [
         pa.field("sentence_id", pa.int64(), metadata={"meaning": "row of the corpus"}),
         pa.field("word", pa.string()),
         *(pa.field(name, pa.int32(), metadata={"unit": unit}) for name, unit in units.items()),
@@ -201,7 +214,6 @@ def _schema(num_layers: int, metadata: dict[str, str]) -> pa.Schema:
             for name, meaning in _MEANINGS.items()
         ),
     ]
-    return pa.schema(fields, metadata=metadata)
 
 
 def _column(values: Integers | Floats | list[str], kind: pa.DataType) -> pa.Array:

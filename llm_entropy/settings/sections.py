@@ -166,7 +166,7 @@ class DataSettings:
     text_column: Optional[str] = None
     """Column that holds the sentences; null: the only text column."""
     keep_columns: list[str] = field(default_factory=list)
-    """Columns, of any type, that come back in every Parquet file and in `{model}_sentences.csv`."""
+    """Columns, of any type, that come back in Parquet, in `{model}_sentences.csv`, and with words and texts."""
     target_column: Optional[str] = None
     """Column of answers: text whose surprisal is read behind its sentence, or at the masks of a masked model."""
     foil_column: Optional[str] = None
@@ -334,6 +334,7 @@ class Settings:
                 f"data.target_column: got {self.data.target_column!r}, but analysis.positions is generated; answers "
                 "are read behind the sentences as they are, so set the positions to last, or leave the answers out"
             )
+        self._refuse_columns_of_outputs()
         for name in self.output.plots if isinstance(self.output.plots, list) else ():
             if name in METRICS and name not in self.analysis.metrics:
                 raise ReportedError(
@@ -345,6 +346,29 @@ class Settings:
         for key in self.models:
             if not key or not all(character.isalnum() or character in "-_." for character in key):
                 raise ReportedError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+
+    def _refuse_columns_of_outputs(self) -> None:
+        """Refuse to keep a column by the name of one that a table has; those of every run are refused as it is read."""
+        answers, is_generated = self.data.target_column is not None, self.analysis.is_generated
+        tables = {"words": self.analysis.words, "generated text": is_generated, "answers": answers}
+        for what in (what for what, is_made in tables.items() if is_made):
+            for name in self.data.keep_columns:
+                if name in TABLE_COLUMNS[what]:
+                    raise ReportedError(
+                        f"data.keep_columns: the tables of {what} have a column {name!r} of their own; rename that of "
+                        "the corpus"
+                    )
+
+
+TABLE_COLUMNS = {
+    "words": ("word", "start", "end", "num_tokens", "corrected_surprisal", "entropy_before"),
+    "generated text": ("Sentence", "Continuation", "Analysis", "tokens", "continuation"),
+    "answers": (
+        *("target", "foil", "target_surprisal", "foil_surprisal", "target_rank", "target_probability"),
+        "preferred_from",
+    ),
+}
+"""Columns of tables that not every run has, which no column of the corpus beside them may be called."""
 
 
 def _refuse_loaded(models: Any) -> None:

@@ -30,6 +30,11 @@ SENTENCES = [
     "why does iron rust.\nshe left of the lamps",
     "na\u00efve \u96e8 fell on the 'old' stone bridge.",
 ]
+KEPT: list[dict[str, Any]] = [
+    {"item, no": number, "region": region, "list": list(range(number))}
+    for number, region in enumerate(["a", 'b"', None, "", "d, e"])
+]
+"""Of each sentence: columns of the corpus that come back."""
 VECTOR = [0.5 * (-1) ** i for i in range(HIDDEN)]
 END = "<|endoftext|>"
 BLANKS = tuple(chr(256 + byte) for byte in (*range(9, 14), *range(28, 33)))
@@ -53,14 +58,21 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {family: str(folder / family) for family in ("llama", "gpt2", "bert")}
 
 
-def analyse(models: dict[str, str], folder: Path, sentences: list[str] = SENTENCES, **settings: Any) -> RunResult:
+def analyse(
+    models: dict[str, str], folder: Path, sentences: list[str] | None = SENTENCES, **settings: Any
+) -> RunResult:
     output = {"dir": str(folder), "plots": False}
     return run_analysis(models, sentences=sentences, **{**SETTINGS, "output": output, **settings})
 
 
 @pytest.fixture(scope="module")
 def result(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return analyse(models, tmp_path_factory.mktemp("run"), compare_control=True, control_vector=VECTOR)
+    folder = tmp_path_factory.mktemp("run")
+    path = folder / "corpus.jsonl"
+    rows = [{"text": text, **kept} for text, kept in zip(SENTENCES, KEPT, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    data = {"path": str(path), "text_column": "text", "keep_columns": list(KEPT[0])}
+    return analyse(models, folder, None, data=data, compare_control=True, control_vector=VECTOR)
 
 
 def words_in(sentence: str) -> list[str]:
@@ -138,7 +150,7 @@ def test_words_are_the_float64_sums_over_the_whole_vocabulary(
 ) -> None:
     seen = result["llama"][condition].words
     expected = pd.DataFrame(words_by_hand(models["llama"], [strength * value for value in VECTOR]))
-    assert list(seen.columns) == list(expected.columns)
+    assert list(seen.columns) == [*expected.columns, *KEPT[0]]
     plain = ["sentence_id", "word", "start", "end", "num_tokens"]
     pd.testing.assert_frame_equal(seen[plain], expected[plain], check_dtype=False)
     assert seen["num_tokens"].max() > 2
@@ -165,6 +177,24 @@ def test_the_csv_file_says_what_the_parquet_file_says(result: RunResult) -> None
     for name in ("surprisal", "corrected_surprisal", "entropy_before"):
         read = np.array([json.loads(text) for text in written[name]], np.float32)
         np.testing.assert_array_equal(read, numbers(words[name]).astype(np.float32))
+
+
+def test_columns_of_the_corpus_come_back_with_each_word(result: RunResult) -> None:
+    place, words = result["bert"]["control"].place, result["bert"]["control"].words
+    owners = words["sentence_id"]
+    table = pq.read_table(place.words(".parquet"))
+    for name in KEPT[0]:
+        assert table[name].to_pylist() == [KEPT[owner][name] for owner in owners]
+    written = pd.read_csv(place.words(".csv"), keep_default_na=False)
+    assert written["item, no"].tolist() == [KEPT[owner]["item, no"] for owner in owners]
+    assert written["region"].tolist() == [KEPT[owner]["region"] or "" for owner in owners]
+    assert written["list"].map(json.loads).tolist() == [KEPT[owner]["list"] for owner in owners]
+
+
+def test_a_kept_column_may_not_have_the_name_of_one_of_the_words(models: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ReportedError, match=r"data.keep_columns: the tables of words have a column 'start' of their"):
+        analyse(models, tmp_path, data={"keep_columns": ["start"]})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_merge_anew_gives_the_same_words_in_row_groups_of_a_fixed_size(

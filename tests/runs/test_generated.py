@@ -18,8 +18,7 @@ from tiny_models import HIDDEN, MAX_POSITIONS, SENTENCES, make_tokenizer, save_m
 
 from llm_entropy import run_analysis
 from llm_entropy.errors import ReportedError
-from llm_entropy.outputs import making
-from llm_entropy.outputs.plots import canvas, draw_model, generations
+from llm_entropy.outputs.plots import canvas, draw_model, drawing, generations
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import TEXT_METRICS
@@ -58,9 +57,19 @@ def written(
     vector = [math.sin(index) for index in range(HIDDEN)]
     control: dict[str, Any] = {"control_vector": vector, "strengths": [-2, 2], "placebo": {"random": 1}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(making, "draw_model", lambda own, _: tables.append(own))
-        patch.setattr(making, "draw_side_by_side", lambda *_: None)
-        yield analyse(gpt2, tmp_path_factory.mktemp("written"), compare_control=True, output={"plots": True}, **control)
+        patch.setattr(drawing.Drawers, "draw_model", lambda _, own: tables.append(own))
+        patch.setattr(drawing.Drawers, "draw_side_by_side", lambda *_: None)
+        folder = tmp_path_factory.mktemp("written")
+        rows = [{"text": text, **kept(number)} for number, text in enumerate(SENTENCES)]
+        (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        data = {"path": str(folder / "corpus.jsonl"), "text_column": "text", "keep_columns": ["item", "region"]}
+        about: dict[str, Any] = {"data": data, "sentences": None, "output": {"plots": True}}
+        yield analyse(gpt2, folder, compare_control=True, **about, **control)
+
+
+def kept(number: int) -> dict[str, Any]:
+    """Return what the corpus says beside a sentence."""
+    return {"item": number, "region": f'r, "{number}"'}
 
 
 def texts(result: RunResult, condition: str) -> Iterator[tuple[list[int], pd.DataFrame]]:
@@ -89,7 +98,9 @@ def test_the_table_of_texts_has_the_sentence_its_continuation_and_the_tokens(
     written: RunResult, condition: str
 ) -> None:
     table = written["gpt2"][condition].generations
-    assert list(table.columns) == ["Sentence", "Continuation", "Analysis", "tokens"]
+    assert list(table.columns) == ["Sentence", "Continuation", "Analysis", "tokens", "item", "region"]
+    assert list(table["region"]) == [kept(number)["region"] for number in range(len(SENTENCES))]
+    assert list(table["item"]) == list(range(len(SENTENCES)))
     assert list(table["Sentence"]) == list(SENTENCES)
     assert set(table["Analysis"]) == {condition}
     tokenizer = make_tokenizer("causal")
@@ -151,7 +162,8 @@ def test_the_texts_of_all_conditions_stand_side_by_side_sentence_by_sentence(wri
 def test_the_table_of_counts_has_a_row_for_each_text(written: RunResult, condition: str) -> None:
     table = written["gpt2"][condition].texts
     measured = ["standard_surprisal"] if condition == "standard" else ["standard_surprisal", "kl_from_standard"]
-    assert list(table.columns) == [*COUNTED, *measured]
+    assert list(table.columns) == [*COUNTED, *measured, "item", "region"]
+    assert list(table["region"]) == [kept(number)["region"] for number in range(len(SENTENCES))]
     assert list(table.index) == list(SENTENCES)
     for (tokens, own), (_, row) in zip(texts(written, condition), table.iterrows(), strict=True):
         np.testing.assert_allclose(row[list(COUNTED)].astype(float), counted(tokens), rtol=1e-6)
