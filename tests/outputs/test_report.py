@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import shards
 import yaml
 from shards import SENTENCES, SHAPE
 
+from llm_entropy import run_analysis
+from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.report import REPORT, ReportPage, write_report
 from llm_entropy.outputs.report.numbers import MISSING, packed, short
 from llm_entropy.outputs.report.page import SENTENCE_BYTES, page_of
-from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, sentence_hashes
+from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, SentenceSampler, sentence_hashes
 from llm_entropy.outputs.report.sentences import pieces, shown_sentences
+from llm_entropy.outputs.results import RunResult
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import AnalysisSettings, ModelSettings, Settings, to_plain
+from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, ModelSettings, Settings, to_plain
 
 SCRIPT = '<script>document.title = "run"</script><img src=x onerror=alert(1)> & </script> is text'
 TEXTS = [SCRIPT, "مرحبا بالعالم", "a long line " * 2_000, "{{data}} <!-- ]]>", *SENTENCES]
@@ -228,6 +233,63 @@ def test_numbers_are_short_and_not_finite_ones_are_told_apart():
     assert set(unpacked(packed(np.full(3, 7.0), "linear"))) == {7.0}
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
+    """One whose sentences have answers, and one that writes."""
+    folder = tmp_path_factory.mktemp("runs")
+    about: dict[str, Any] = {"models": {"gpt2": "builtin:tiny-gpt2"}, "metrics": "entropy", "quiet": True}
+    about |= {"compare_control": True, "control_vector": [4.0, -2.0]}
+    output = {"dir": str(folder), "plots": False}
+    data = {"target_column": "target", "foil_column": "foil"}
+    rows = [SCRIPT, *SENTENCES[:3]]
+    return {
+        "answers": run_analysis(**about, data=data, num_sentences=30, output={**output, "run_name": "answers"}),
+        "written": run_analysis(
+            **about, sentences=rows, positions="generated", max_new_tokens=3, output={**output, "run_name": "written"}
+        ),
+    }
+
+
+def test_answers_are_on_the_page_as_the_table_has_them(runs: dict[str, RunResult]):
+    data, result = data_of(runs["answers"].run_dir / REPORT), runs["answers"]["gpt2"]
+    for condition in ("standard", "control"):
+        found = data["models"][0]["answers"][condition]
+        preference = np.stack(result[condition].answers["preference"])
+        assert found["count"] == len(preference) > 2
+        np.testing.assert_allclose(found["accuracy"]["mean"], (preference > 0).mean(0), rtol=1e-4)
+        np.testing.assert_allclose(found["preference"]["mean"], preference.mean(0), rtol=1e-4)
+        low, high = (np.array(found["preference"][end]) for end in ("low", "high"))
+        assert (low < preference.mean(0)).all()
+        assert (high > preference.mean(0)).all()
+        assert sum(found["preferred_from"]) == len(preference)
+    assert {"accuracy", "preference"} <= set(data["metrics"])
+
+
+def test_texts_that_were_written_are_on_the_page_cut_where_they_are_long(runs: dict[str, RunResult]):
+    model, result = data_of(runs["written"].run_dir / REPORT)["models"][0], runs["written"]["gpt2"]
+    for condition in ("standard", "control"):
+        assert model["sample"]["written"][condition] == list(result[condition].generations["Continuation"])
+    assert "text_length" in model["summary"]["control"]
+    assert data_of(runs["answers"].run_dir / REPORT)["models"][0]["sample"]["written"] == {}
+
+
+def test_long_texts_leave_room_for_fewer_sentences(runs: dict[str, RunResult]):
+    (part,) = (runs["written"].run_dir / "shards").rglob("part-*.parquet")
+    table = pq.read_table(part)
+    shown = shards.comparative().run_conditions
+    sizes = []
+    for size in (1, 5_000):
+        for one in shown:
+            place = table.schema.get_field_index(f"{one.name}/continuation")
+            table = table.set_column(place, table.schema.field(place), pa.array(["x" * size] * len(table)))
+        sampler = SentenceSampler(shown, table.schema, 0, 9_000)
+        sampler.add(Chunk(table, "causal", SHAPE))
+        sample = sampler.sample()
+        assert sample is not None
+        sizes.append(len(sample.num_records))
+    assert sizes == [4, 1]
+
+
 # --- in a browser ------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +354,28 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         assert said == []
         assert [url for url in asked if not url.startswith("data:")] == [reported[0].as_uri()]
+
+
+def test_a_reader_finds_answers_and_texts(browser: Any, runs: dict[str, RunResult]):
+    with browser.new_context(viewport={"width": 390, "height": 800}, offline=True) as context:
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto((runs["answers"].run_dir / REPORT).as_uri())
+        assert page.locator("#answers svg[role=img]").count() == 2
+        assert page.locator("#generated").count() == 0
+        page.goto((runs["written"].run_dir / REPORT).as_uri())
+        assert page.locator("#answers").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than a phone"
+        rows = page.locator("#generated .texts tbody tr")
+        written = [runs["written"]["gpt2"][name].generations["Continuation"] for name in ("standard", "control")]
+        assert rows.nth(0).locator("th, td").all_text_contents() == [SCRIPT, *(own[0] for own in written)]
+        page.locator("#search-texts").fill("onerror")
+        assert rows.count() == 1
+        metrics = page.locator("#text-metrics tbody th").all_text_contents()
+        assert metrics[0] == "Surprisal under the standard model (nats)"
+        assert len(metrics) == len(TEXT_METRICS) + 1
+        assert said == []
 
 
 def test_the_policy_stops_what_would_run_or_go_out(browser: Any, tmp_path: Path):

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from llm_entropy.outputs.answers import AnswerCurves
+from llm_entropy.outputs.inference.resampling import Interval
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.report.numbers import short
 from llm_entropy.outputs.report.sentences import shown_sentences
@@ -110,7 +112,7 @@ def _metrics(tables: Sequence[ModelTables]) -> list[str]:
         dict.fromkeys(
             [name for one in tables for curves in one.curves.values() for name in curves]
             + [name for one in tables for compared in one.comparisons.values() for name in compared.between]
-            + [str(name) for one in tables if one.summary is not None for name in one.summary.metric]
+            + [name for one in tables if one.summary is not None for name in one.summary.metric.tolist()]
         )
     )
 
@@ -136,8 +138,23 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         },
         "doses": _doses(tables),
         "untouched": tables.untouched,
+        "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
         "sample": None if tables.sample is None else shown_sentences(tables, tables.sample, settings.analysis.metrics),
     }
+
+
+def _answers(curves: AnswerCurves) -> dict[str, Any]:
+    """Return how often, and how much, right answers are preferred, by layer, with the ends of the intervals."""
+    return {
+        "count": curves.count,
+        "accuracy": {"mean": curves.accuracy, **_ends(curves.accuracy_interval)},
+        "preference": {"mean": curves.preference, **_ends(curves.preference_interval)},
+        "preferred_from": curves.preferred_from,
+    }
+
+
+def _ends(interval: Interval) -> dict[str, Any]:
+    return {"low": interval.low, "high": interval.high}
 
 
 def _summary(summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:

@@ -62,10 +62,11 @@
   const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
   const metricName = (metric) => capital(about(metric).label);
   const withUnit = (metric) => metricName(metric) + (about(metric).unit ? ` (${about(metric).unit})` : "");
-  const NUM_POINTS = { layer: (model) => model.num_layers, block: (model) => model.num_blocks, text: () => 1 };
-  const numPoints = (model, metric) => NUM_POINTS[about(metric).axis](model);
+  const numPoints = (model, metric) => ({ layer: model.num_layers, block: model.num_blocks, text: 1 })[about(metric).axis];
+  const isOfText = (metric) => about(metric).axis === "text";
   const pointName = (metric, index) =>
-    about(metric).axis === "text" ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+    isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+  const atPoint = (metric, index) => (isOfText(metric) ? "" : ` at ${pointName(metric, index)}`);
   const steered = () => data.conditions.filter((one) => one.role !== "standard");
   const compared = (model) => steered().filter((one) => model.summary[one.name]);
   const acting = (model) => compared(model).filter((one) => one.strength !== 0);
@@ -303,7 +304,7 @@
         h("div", { class: "card" }, h("h3", {}, "Corpus"), pairs([
           ["source", corpus.source], ["sentences", `${fmt(corpus.num_sentences)} of ${fmt(corpus.num_rows)} rows`],
           ["without text", corpus.num_skipped], ["seed", run.seed], ["fingerprint", corpus.fingerprint],
-          ["causal models", `read at ${run.positions === "all" ? "every token" : "the last token"}`],
+          ["causal models", `read at ${({ all: "every token", generated: "every token that they write" })[run.positions] || "the last token"}`],
           ["masked models", `mask: ${run.mask_strategy}`], ["lens", lens[run.lens]],
           ["temperature", run.temperature], ["target", run.use_sampling ? "sampled" : null]])),
         h("div", { class: "card" }, h("h3", {}, "Conditions"), pairs([
@@ -351,7 +352,7 @@
       if (!best || Math.abs(size) > Math.abs(best.size)) best = { metric: one, at, size };
     }
     if (best) {
-      text.push(` Its largest sure effect${placebos ? " beyond all placebos" : ""} is on ${about(best.metric).label} at ${pointName(best.metric, best.at)}: `
+      text.push(` Its largest sure effect${placebos ? " beyond all placebos" : ""} is on ${about(best.metric).label}${atPoint(best.metric, best.at)}: `
         + `${signed(column(model, condition.name, best.metric, "mean_difference")[best.at])}${about(best.metric).unit ? ` ${about(best.metric).unit}` : ""}, d = ${signed(best.size, 2)}.`);
     }
     return h("li", {}, h("strong", {}, bdi(model.key)), ": ", h("strong", {}, bdi(condition.name)), text.join(""));
@@ -383,10 +384,10 @@
       const get = (name, layer) => column(model, condition.name, metric, name)[layer];
       return range(last + 1).map((layer) => ({
         at: [layer === last ? "last" : "", layer === most ? "largest" : ""], isTested: isNumber(get("p_holm", layer)),
-        keys: { model: model.key, condition: condition.name, metric: about(metric).label, layer: about(metric).axis === "text" ? model.num_layers - 1 : layer, standard: get("mean_standard", layer),
+        keys: { model: model.key, condition: condition.name, metric: about(metric).label, layer, standard: get("mean_standard", layer),
           difference: get("mean_difference", layer), interval: get("ci_low", layer), effect: real(get("effect_size", layer)),
           p: get("p_holm", layer), up: get("share_increased", layer), placebos: get("placebo_p", layer) },
-        name: metric, cells: [bdi, bdi, String, String, (v) => fmt(v), (v) => signed(v), () => interval(get("ci_low", layer), get("ci_high", layer)),
+        name: metric, cells: [bdi, bdi, String, (v) => (isOfText(metric) ? BLANK : String(v)), (v) => fmt(v), (v) => signed(v), () => interval(get("ci_low", layer), get("ci_high", layer)),
           (v) => signed(v, 2), pvalue, percent, () => beside(model, condition, metric, layer)],
         isSure: isNumber(get("p_holm", layer)) && get("p_holm", layer) < SIGNIFICANT,
         isBeyond: (larger(model, condition, metric, layer) || {}).number === 0,
@@ -512,7 +513,7 @@
       steps.find((step) => step.strength === 0).kl = 0;
       const found = model.doses[shown.vector][metric];
       const isKnown = isNumber(found.slope[layer]);
-      slope.textContent = isKnown ? `${metricName(metric)} at ${pointName(metric, layer)} changes by ${signed(found.slope[layer])}${about(metric).unit ? ` ${about(metric).unit}` : ""} per unit of strength (95 % ${interval(found.slope_ci_low[layer], found.slope_ci_high[layer])}); in ${percent(found.share_negative[layer])} of the sentences it falls.` : "";
+      slope.textContent = isKnown ? `${metricName(metric)}${atPoint(metric, layer)} changes by ${signed(found.slope[layer])}${about(metric).unit ? ` ${about(metric).unit}` : ""} per unit of strength (95 % ${interval(found.slope_ci_low[layer], found.slope_ci_high[layer])}); in ${percent(found.share_negative[layer])} of the sentences it falls.` : "";
       const xs = steps.map((step) => step.strength), look = styleOf(own.length ? strongest(own).name : "");
       const chart = { xs, xName: "Strength", isBare: true, height: 270 };
       lineChart(left, { ...chart, label: `${withUnit(metric)} by strength`, yName: withUnit(metric), isWhiskers: true, lowName: "95 %", isLog: about(metric).scale === "logarithmic",
@@ -556,7 +557,7 @@
         if (width > 520) svg.append(s("text", { x: width - right + 10, y: y + 4 }, beside(model, one, metric, layer)));
       });
       holder.replaceChildren(svg);
-      numbers.replaceChildren(numbersTable(`${metricName(metric)} at ${pointName(metric, layer)}`, ["condition", "difference", "95 % interval", "least placebo", "largest placebo", "placebos"],
+      numbers.replaceChildren(numbersTable(metricName(metric) + atPoint(metric, layer), ["condition", "difference", "95 % interval", "least placebo", "largest placebo", "placebos"],
         own.map((one) => [one.name, signed(get(one, "mean_difference")), interval(get(one, "ci_low"), get(one, "ci_high")), signed(Math.min(...dots(one))), signed(Math.max(...dots(one))), beside(model, one, metric, layer)])));
     };
   }
@@ -580,7 +581,7 @@
       folder.hidden = !own.length;
       if (!own.length) return;
       if (!own.some((one) => one.name === shown.condition)) shown.condition = strongest(own).name;
-      const condition = own.find((one) => one.name === shown.condition), metrics = Object.keys(model.summary[condition.name]).filter((name) => column(model, condition.name, name, "p_holm").length);
+      const condition = own.find((one) => one.name === shown.condition), metrics = Object.keys(model.summary[condition.name]).filter((name) => column(model, condition.name, name, "p_holm").length && !isOfText(name));
       controls.replaceChildren(choice("Condition", own.map((one) => [one.name, one.name]), condition.name, (value) => { shown.condition = value; draw(model); }));
       const untouched = model.untouched[condition.name] || 0;
       holder.replaceChildren(h("table", { class: "impact" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Metric"), range(model.num_layers).map((layer) => h("th", { scope: "col" }, layer ? String(layer) : "emb.")))),
@@ -691,7 +692,7 @@
       const all = names.flatMap((name) => records.flatMap((record) => range(model.num_layers).map((at) => valueOf(model, metric, name, record, at)))).filter(isNumber);
       const low = Math.min(...all), high = Math.max(...all), bounded = about(metric).bounds[0] < 0;
       const words = new Map(sentence.pieces.filter(([text, token]) => token >= 0 && text).map(([text, token]) => [sentence.first + token, text]));
-      const label = (record) => seen(words.get(record) || model.sample.names[model.sample.tokens[record]]);
+      const label = (record) => { const text = words.get(record) || model.sample.names[model.sample.tokens[record]]; return text ? seen(text) : `position ${model.sample.positions[record]}`; };
       const most = Math.max(Math.abs(low), Math.abs(high)) || 1;
       const share = (value) => (bounded ? value / most : high > low ? (flat(value) - flat(low)) / (flat(high) - flat(low)) : 0.5);
       const choose = (record, side = -1) => () => {
@@ -769,6 +770,66 @@
     };
   }
 
+  /* ---- answers, and what models write ---- */
+
+  function answers(folder) {
+    const intro = h("p", {}), keys = h("div", { class: "keys" }), numbers = h("div", {});
+    const figures = [["accuracy", "Accuracy: share of sentences that prefer the right answer", "Accuracy"], ["preference", "Preference: surprisal of the wrong answer \u2212 that of the right one", "Preference (nats)"]]
+      .map(([key, caption, yName]) => ({ key, caption, yName, holder: h("div", {}) }));
+    folder.append(intro, keys, h("div", { class: "panels" }, figures.map((one) => h("figure", {}, h("figcaption", {}, one.caption), one.holder))), numbers);
+    return function draw(model) {
+      const own = data.conditions.filter((one) => model.answers[one.name]);
+      folder.hidden = !own.length;
+      if (!own.length) return;
+      intro.textContent = `${count(model.answers[own[0].name].count, "sentence")} of ${model.key} with a right and a wrong answer. An answer's surprisal is read at every layer; the right one is preferred where its surprisal is the lower one. Shaded: 95 % intervals.`;
+      keys.replaceChildren(...own.map((one) => h("span", {}, swatch(styleOf(one.name)), " ", bdi(one.name))));
+      for (const { key, caption, yName, holder } of figures) {
+        lineChart(holder, { label: `${caption}, over depth; the table below has the numbers`, xs: range(model.num_layers), xName: "Layer", xText: (tick) => (tick ? String(tick) : "emb."), xLong: (index) => (index ? `Layer ${index}` : "Embeddings"),
+          yName, withZero: true, isBare: true, height: 270, lowName: "95 %", series: own.map((one) => {
+            const { mean, low, high } = model.answers[one.name][key];
+            return { name: one.name, look: styleOf(one.name), values: mean, low, high };
+          }) });
+      }
+      const cell = ({ mean, low, high }, layer) => fmt(mean[layer], 3) + (isNumber(low[layer]) ? ` (${fmt(low[layer], 3)} to ${fmt(high[layer], 3)})` : "");
+      numbers.replaceChildren(numbersTable("Mean (95 % interval); and how many sentences prefer the right answer from that layer on, up to the last one", ["Layer", ...own.flatMap((one) => [`${one.name}: accuracy`, "preference", "from here on"])],
+        range(model.num_layers).map((layer) => [String(layer), ...own.flatMap((one) => { const found = model.answers[one.name]; return [cell(found.accuracy, layer), cell(found.preference, layer), String(found.preferred_from[layer])]; })])));
+    };
+  }
+
+  const isWritten = (model) => Boolean(model.sample && Object.keys(model.sample.written).length);
+
+  function generated(folder) {
+    const shown = { text: "" };
+    const search = h("input", { type: "search", class: "search", id: "search-texts", placeholder: "search the sentences and texts", "aria-label": "Search the sentences and texts", oninput: () => { shown.text = search.value; drawTexts(state.model); } });
+    const found = h("p", { class: "note", "aria-live": "polite" }), texts = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Generated texts" }), counted = h("div", {});
+    folder.append(h("p", {}, "What the model writes behind each sentence, under every condition."), search, found, texts, counted);
+    function drawTexts(model) {
+      const own = data.conditions.filter((one) => model.sample.written[one.name]), words = shown.text.toLowerCase().split(/\s+/).filter(Boolean);
+      const rows = model.sample.sentences.map((sentence, place) => [textOf(sentence), ...own.map((one) => model.sample.written[one.name][place])])
+        .filter((row) => { const text = row.join(" ").toLowerCase(); return words.every((word) => text.includes(word)); });
+      found.textContent = `${count(rows.length, "sentence")}${words.length ? " found" : rows.length < model.num_sentences ? ` of ${fmt(model.num_sentences)}, drawn by the seed` : ""}; all texts are in the CSV files, whole.`;
+      texts.replaceChildren(h("table", { class: "texts" }, h("thead", {}, h("tr", {}, ["sentence", ...own.map((one) => one.name)].map((name) => h("th", { class: "text", scope: "col" }, bdi(name))))),
+        h("tbody", {}, rows.map((row) => h("tr", {}, row.map((text, index) => h(index ? "td" : "th", { class: "text", dir: "auto", scope: index ? null : "row" }, text || "\u2205")))))));
+    }
+    function drawCounts(model) {
+      const own = compared(model), metrics = Object.keys(data.metrics).filter((name) => own.some((one) => column(model, one.name, name, "mean_difference").length)
+        && (isOfText(name) || name === "standard_surprisal"));
+      const kl = (one) => (((model.curves[one.name] || {}).kl_from_standard || {}).mean || []).slice(-1)[0];
+      const get = (one, metric, name) => column(model, one.name, metric, name).slice(-1)[0];
+      const cell = (one, metric) => `${fmt(get(one, metric, "mean_standard") + get(one, metric, "mean_difference"), 3)} (${interval(get(one, metric, "ci_low"), get(one, metric, "ci_high"))})`;
+      counted.replaceChildren(...(metrics.length ? [h("h3", {}, "What steering does to the texts"), h("p", { class: "note" }, "Means over the sentences, and in brackets the 95 % interval of the difference from standard. Surprisal and KL are those of the last layer."),
+        h("div", { class: "scroll" }, h("table", { id: "text-metrics" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "metric"), h("th", { scope: "col" }, "standard"), own.map((one) => h("th", { scope: "col" }, bdi(one.name))))),
+          h("tbody", {}, metrics.map((metric) => h("tr", {}, h("th", { class: "text", scope: "row" }, withUnit(metric)), h("td", {}, fmt(get(own[0], metric, "mean_standard"), 3)), own.map((one) => h("td", {}, cell(one, metric))))),
+            h("tr", {}, h("th", { class: "text", scope: "row" }, "KL from standard (nats)"), h("td", {}, "0"), own.map((one) => h("td", {}, fmt(kl(one), 3)))))))] : []));
+    }
+    return function draw(model) {
+      folder.hidden = !isWritten(model);
+      if (folder.hidden) return;
+      drawTexts(model);
+      drawCounts(model);
+    };
+  }
+
   function proofs(folder) {
     folder.append(h("div", { class: "cards" }, data.models.map((model) => {
       const attention = model.attention === "eager" ? "The model attends with full maps; attention entropies are read from them."
@@ -805,6 +866,8 @@
     ["impact", "Layers", "Layer impact", impact, data.models.some((model) => acting(model).length)],
     ["placebos", "Placebos", "Beside placebos", placebos, data.models.some((model) => Object.keys(model.placebos).length)],
     ["doses", "Doses", "Doses", doses, data.models.some((model) => Object.keys(model.doses).length)],
+    ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
+    ["generated", "Texts", "Generated text", generated, data.models.some(isWritten)],
     ["text", "Sentences", "Sentence by sentence", sentences, data.models.some((model) => model.sample)],
     ["what", "What ran", "What ran", whatRan, true],
     ["proofs", "Proofs", "Why to trust it", proofs, true],

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.tables import SentenceSample
-from llm_entropy.schema import SENTENCE, SENTENCE_ID
+from llm_entropy.schema import CONTINUATION, SENTENCE, SENTENCE_ID, column
 from llm_entropy.settings import Condition
 
 MOST_SENTENCES = 200
@@ -40,6 +41,7 @@ class SentenceSampler:
         """
         names = [name for name in schema.names if "/" not in name or name.split("/")[0] in {c.name for c in conditions}]
         self._columns = names
+        self._written = [name for name in names if name.endswith(column("", CONTINUATION))]
         self._record_bytes = CODE_BYTES * sum(map(_width, map(schema.field, names))) + NAME_BYTES * len(conditions)
         self._seed, self._room = seed, num_bytes
         self._limit = np.uint64(2**64 - 1)  # the lowest hash for which there was no room
@@ -67,6 +69,10 @@ class SentenceSampler:
         table = table.set_column(place, SENTENCE, texts.take(owners))
         lengths = np.array([len(text.as_buffer()) for text in texts], np.float64)
         costs = counts * self._record_bytes + np.minimum(lengths, MOST_TEXT)
+        firsts = pa.array(chunk.starts[wanted])
+        for name in self._written:
+            own = pc.binary_length(chunk.table[name].combine_chunks().take(firsts)).fill_null(0).to_numpy()
+            costs += np.minimum(own, MOST_TEXT)
         self._join(table, hashes[wanted], costs, counts, chunk.counts[wanted])
 
     def _join(

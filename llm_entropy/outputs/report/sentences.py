@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed
 from llm_entropy.outputs.tables import ModelTables, SentenceSample
 from llm_entropy.outputs.views import View, mean_over_heads, num_points
 from llm_entropy.schema import (
+    CONTINUATION,
     POSITION,
     SENTENCE_ID,
     TARGET,
@@ -58,7 +60,7 @@ def shown_sentences(tables: ModelTables, sample: SentenceSample, metrics: Sequen
     chunk, names = Chunk(sample.records, "causal", tables.shape), Names()
     table = sample.records
     spans = np.stack([table[TOKEN_START].to_numpy(), table[TOKEN_END].to_numpy()], axis=1).tolist()
-    tokens = table[TOKEN].to_pylist()
+    tokens = table[TOKEN].fill_null("").to_pylist()  # what is written is each condition's own: targets have it
     sentences = [
         {
             "number": int(number),
@@ -82,9 +84,19 @@ def shown_sentences(tables: ModelTables, sample: SentenceSample, metrics: Sequen
         "positions": table[POSITION].to_pylist(),
         "metrics": _metrics(chunk, tables, shown),
         "conditions": {one.name: _named(chunk, one, names) for one in tables.conditions},
+        "written": {one.name: own for one in tables.conditions if (own := _written(chunk, one)) is not None},
         "least_probability": LEAST_PROBABILITY,
         "names": names.all,
     }
+
+
+def _written(chunk: Chunk, condition: Condition) -> list[str] | None:
+    """Return what a condition has written behind each sentence; None where no text is written."""
+    name = column(condition.name, CONTINUATION)
+    if name not in chunk.table.schema.names:
+        return None
+    texts = chunk.table[name].combine_chunks().take(pa.array(chunk.starts)).to_pylist()
+    return [_shortened(text or "", keeps_end=False) for text in texts]
 
 
 def pieces(text: str, spans: Sequence[Sequence[int]], tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -139,7 +151,7 @@ def _named(chunk: Chunk, condition: Condition, names: Names) -> dict[str, Any]:
     tracked = chunk.table[column(condition.name, TRACKED_TOKENS)].to_pylist()
     probabilities = np.maximum(chunk.numbers(column(condition.name, TRACKED_PROBABILITIES)), LEAST_PROBABILITY)
     return {
-        "targets": [names(target) for target in chunk.table[column(condition.name, TARGET)].to_pylist()],
-        "tracked": [[names(token) for token in own] for own in tracked],
+        "targets": [names(target or "") for target in chunk.table[column(condition.name, TARGET)].to_pylist()],
+        "tracked": [[names(token or "") for token in own] for own in tracked],
         "probabilities": packed(probabilities, "logarithmic"),
     }
