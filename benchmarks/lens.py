@@ -68,7 +68,9 @@ def main() -> None:
     is_gpu = report.device().type == "cuda"
     parser.add_argument("--dtypes", help="names with commas between; default: by the device")
     parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=is_gpu, help="torch.compile too; it takes a while"
+        "--compile",
+        default="bfloat16" if is_gpu else "",
+        help="dtypes in which torch.compile takes part; it takes a while",
     )
     parser.add_argument("--save", action="store_true", help="write the tables to benchmarks/results")
     chosen = parser.parse_args()
@@ -89,7 +91,8 @@ def main() -> None:
     for dtype in dtypes:
         for shape in shapes:
             title = f"\n## {shape}, {str(dtype).removeprefix('torch.')}\n\n"
-            tables.add(title + measure(shape, dtype, seconds=chosen.seconds, compiles=chosen.compile))
+            compiles = str(dtype).removeprefix("torch.") in chosen.compile.split(",")
+            tables.add(title + measure(shape, dtype, seconds=chosen.seconds, compiles=compiles))
 
 
 def measure(shape: Shape, dtype: torch.dtype, *, seconds: float, compiles: bool = False) -> str:

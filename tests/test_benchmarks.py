@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from benchmarks import attention, end_to_end, lens, precision, products, report, subjects
+from benchmarks import attention, auto_batches, end_to_end, lens, precision, products, report, subjects
 from benchmarks.peers import hugging_face, ours, usual_script
 from benchmarks.peers.__main__ import measure_peer
 from benchmarks.peers.environments import PEERS
@@ -63,6 +65,15 @@ def test_the_lens_table_has_every_backend_and_errors_as_small_as_float32_allows(
         *_, entropy_error, margin_error, _memory = rows[name]
         assert float(entropy_error) < 1e-4
         assert float(margin_error) < 1e-4
+
+
+def test_others_that_do_not_run_here_are_in_the_lens_table_with_the_reason(monkeypatch):
+    def refuse() -> None:
+        raise RuntimeError("no such | instruction\nmore of it")
+
+    monkeypatch.setattr(lens, "others_ways", lambda *_, **__: {"others": refuse})
+    rows = {row[0]: row for row in cells(lens.measure(SHAPE, torch.float32, seconds=0.0))}
+    assert rows["others"][1] == "RuntimeError: no such / instruction"
 
 
 def test_lens_errors_are_seen():
@@ -147,3 +158,43 @@ def test_the_attention_tables_have_every_length_and_choice_of_positions(folder):
         assert [row[:3] for row in cells(table)] == [
             [length, batch, positions] for length, batch in (("3", "5"), ("8", "2")) for positions in ("last", "all")
         ]
+
+
+def test_a_report_is_written_piece_by_piece(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
+    tables = report.Report("lens", saved=True)
+    for count, piece in enumerate(("# Lens\n", "\n| a table |\n"), start=1):
+        tables.add(piece)
+        (path,) = (tmp_path / "results").iterdir()
+        assert path.read_text() == "# Lens\n\n| a table |\n"[: len("# Lens\n") if count == 1 else None]
+
+
+def test_a_llama_is_measured_like_a_gpt2(tmp_path, monkeypatch):
+    monkeypatch.setattr(end_to_end, "BATCH_TOKENS", {"cpu": 60})
+    folder = subjects.save_model(tmp_path, "tiny-llama")
+    assert subjects.read_config(folder).model_type == "llama"
+    subject = end_to_end.Subject(folder, torch.float32, rate=1e9)
+    rows = end_to_end.measure_case(subject, end_to_end.load_bare(subject), "short", "last", seconds=0.0)
+    assert [row[3] for row in rows] == ["model alone", "standard", *end_to_end.FIRST_STEERED]
+
+
+def test_too_little_memory_is_seen_and_survived(folder, tmp_path):
+    run = partial(auto_batches.run_model, folder, subjects.make_sentences(5, "long"), dtype=torch.float32)
+    text = auto_batches.measure_little_memory(run, tmp_path)
+    assert "- out of memory with a batch of 4 sentences: 2 at a time" in text
+    assert float(text.split("at most ")[-1].split()[0]) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_its_parts_on_a_cpu_and_one_that_fails_stops_no_other(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$*" in *benchmarks.lens*) exit 3;; esac\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "PARTS": "lens attention", "WHEELS": str(tmp_path / "none")}
+    script = [ROOT / "benchmarks/gpu.sh", "--tiny", tmp_path]
+    ended = subprocess.run(script, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "lens: ended with status 3" in ended.stdout
+    assert "attention: done" in ended.stdout
+    (table,) = tmp_path.glob("attention-*.md")
+    assert "The attention of one block" in table.read_text()

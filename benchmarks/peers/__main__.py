@@ -75,14 +75,15 @@ def main() -> None:
     if chosen.dtypes:
         dtypes = [getattr(torch, name) for name in chosen.dtypes.split(",")]
     names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    parts = [
+    tables = report.Report("peers", saved=chosen.save)
+    tables.add(
         f"# Peers\n\n`python -m benchmarks.peers --size {chosen.size} --sentences {chosen.sentences} --rounds "
         f"{chosen.rounds}`: {report.conditions(names)}\n{chosen.sentences} sentences of about "
         f"{subjects.LENGTHS['short']:.0f} tokens, a quarter of them for all positions; medians of rounds in turn, each "
         "pair of processes by itself. This program computes all six default metrics and the top 5. A peer that takes "
         "batches has the faster of two sizes and reads every eighth sentence; one that reads a sentence at a time, "
         "every 32nd. Difference: the largest between the entropies of both, over sentences, positions and layers.\n"
-    ]
+    )
     for dtype in dtypes:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
@@ -96,8 +97,7 @@ def main() -> None:
                     for peer in peers
                 ]
                 header = ["peer", "beside entropy", "batch", "ms/sentence", "ours, ms/sentence", "ours is faster"]
-                parts.append(title + report.table([*header, "difference, nats"], rows))
-    report.show("peers", "".join(parts), saved=chosen.save)
+                tables.add(title + report.table([*header, "difference, nats"], rows))
 
 
 def measure_peer(
