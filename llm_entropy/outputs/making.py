@@ -130,10 +130,12 @@ def report_run(run_dir: Path) -> Path:
         run_dir: The run's folder.
 
     Raises:
-        ReportedError: There is no such run, it is not complete, or a shard is corrupt.
+        ReportedError: There is no such run, it extracts vectors, is not complete, or a shard is corrupt.
         RunIncompleteError: The disk is full.
     """
     about = manifest.read_manifest(run_dir)
+    if about.get("mode") == "extract":
+        raise ReportedError(f"{run_dir}: holds extracted vectors, of which there is no report; give a run of predict")
     settings = read_config(run_dir / manifest.CONFIG)
     folder = shlex.quote(str(run_dir))
     if about["status"] != "complete":

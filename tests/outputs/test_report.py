@@ -21,7 +21,9 @@ import yaml
 from shards import SENTENCES, SHAPE
 
 from llm_entropy import run_analysis
+from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.making import report_run
 from llm_entropy.outputs.report import REPORT, ReportPage, write_report
 from llm_entropy.outputs.report.numbers import MISSING, packed, short
 from llm_entropy.outputs.report.page import SENTENCE_BYTES, page_of
@@ -271,6 +273,12 @@ def test_texts_that_were_written_are_on_the_page_cut_where_they_are_long(runs: d
         assert model["sample"]["written"][condition] == list(result[condition].generations["Continuation"])
     assert "text_length" in model["summary"]["control"]
     assert data_of(runs["answers"].run_dir / REPORT)["models"][0]["sample"]["written"] == {}
+
+
+def test_extracted_vectors_have_no_report(tmp_path: Path):
+    (tmp_path / "run.json").write_text('{"mode": "extract", "status": "complete"}', encoding="utf-8")
+    with pytest.raises(ReportedError, match="holds extracted vectors, of which there is no report"):
+        report_run(tmp_path)
 
 
 def test_long_texts_leave_room_for_fewer_sentences(runs: dict[str, RunResult]):
