@@ -21,7 +21,7 @@ from llm_entropy.library import COLUMNS, LanguageModel, measure, open_model, ste
 from llm_entropy.models.attention.interface import attention_implementation
 from llm_entropy.settings import METRICS, OutputSettings
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs/howto/python.md"
 VECTOR = torch.linspace(-1.0, 1.5, HIDDEN)
 TEXTS = [*SENTENCES[:5], "", SENTENCES[5]]
 
@@ -321,13 +321,13 @@ def test_several_processes_refuse_a_model_in_memory(tmp_path: Path, gpt2: Langua
 # --- documentation ------------------------------------------------------------------------------------------------
 
 
-def test_the_example_of_the_readme_runs() -> None:
+def test_the_example_of_the_documentation_runs() -> None:
     (example,) = re.findall(
-        r"^\*\*In your own program\*\*.*?^```python\n(.*?)^```",
-        README.read_text(encoding="utf-8"),
+        r"^## In your own program$.*?^```python\n(.*?)^```",
+        PAGE.read_text(encoding="utf-8"),
         re.DOTALL | re.MULTILINE,
     )
     names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)
+    exec(compile(example, PAGE.name, "exec"), names)
     assert names["frame"]["value"].notna().any()
     assert names["early"].shape[-1] == names["lm"].view.shape.vocab_size
