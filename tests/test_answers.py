@@ -179,6 +179,31 @@ def test_answers_are_those_of_plain_transformers(run: Path, plain: dict[str, tup
     assert max(num_tokens) > 4, "an answer of several tokens is among them"
 
 
+def blocks_of(key: str, model: Any) -> Any:
+    return model.transformer.h if key == "gpt2" else model.bert.encoder.layer
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steered_answers_are_those_of_plain_hooks(run: Path, plain: dict[str, tuple[Any, Any]], model: str) -> None:
+    loaded, tokenizer = plain[model]
+    vector = torch.tensor([0.2, -0.1], dtype=torch.float64).repeat(loaded.config.hidden_size // 2)
+
+    def add(module: Any, args: Any, output: Any) -> Any:
+        return output + vector if isinstance(output, torch.Tensor) else (output[0] + vector, *output[1:])
+
+    hooks = [block.register_forward_hook(add) for block in blocks_of(model, loaded)]
+    try:
+        for line in read_answers(run, model, "control").itertuples():
+            with torch.inference_mode():
+                right, _ = EXPECTED[model](loaded, tokenizer, line.sentence, line.target)
+            np.testing.assert_allclose(line.target_surprisal[-1], -float(right.sum(1)[-1]), rtol=2e-5, atol=2e-4)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    standard, steered = (read_answers(run, model, name)["target_surprisal"] for name in ("standard", "control"))
+    assert np.abs(np.stack(steered)[:, -1] - np.stack(standard)[:, -1]).max() > 0.01
+
+
 def test_answers_alone_in_their_batches_are_the_same(run: Path, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "corpus.jsonl")
     single = analyse(tmp_path, {"path": path, "tokens_per_batch": 1}).run_dir
