@@ -118,7 +118,7 @@ def run_analysis(
         metrics: Name or names of the metrics, keys of `llm_entropy.METRICS`.
         renyi_order: Order a of the metric `renyi_entropy`, ln(sum p^a) / (1 - a): above 0, not within 0.02 of 1.
         top_k: How many tokens the predictions list.
-        tracked_tokens: For how many of them the probability is followed over the layers.
+        tracked_tokens: Number of the most likely tokens whose probability is tracked over the layers.
         control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
             tensor or array of floating-point numbers, or a list of numbers or of rows.
         control_vectors: `positive` and `negative`, of which `direction` chooses.

@@ -73,7 +73,7 @@ class Wanted(NamedTuple):
     top_k: int
     """How many predictions are listed."""
     num_tracked: int
-    """Of how many of them the probability is followed over the layers."""
+    """Number of the most likely tokens whose probability is tracked over the layers."""
     use_sampling: bool
     """Whether the predicted token is a sampled one."""
     needs: Collection[Need]

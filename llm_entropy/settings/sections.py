@@ -39,9 +39,9 @@ class AnalysisSettings:
     top_p: Optional[float] = None
     """`positions: generated` with `use_sampling`: the most likely tokens of this probability are sampled; null: all."""
     mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
-    """Masked models: which token of a sentence without a mask gets one; within_word_l2r: each, with its word's rest."""
+    """Masked models: which token is masked; within_word_l2r: each in turn, with the rest of its word."""
     words: bool = False
-    """Make a table of words, with surprisal summed over their tokens; needs positions: all, masked within_word_l2r."""
+    """Make a table of words; needs positions: all (causal models), mask_strategy: within_word_l2r (masked models)."""
     lens: Literal["logit", "raw", "tuned"] = "logit"
     """How a layer becomes logits: the model's own norm and head, the head alone, or a trained affine map first."""
     lens_path: Optional[str] = None
@@ -53,7 +53,7 @@ class AnalysisSettings:
     top_k: int = 5
     """How many tokens of the final layer the predictions list."""
     tracked_tokens: int = 3
-    """For how many of them the probability is followed over the layers."""
+    """Number of the final layer's most likely tokens whose probability is tracked over the layers."""
     control: ControlSettings = field(default_factory=ControlSettings)
     """The control condition."""
     conditions: dict[str, ControlSettings] = field(default_factory=dict)
@@ -172,7 +172,7 @@ class DataSettings:
     foil_column: Optional[str] = None
     """Column of wrong answers, to which those of `target_column` are compared."""
     group_column: Optional[str] = None
-    """Column of groups, 12 at most, whose curves are drawn, and compared with each other in the standard run."""
+    """Column of groups (at most 12). Curves are drawn by group; the groups of the standard run are compared."""
     pair_column: Optional[str] = None
     """Column that says which sentences of different groups belong together; null: groups are compared unpaired."""
     answer_delimiter: str = " "
@@ -194,9 +194,9 @@ class DataSettings:
     num_workers: int = 0
     """Processes that read and tokenise beside each process that runs a model."""
     num_shards: int = 1
-    """Of how many tasks of an array this run consists; each does its share of the corpus, and merges nothing."""
+    """Number of array tasks of this run. Each task does its share of the corpus; none of several merges."""
     shard_index: Optional[int] = None
-    """Which of them this is, from 0 on; null: SLURM_ARRAY_TASK_ID."""
+    """Number of this array task, from 0 on; null: SLURM_ARRAY_TASK_ID."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "data")
@@ -278,9 +278,9 @@ class OutputSettings:
     report: bool = True
     """Whether report.html is made: one page with what the run found, which opens from the disk without a network."""
     part_megabytes: float = 16.0
-    """A process writes its records to a file of shards when so much has come together."""
+    """Size at which a process writes the records it has collected to a shard file."""
     part_seconds: float = 60.0
-    """It writes them after so many seconds at the latest: what a kill costs; 0: after every batch."""
+    """Longest time between two shard files of a process, which is what a kill loses; 0: a file after every batch."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "output")
@@ -372,7 +372,7 @@ TABLE_COLUMNS = {
 
 
 def _refuse_loaded(models: Any) -> None:
-    """Refuse a model that has been loaded, of whatever library: it is read from where it lies, and written down so."""
+    """Refuse a loaded model in the settings: they are written to a file, which can only name a folder or the hub."""
     for key, model in models.items() if isinstance(models, Mapping) else ():
         if not isinstance(model, (str, os.PathLike, Mapping, ModelSettings)):
             raise ReportedError(
