@@ -29,7 +29,7 @@ import torch
 
 from benchmarks import report, subjects
 from llm_entropy import DataSettings, OutputSettings, TrainerSettings, run_analysis
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.schema import Batch, ConditionRecords
 from llm_entropy.settings import CONTROL, STANDARD
 

@@ -21,7 +21,7 @@ import torch
 from benchmarks import report, subjects
 from benchmarks.end_to_end import Positions, Subject, count_work, load_bare, typical_batch
 from benchmarks.products import best_rate
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
 from llm_entropy.schema import Batch

@@ -33,7 +33,7 @@ from benchmarks.products import best_rate
 from llm_entropy import AnalysisSettings, ControlSettings, OutputSettings, Settings, TrainerSettings, run_analysis
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
@@ -368,7 +368,7 @@ def waiting_for_device() -> Iterator[None]:
 
     with ExitStack() as patches:
         # without a GPU too, where there is nothing to wait for: a name that is gone would be noticed on a GPU alone
-        patches.enter_context(patch("llm_entropy.measure.forwards.run_base", waiting(run_base)))
+        patches.enter_context(patch("llm_entropy.measuring.forwards.run_base", waiting(run_base)))
         patches.enter_context(patch.object(EntropyModule, "predict_step", waiting(EntropyModule.predict_step)))
         yield
 

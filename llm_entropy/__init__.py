@@ -17,8 +17,9 @@ from llm_entropy.settings import (
 )
 
 if TYPE_CHECKING:
-    from llm_entropy import functional, library
+    from llm_entropy import functional
     from llm_entropy.analysis import extract, run_analysis
+    from llm_entropy.library import LanguageModel, measure, open_model, steer
     from llm_entropy.outputs.extraction.making import merge_vectors
     from llm_entropy.outputs.extraction.result import ExtractionResult
     from llm_entropy.outputs.making import merge_run
@@ -31,6 +32,7 @@ __all__ = [
     "DataSettings",
     "ExtractSettings",
     "ExtractionResult",
+    "LanguageModel",
     "ModelSettings",
     "OutputSettings",
     "RunResult",
@@ -38,22 +40,26 @@ __all__ = [
     "TrainerSettings",
     "extract",
     "functional",
-    "library",
+    "measure",
     "merge_run",
     "merge_vectors",
+    "open_model",
     "run_analysis",
+    "steer",
 ]
 
 _LATE = {
     "extract": "llm_entropy.analysis",
     "run_analysis": "llm_entropy.analysis",
+    "LanguageModel": "llm_entropy.library",
+    "measure": "llm_entropy.library",
+    "open_model": "llm_entropy.library",
+    "steer": "llm_entropy.library",
     "ExtractionResult": "llm_entropy.outputs.extraction.result",
     "merge_vectors": "llm_entropy.outputs.extraction.making",
     "RunResult": "llm_entropy.outputs.results",
     "merge_run": "llm_entropy.outputs.making",
 }
-_MODULES = ("functional", "library")
-"""Modules of public names: `measure` cannot be one of the package itself, which has a wing of that name."""
 
 
 def __getattr__(name: str) -> Any:
@@ -62,7 +68,7 @@ def __getattr__(name: str) -> Any:
 
     if name == "__version__":
         return metadata.version("llm_entropy")
-    if name in _MODULES:
+    if name == "functional":
         return import_module(f"{__name__}.{name}")
     if name not in _LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Metrics of logits that are in memory: pure functions, in nats, of tensors [..., vocab].
 
-They are the arithmetic of a run (`measure.metrics`) on statistics that plain torch makes, in float32 or wider. A token
-whose logit is minus infinity has probability 0.
+They are the arithmetic of a run (`measuring.metrics`) on statistics that plain torch makes, in float32 or wider. A
+token whose logit is minus infinity has probability 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.kernels.reference import LOWEST
-from llm_entropy.measure import metrics
+from llm_entropy.measuring import metrics
 from llm_entropy.schema import LayerStatistics
 
 __all__ = [

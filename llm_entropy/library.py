@@ -22,9 +22,9 @@ from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.corpus.sentences import texts_of
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.budget import CPU_TOKENS
-from llm_entropy.measure.lens import Lens, check_lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.budget import CPU_TOKENS
+from llm_entropy.measuring.lens import Lens, check_lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import check_attention
 from llm_entropy.models.families import ModelView, run_base, view_model
 from llm_entropy.models.layers import read_layers

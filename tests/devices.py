@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.schema import Batch, Records
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE") or "cpu")

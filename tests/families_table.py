@@ -22,7 +22,7 @@ from tiny_families import FAMILIES, make_tiny, tiny_config
 from transformers.models.auto import modeling_auto
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import check_lens
+from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.families import ModelView, find_architecture, view_model

@@ -36,7 +36,7 @@ else:
 """torchrun, and the program as torchrun starts it."""
 ENDLESS_BATCH = """
 import itertools, time
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.module import EntropyModule
 predict_step, numbers = EntropyModule.predict_step, itertools.count()
 def predict_step_or_not(*arguments):
     while next(numbers) == {number}:

@@ -30,8 +30,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llm_entropy.corpus.encoding import Encoder
-from llm_entropy.measure.lens import Lens, check_lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens, check_lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords
 from llm_entropy.settings import (
@@ -408,7 +408,7 @@ def test_each_of_five_conditions_is_what_the_reference_expects(
     family: str, positions: str, is_tight: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if is_tight:
-        monkeypatch.setattr("llm_entropy.measure.budget.STATES_BYTES", 1)
+        monkeypatch.setattr("llm_entropy.measuring.budget.STATES_BYTES", 1)
     assert_conditions(subject(family), readings(family, positions), vectors_of(subject(family)), STRENGTHS)
 
 

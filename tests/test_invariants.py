@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from llm_entropy.corpus.encoding import Encoder, collate, sampling_uniforms
 from llm_entropy.kernels import compiled
 from llm_entropy.kernels import reference as reference_kernel
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import Batch, ConditionRecords, Example, Records
 from llm_entropy.settings import (
@@ -163,7 +163,7 @@ def test_listeners_hear_of_every_block_and_every_tile_and_may_break_a_batch_off(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, batch = view_of(family), batch_of(family)
-    monkeypatch.setattr("llm_entropy.measure.module.TILE_STATES", 1)  # a tile for each record
+    monkeypatch.setattr("llm_entropy.measuring.module.TILE_STATES", 1)  # a tile for each record
     module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), {})
     heard: list[int] = []
     module.listeners.append(heard.append)
@@ -365,7 +365,7 @@ def test_chunks_of_the_vocabulary_and_of_the_rows_change_nothing(family: str, mo
     monkeypatch.setattr(compiled, "TILE_ROWS", 12)
     monkeypatch.setattr(reference_kernel, "TILE_LOGITS", 2**12)
     monkeypatch.setattr(reference_kernel, "GATHER_NUMBERS", 2**12)
-    monkeypatch.setattr("llm_entropy.measure.module.TILE_STATES", 1)  # one record at a time
+    monkeypatch.setattr("llm_entropy.measuring.module.TILE_STATES", 1)  # one record at a time
     chunked = measure(family, batch_of(family), vector_for(family), use_sampling=True)
     assert_same_records(by_record(whole), by_record(chunked))
 

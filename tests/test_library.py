@@ -14,10 +14,10 @@ import torch
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 from transformers import AutoModelForCausalLM, GPT2Model, PreTrainedModel
 
-from llm_entropy import functional, merge_run, run_analysis
+from llm_entropy import LanguageModel, functional, measure, merge_run, open_model, run_analysis, steer
 from llm_entropy.commands.cli import main
 from llm_entropy.errors import ReportedError
-from llm_entropy.library import COLUMNS, LanguageModel, measure, open_model, steer
+from llm_entropy.library import COLUMNS
 from llm_entropy.models.attention.interface import attention_implementation
 from llm_entropy.settings import METRICS, OutputSettings
 

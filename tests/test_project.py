@@ -144,3 +144,10 @@ def test_the_floors_that_contributors_read_are_those_that_are_held() -> None:
     assert [set(re.findall("`(.+?)`", part)) for row in rows for part in row.split("below")] == held
     rows = re.findall(r"^\| \d \|(.*?)\|", architecture, flags=re.MULTILINE)
     assert set(re.findall(r"`(\w+)(?:/|\.py)`", "".join(rows))) == set().union(*held, {"__init__"})
+
+
+def test_no_wing_has_the_name_of_a_public_function() -> None:
+    """Importing such a wing would put a module where the function stood."""
+    wings = {place.name for place in (ROOT / "llm_entropy").iterdir() if (place / "__init__.py").is_file()}
+    assert not wings & set(llm_entropy.__all__)
+    assert all(hasattr(llm_entropy, name) for name in llm_entropy.__all__)

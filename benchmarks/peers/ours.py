@@ -11,9 +11,9 @@ from benchmarks.peers.worker import Read, Sentence, Task, serve
 from llm_entropy import AnalysisSettings, Settings
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
-from llm_entropy.measure.budget import CPU_TOKENS, gpu_tokens
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.budget import CPU_TOKENS, gpu_tokens
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.runs.plan import plan_model

@@ -15,8 +15,8 @@ import torch
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.forwards import shared_layers
-from llm_entropy.measure.generated import measuring_module
+from llm_entropy.measuring.forwards import shared_layers
+from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.models.families import outline_model
 from llm_entropy.models.loading import load_skeleton, weights_dtype
 from llm_entropy.runs.launch import checkpoint_root

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import Lens, check_lens
+from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model

@@ -18,7 +18,7 @@ from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.corpus.words import word_starts
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import read_translators
+from llm_entropy.measuring.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loaded import content_of
 from llm_entropy.models.loading import ModelSource, find_model

@@ -11,8 +11,8 @@ import pyarrow as pa
 import torch
 
 from llm_entropy.corpus.datamodule import SentenceDataModule
-from llm_entropy.measure.budget import CPU_TOKENS, gpu_tokens
-from llm_entropy.measure.generated import measuring_module
+from llm_entropy.measuring.budget import CPU_TOKENS, gpu_tokens
+from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.models.attention.interface import EAGER, attention_implementation
 from llm_entropy.models.families import ModelView
 from llm_entropy.runs.beginning import create

@@ -23,9 +23,9 @@ from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.corpus.sample import sample_sentences
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.budget import CPU_TOKENS
-from llm_entropy.measure.module import EntropyModule
-from llm_entropy.measure.target_kl import (
+from llm_entropy.measuring.budget import CPU_TOKENS
+from llm_entropy.measuring.module import EntropyModule
+from llm_entropy.measuring.target_kl import (
     MOST_STEPS,
     PERCENT,
     SENTENCES,

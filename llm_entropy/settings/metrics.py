@@ -1,6 +1,6 @@
 """The table of metrics: what each is called and measured in, how it is drawn, and what it is made from.
 
-The function of a metric has its name, in `measure.metrics`.
+The function of a metric has its name, in `measuring.metrics`.
 """
 
 import math

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.lens import Lens, check_lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens, check_lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.families import ModelView, find_architecture, view_model
 from llm_entropy.models.proofs import check_parts

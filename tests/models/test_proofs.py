@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.modeling_outputs import CausalLMOutput
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import check_lens
+from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.attention import check_attention
 from llm_entropy.models.attention.interface import READABLE
 from llm_entropy.models.families import find_architecture, view_model

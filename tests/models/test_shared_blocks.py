@@ -10,8 +10,8 @@ from plans import added
 from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.shared_blocks import keep_outputs, start_behind

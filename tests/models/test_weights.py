@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llm_entropy.builtin import model_folder
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import check_lens
+from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import find_model, load_model
 from llm_entropy.models.quantised import restore_head_

@@ -13,9 +13,9 @@ from tiny_models import save_model
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.generated import measuring_module
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.generated import measuring_module
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import hooks_on_applications
 from llm_entropy.runs import estimate as estimate_file
 from llm_entropy.runs.estimate import Estimate, device_rate, duration, estimate, forecast_run, scaled

@@ -268,7 +268,7 @@ def settings(usual: ExtractionResult, tmp_path: Path) -> ExtractionSettings:
 def test_what_was_stopped_is_resumed_to_the_same_bytes(
     usual: ExtractionResult, settings: ExtractionSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_entropy.measure.states import StatesModule
+    from llm_entropy.measuring.states import StatesModule
 
     predict_step, calls = StatesModule.predict_step, []
 

@@ -32,8 +32,8 @@ from llm_entropy import merge_run, run_analysis
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.encoding import Encoder, collate
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.outputs.making import report_run

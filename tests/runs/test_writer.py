@@ -20,8 +20,8 @@ from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llm_entropy.corpus.encoding import Encoder, collate
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.runs import writer as writer_module
 from llm_entropy.runs.stopping import Stopped

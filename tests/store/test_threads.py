@@ -9,8 +9,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention.interface import READABLE
 from llm_entropy.models.families import view_model
 from llm_entropy.schema import PREDICTED, ConditionRecords, Example

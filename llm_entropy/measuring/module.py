@@ -11,12 +11,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from llm_entropy.measure.budget import conditions_together, rows_together
-from llm_entropy.measure.forwards import Forward, Reading, run_forwards, shared_layers
-from llm_entropy.measure.headway import Amount, Headway
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM
-from llm_entropy.measure.readout import Slots, Wanted, decode
+from llm_entropy.measuring.budget import conditions_together, rows_together
+from llm_entropy.measuring.forwards import Forward, Reading, run_forwards, shared_layers
+from llm_entropy.measuring.headway import Amount, Headway
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM
+from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
 from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records
 from llm_entropy.settings import (

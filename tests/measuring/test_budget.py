@@ -10,9 +10,9 @@ import torch
 from tiny_models import make_model
 
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure.budget import FEWEST_TOKENS, MOST_TOKENS, gpu_tokens
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring.budget import FEWEST_TOKENS, MOST_TOKENS, gpu_tokens
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, ModelShape
 from llm_entropy.settings import METRICS, AnalysisSettings

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from llm_entropy.corpus.encoding import collate, sampling_uniforms
-from llm_entropy.measure.generated import measuring_module
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
-from llm_entropy.measure.writing import sample_nucleus
+from llm_entropy.measuring.generated import measuring_module
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
+from llm_entropy.measuring.writing import sample_nucleus
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import NO_TOKEN, PREDICTED, Batch, Example, Records, Unembedding
 from llm_entropy.settings import STANDARD_SURPRISAL, AnalysisSettings

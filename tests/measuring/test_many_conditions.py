@@ -10,10 +10,10 @@ import torch
 from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.corpus.encoding import collate
-from llm_entropy.measure import module as module_file
-from llm_entropy.measure.budget import conditions_together, rows_together
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule
+from llm_entropy.measuring import module as module_file
+from llm_entropy.measuring.budget import conditions_together, rows_together
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, Records
 from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
@@ -112,7 +112,7 @@ FIVE = {
 @pytest.mark.parametrize("family", MODELS)
 def test_groups_of_rows_and_of_conditions_give_the_same_numbers(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(family, **FIVE)
-    monkeypatch.setattr("llm_entropy.measure.budget.STATES_BYTES", 1)
+    monkeypatch.setattr("llm_entropy.measuring.budget.STATES_BYTES", 1)
     module, seen = make_module(family, **FIVE), []
     measure_part, read = module._measure, module._read
     monkeypatch.setattr(module, "_measure", lambda batch: seen.append(len(batch.sentences)) or measure_part(batch))

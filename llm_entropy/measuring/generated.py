@@ -13,11 +13,11 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from llm_entropy.measure.forwards import run_forwards
-from llm_entropy.measure.headway import Amount, Headway
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.module import EntropyModule, to_host
-from llm_entropy.measure.writing import Writing, write_texts
+from llm_entropy.measuring.forwards import run_forwards
+from llm_entropy.measuring.headway import Amount, Headway
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.module import EntropyModule, to_host
+from llm_entropy.measuring.writing import Writing, write_texts
 from llm_entropy.models.families import ModelView
 from llm_entropy.schema import NO_TOKEN, Batch, ConditionRecords, NamedTokens, Records
 from llm_entropy.settings import STANDARD_SURPRISAL, AnalysisSettings, compared, needs_of

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.target_kl import MOST_STEPS, TOLERANCE, Tried, find_strength
+from llm_entropy.measuring.target_kl import MOST_STEPS, TOLERANCE, Tried, find_strength
 
 Curve = Callable[[float], float]
 

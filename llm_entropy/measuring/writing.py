@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llm_entropy import kernels
-from llm_entropy.measure.lens import Lens
+from llm_entropy.measuring.lens import Lens
 from llm_entropy.models.cached import end_tokens, new_cache, run_cached
 from llm_entropy.models.families import ModelView
 from llm_entropy.models.layers import read_layers

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.lens import Lens, check_lens, read_translators
+from llm_entropy.measuring.lens import Lens, check_lens, read_translators
 from llm_entropy.models.families import ModelView, view_model
 
 NUM_BLOCKS = FAMILIES["gpt2"].num_blocks

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from llm_entropy.measure.metrics import FROM_STATISTICS
-from llm_entropy.measure.readout import Slots, Wanted, decode
+from llm_entropy.measuring.metrics import FROM_STATISTICS
+from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.schema import PREDICTED, NamedTokens, Unembedding
 from llm_entropy.settings import COMPARISON_METRICS
 from llm_entropy.settings.sections import LEAST_FROM_SHANNON

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.measure.forwards import Reading, run_forwards, shared_layers
-from llm_entropy.measure.lens import Lens
-from llm_entropy.measure.metrics import kl_from_standard
-from llm_entropy.measure.readout import Slots, Wanted, decode
+from llm_entropy.measuring.forwards import Reading, run_forwards, shared_layers
+from llm_entropy.measuring.lens import Lens
+from llm_entropy.measuring.metrics import kl_from_standard
+from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.outputs.inference.positions import PositionNumbers
 from llm_entropy.schema import Batch
 from llm_entropy.steering.plan import SteeringPlan
