@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import shlex
 import time
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from llm_entropy.errors import ReportedError, RunIncompleteError
+from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, collect_model, merge_model
+from llm_entropy.outputs.opening import ledgers_of, merging, open_and_make, refuse_full_disk
 from llm_entropy.outputs.plots.drawing import Drawers
 from llm_entropy.outputs.report import write_report
 from llm_entropy.outputs.report.page import SENTENCE_BYTES
@@ -21,35 +20,13 @@ from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.schema import ModelShape
-from llm_entropy.settings import ExtractionSettings, Settings
+from llm_entropy.settings import Settings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
-from llm_entropy.store.ledger import Ledger, read_ledger
-from llm_entropy.store.log import run_log
-from llm_entropy.store.session import merge_lock
+from llm_entropy.store.ledger import Ledger
 from llm_entropy.store.status import refuse_incomplete
 
 log = logging.getLogger("llm_entropy")
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-
-
-def refuse_full_disk(error: OSError, run_dir: Path, command: str) -> None:
-    """Say that the disk is full, if that is what an error means.
-
-    Args:
-        error: What went wrong.
-        run_dir: The run's folder.
-        command: What goes on, once there is room.
-
-    Raises:
-        RunIncompleteError: There is no room.
-    """
-    if error.errno in NO_ROOM:
-        raise RunIncompleteError(
-            f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; "
-            f"make room and go on with: {command}"
-        ) from error
 
 
 def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
@@ -63,18 +40,8 @@ def merge_run(run_dir: Path, *, quiet: bool = False) -> RunResult:
         ReportedError: There is no such run, its shards are not complete, or one is corrupt.
         RunIncompleteError: The disk is full.
     """
-    with run_log(quiet=quiet) as messages:
-        about = manifest.read_manifest(run_dir)
-        settings = read_config(run_dir / manifest.CONFIG)
-        if isinstance(settings, ExtractionSettings):
-            raise ReportedError(f"{run_dir}: is a run of llm-entropy extract; merge_vectors makes its vectors")
-        messages.open(run_dir / "run.log")
-        ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
-        try:
-            return make_outputs(run_dir, settings, about, ledgers)
-        except OSError as error:
-            refuse_full_disk(error, run_dir, f"llm-entropy merge {shlex.quote(str(run_dir))}")
-            raise
+    other_kind = "is a run of llm-entropy extract; merge_vectors makes its vectors"
+    return open_and_make(make_outputs, run_dir, Settings, other_kind, quiet=quiet)
 
 
 def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledgers: dict[str, Ledger]) -> RunResult:
@@ -90,11 +57,7 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         ReportedError: Something is missing or corrupt, a sentence is not there exactly once, or somebody else is
             merging.
     """
-    refuse_incomplete(run_dir, about, ledgers)
-    lock = merge_lock(run_dir)
-    if not lock.acquire({}):
-        raise ReportedError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
-    try:
+    with merging(run_dir, about, ledgers):
         models, tables = {}, []
         with Drawers(settings.output, run_dir) as drawers:
             for key, ledger in ledgers.items():
@@ -119,8 +82,6 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         for model in models.values():
             report_reading(model)
         return read_result(run_dir, settings, manifest.read_manifest(run_dir))
-    finally:
-        lock.release()
 
 
 def report_run(run_dir: Path) -> Path:
@@ -143,7 +104,7 @@ def report_run(run_dir: Path) -> Path:
             f"{run_dir}: is not complete (run.json says {about['status']}); see what is missing with: llm-entropy "
             f"status {folder}; when nothing is: llm-entropy merge {folder}"
         )
-    ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
+    ledgers = ledgers_of(run_dir, settings, about)
     refuse_incomplete(run_dir, about, ledgers)
     tables = [
         collect_model(

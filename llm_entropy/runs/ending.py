@@ -12,7 +12,8 @@ from typing import NoReturn, Optional
 import torch
 
 from llm_entropy.errors import ReportedError, RunIncompleteError
-from llm_entropy.outputs.making import made_of, make_outputs, read_result, refuse_full_disk
+from llm_entropy.outputs.making import made_of, make_outputs, read_result
+from llm_entropy.outputs.opening import refuse_full_disk
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.plan import Plan

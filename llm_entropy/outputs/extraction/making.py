@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import time
 from importlib import metadata
 from math import isfinite
@@ -16,22 +15,18 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.extraction.contrast import Numbers, each_permuted, halves, left_out_pairs, vectors
 from llm_entropy.outputs.extraction.quality import Quality, best_of, judge, split_half
 from llm_entropy.outputs.extraction.result import ExtractionResult, quality_path, quality_plot_path, vector_path
 from llm_entropy.outputs.extraction.states import PairStates, find_states
-from llm_entropy.outputs.making import refuse_full_disk, report_reading
+from llm_entropy.outputs.making import report_reading
+from llm_entropy.outputs.opening import merging, open_and_make
 from llm_entropy.outputs.plots.quality import draw_quality
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ExtractionSettings
-from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
 from llm_entropy.store.files import written_whole
-from llm_entropy.store.ledger import Ledger, read_ledger
-from llm_entropy.store.log import run_log
-from llm_entropy.store.session import merge_lock
-from llm_entropy.store.status import refuse_incomplete
+from llm_entropy.store.ledger import Ledger
 
 log = logging.getLogger("llm_entropy")
 
@@ -52,17 +47,8 @@ def merge_vectors(run_dir: Path, *, quiet: bool = False) -> ExtractionResult:
         ReportedError: There is no such run, its shards are not complete, or one is corrupt.
         RunIncompleteError: The disk is full.
     """
-    with run_log(quiet=quiet) as messages:
-        about, settings = manifest.read_manifest(run_dir), read_config(run_dir / manifest.CONFIG)
-        if not isinstance(settings, ExtractionSettings):
-            raise ReportedError(f"{run_dir}: is no run of llm-entropy extract; merge_run makes its outputs")
-        messages.open(run_dir / "run.log")
-        ledgers = {key: read_ledger(run_dir / "shards" / key, about["config_hash"]) for key in settings.models}
-        try:
-            return make_vectors(run_dir, settings, about, ledgers)
-        except OSError as error:
-            refuse_full_disk(error, run_dir, f"llm-entropy merge {shlex.quote(str(run_dir))}")
-            raise
+    other_kind = "is no run of llm-entropy extract; merge_run makes its outputs"
+    return open_and_make(make_vectors, run_dir, ExtractionSettings, other_kind, quiet=quiet)
 
 
 def make_vectors(
@@ -79,11 +65,7 @@ def make_vectors(
     Raises:
         ReportedError: Something is missing or corrupt, or somebody else is merging.
     """
-    refuse_incomplete(run_dir, about, ledgers)
-    lock = merge_lock(run_dir)
-    if not lock.acquire({}):
-        raise ReportedError(f"{run_dir}: {lock.holder} is merging it; wait until it ends, or stop it")
-    try:
+    with merging(run_dir, about, ledgers):
         models = {}
         for key, ledger in ledgers.items():
             model = manifest.read_model(run_dir, key)
@@ -94,8 +76,6 @@ def make_vectors(
         for model in models.values():
             report_reading(model)
         return ExtractionResult(run_dir, tuple(models))
-    finally:
-        lock.release()
 
 
 def _make_model(
