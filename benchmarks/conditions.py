@@ -21,6 +21,7 @@ import torch
 from benchmarks import report, subjects
 from benchmarks.end_to_end import Positions, Subject, count_work, load_bare, typical_batch
 from benchmarks.products import best_rate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
@@ -106,7 +107,7 @@ def make_modules(subject: Subject, positions: Positions) -> dict[int, EntropyMod
     plans = {count: plan_model("model", subject.folder, each) for count, each in settings.items()}
     opened = open_model(plans[0], settings[0].analysis, precision=subject.trainer.precision)
     modules = {
-        count: EntropyModule(opened.view, opened.lens, settings[count].analysis, plan.steering)
+        count: EntropyModule(opened.view, opened.lens, Asked(settings[count].analysis, plan.steering))
         for count, plan in plans.items()
     }
     return {count: module.to(report.device()) for count, module in modules.items()}

@@ -33,6 +33,7 @@ from benchmarks.products import best_rate
 from llm_entropy import AnalysisSettings, ControlSettings, OutputSettings, Settings, TrainerSettings, run_analysis
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base
 from llm_entropy.runs.opening import open_model
@@ -206,7 +207,7 @@ def make_modules(subject: Subject, positions: Positions) -> dict[str, EntropyMod
     plans = {name: plan_model("model", subject.folder, each) for name, each in settings.items()}
     opened = open_model(plans["standard"], settings["standard"].analysis, precision=subject.trainer.precision)
     modules = {
-        name: EntropyModule(opened.view, opened.lens, settings[name].analysis, plan.steering)
+        name: EntropyModule(opened.view, opened.lens, Asked(settings[name].analysis, plan.steering))
         for name, plan in plans.items()
     }
     return {name: module.to(report.device()) for name, module in modules.items()}

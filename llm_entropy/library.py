@@ -22,6 +22,7 @@ from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.corpus.sentences import texts_of
 from llm_entropy.errors import ReportedError
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import CPU_TOKENS
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
@@ -275,7 +276,7 @@ def measure(
     found: list[Records] = []
     device = lm.view.decoder.weight.device
     with borrowed(lm.source, needs_attention="attention" in needs_of(analysis.metrics)):
-        module = EntropyModule(lm.view, lm.lens, analysis, plan.steering)
+        module = EntropyModule(lm.view, lm.lens, Asked(analysis, plan.steering))
         for rows in plan_batches(encoded.lengths, tokens_per_batch):
             batch = collate([encoded[row] for row in rows], lm.source.pad_token_id, seed)
             found.append(module.predict_step(batch.to(device)))

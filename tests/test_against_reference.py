@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llm_entropy.corpus.encoding import Encoder
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
@@ -239,7 +240,7 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         top_k=TOP_K,
         control=who.control(),
     )
-    module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
+    module = EntropyModule(who.view, Lens(who.view), Asked(settings, {CONTROL: who.plan()}))
     records = predict(module, batch_of(sentences))
     want = {c: expected(who, sentences, c, temperature, order=order) for c in (STANDARD, CONTROL)}
     assert list(records.conditions) == [STANDARD, CONTROL]
@@ -275,7 +276,7 @@ def test_a_device_without_float64_gives_the_same_within_the_budget(
             use_sampling=use_sampling,
             control=who.control(),
         )
-        module = EntropyModule(who.view, Lens(who.view), settings, {CONTROL: who.plan()})
+        module = EntropyModule(who.view, Lens(who.view), Asked(settings, {CONTROL: who.plan()}))
         batch = batch_of(sentences).to("cpu")
         with NoFloat64():
             records = module.predict_step(batch, 0)
@@ -293,7 +294,7 @@ def test_without_attention_entropy_the_quicker_attention_gives_the_same(family: 
     sentences = readings(family, "all")
     names = [name for name, metric in METRICS.items() if "attention" not in metric.needs]
     settings = AnalysisSettings(compare_control=True, metrics=names, top_k=TOP_K, control=who.control())
-    records = predict(EntropyModule(view, Lens(view), settings, {CONTROL: who.plan()}), batch_of(sentences))
+    records = predict(EntropyModule(view, Lens(view), Asked(settings, {CONTROL: who.plan()})), batch_of(sentences))
     for condition, found in records.conditions.items():
         assert_records(found, expected(who, sentences, condition), names, f"{family} {condition}")
 
@@ -333,7 +334,7 @@ def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp
     settings = AnalysisSettings(
         temperature=1.3, metrics=list(METRICS), top_k=TOP_K, lens=lens, lens_path=str(tmp_path) if translators else None
     )
-    module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), settings, {})
+    module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), Asked(settings, {}))
     records = predict(module, batch_of(sentences))
     want = expected(who, sentences, STANDARD, 1.3, lens, translators)
     assert_records(records.conditions[STANDARD], want, settings.metrics, f"{family} {lens}")
@@ -445,7 +446,7 @@ def assert_conditions(
         hidden_size=shape.hidden_size,
         seed=0,
     )
-    records = predict(EntropyModule(who.view, Lens(who.view), settings, plans), batch_of(sentences))
+    records = predict(EntropyModule(who.view, Lens(who.view), Asked(settings, plans)), batch_of(sentences))
     want = {STANDARD: expected(who, sentences, STANDARD)}
     for name, strengths in all_strengths.items():
         for strength in strengths:

@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from llm_entropy.corpus.encoding import Encoder, collate, sampling_uniforms
 from llm_entropy.kernels import compiled
 from llm_entropy.kernels import reference as reference_kernel
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
@@ -84,7 +85,7 @@ def measure(
     if vector is not None:
         plans[CONTROL] = plan_of(steering, vector, num_blocks=view.shape.num_blocks)
     settings = AnalysisSettings(metrics=list(METRICS), **steered, **analysis)
-    return predict(EntropyModule(view, Lens(view), settings, plans), batch)
+    return predict(EntropyModule(view, Lens(view), Asked(settings, plans)), batch)
 
 
 def vector_for(family: str, rows: int | None = None) -> torch.Tensor:
@@ -164,7 +165,7 @@ def test_listeners_hear_of_every_block_and_every_tile_and_may_break_a_batch_off(
 ) -> None:
     view, batch = view_of(family), batch_of(family)
     monkeypatch.setattr("llm_entropy.measuring.module.TILE_STATES", 1)  # a tile for each record
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), {})
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=list(METRICS)), {}))
     heard: list[int] = []
     module.listeners.append(heard.append)
     expected = module.predict_step(batch)
@@ -193,7 +194,7 @@ def test_blocks_that_conditions_share_are_not_counted_twice(family: str) -> None
     heard: list[int] = []
     steering = ControlSettings(control_vector=[1.0])
     plans = {CONTROL: plan_of(steering, vector_for(family), num_blocks=view.shape.num_blocks)}
-    module = EntropyModule(view, Lens(view), AnalysisSettings(compare_control=True, control=steering), plans)
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(compare_control=True, control=steering), plans))
     module.listeners.append(heard.append)
     module.predict_step(batch)
     assert heard == sorted(heard)

@@ -11,6 +11,7 @@ from benchmarks.peers.worker import Read, Sentence, Task, serve
 from llm_entropy import AnalysisSettings, Settings
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
@@ -32,7 +33,7 @@ def load(task: Task) -> Read:
     plan = plan_model("model", task.model, settings)
     model = load_model(plan.source, precision=PRECISIONS[task.dtype], needs_attention=True)
     view = view_model(model)
-    module = EntropyModule(view, Lens(view), analysis, {}).to(task.device)
+    module = EntropyModule(view, Lens(view), Asked(analysis, {})).to(task.device)
     tokens = CPU_TOKENS
     if task.device.type == "cuda":
         tokens = gpu_tokens(

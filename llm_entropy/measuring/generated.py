@@ -6,13 +6,12 @@ the same tokens, so that what compares conditions position by position compares 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Optional
 
 import torch
 from torch import Tensor
 
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.forwards import run_forwards
 from llm_entropy.measuring.headway import Amount, Headway
 from llm_entropy.measuring.lens import Lens
@@ -20,34 +19,22 @@ from llm_entropy.measuring.module import EntropyModule, to_host
 from llm_entropy.measuring.writing import Writing, write_texts
 from llm_entropy.models.families import ModelView
 from llm_entropy.schema import NO_TOKEN, Batch, ConditionRecords, NamedTokens, Records
-from llm_entropy.settings import STANDARD_SURPRISAL, AnalysisSettings, compared, needs_of
-from llm_entropy.steering.plan import SteeringPlan
+from llm_entropy.settings import STANDARD_SURPRISAL, compared, needs_of
 
 SURPRISAL = "surprisal"
 
 
-def measuring_module(
-    view: ModelView,
-    lens: Lens,
-    analysis: AnalysisSettings,
-    plans: Mapping[str, SteeringPlan],
-    *,
-    word_starts: Optional[Tensor] = None,
-    reads_answers: bool = False,
-) -> EntropyModule:
-    """Return the module that measures what the settings ask for; see `EntropyModule` for the arguments."""
-    if analysis.is_generated:
-        return GeneratedTextModule(view, lens, analysis, plans)
-    return EntropyModule(view, lens, analysis, plans, word_starts=word_starts, reads_answers=reads_answers)
+def measuring_module(view: ModelView, lens: Lens, asked: Asked) -> EntropyModule:
+    """Return the module that measures what is asked for; see `EntropyModule` for the arguments."""
+    kind = GeneratedTextModule if asked.analysis.is_generated else EntropyModule
+    return kind(view, lens, asked)
 
 
 class GeneratedTextModule(EntropyModule):
     """Measures a model at the tokens that it writes; see `EntropyModule` for the arguments."""
 
-    def __init__(
-        self, view: ModelView, lens: Lens, analysis: AnalysisSettings, plans: Mapping[str, SteeringPlan]
-    ) -> None:
-        super().__init__(view, lens, analysis, plans)
+    def __init__(self, view: ModelView, lens: Lens, asked: Asked) -> None:
+        super().__init__(view, lens, asked)
         self.compares = bool(compared(self.conditions))
         if self.compares and SURPRISAL not in self.names[0]:
             self.names[0].append(SURPRISAL)
@@ -56,7 +43,7 @@ class GeneratedTextModule(EntropyModule):
             use_sampling=False, needs=needs_of(name for names in self.names for name in names)
         )
         self._batch_tokens, self._share_done = 0, 0.0
-        self.writing = Writing.of(view, analysis, lambda: self._tell(self._tokens_before))
+        self.writing = Writing.of(view, asked.analysis, lambda: self._tell(self._tokens_before))
 
     @torch.inference_mode()
     def predict_step(self, batch: Batch, batch_idx: int = 0) -> Records:

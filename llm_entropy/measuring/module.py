@@ -11,6 +11,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import conditions_together, rows_together
 from llm_entropy.measuring.forwards import Forward, Reading, run_forwards, shared_layers
 from llm_entropy.measuring.headway import Amount, Headway
@@ -23,7 +24,6 @@ from llm_entropy.settings import (
     BASELINE_METRICS,
     COMPARISON_METRICS,
     WORD_METRICS,
-    AnalysisSettings,
     compared,
     needs_of,
 )
@@ -45,33 +45,21 @@ class EntropyModule(L.LightningModule):
     Args:
         view: The model.
         lens: How a layer becomes logits.
-        analysis: What is measured, under which conditions.
-        plans: How each steered condition steers, by name.
-        word_starts: [vocab], bool, the tokens that begin a word or end the text, for the table of words; None: the
-            vocabulary does not tell, or nobody asks.
-        reads_answers: Whether there are answers: then surprisal and rank of the target are measured in any case.
+        asked: What is measured, under which conditions.
     """
 
     _word_starts: Optional[Tensor]
 
-    def __init__(
-        self,
-        view: ModelView,
-        lens: Lens,
-        analysis: AnalysisSettings,
-        plans: Mapping[str, SteeringPlan],
-        *,
-        word_starts: Optional[Tensor] = None,
-        reads_answers: bool = False,
-    ) -> None:
+    def __init__(self, view: ModelView, lens: Lens, asked: Asked) -> None:
         super().__init__()
+        analysis = asked.analysis
         self.model = view.model
         self.lens = lens
         self.view = view
         self.analysis = analysis
         self.conditions = analysis.run_conditions
-        self.steer_by(plans)
-        measured = dict.fromkeys([*analysis.metrics, *(OF_ANSWERS if reads_answers else ())])
+        self.steer_by(asked.plans)
+        measured = dict.fromkeys([*analysis.metrics, *(OF_ANSWERS if asked.reads_answers else ())])
         self.names = [[*measured] for _ in self.conditions]
         for comparison in compared(self.conditions):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
@@ -80,7 +68,7 @@ class EntropyModule(L.LightningModule):
         for condition, names in zip(self.conditions, self.names, strict=True):
             if analysis.words and condition.keeps_tokens:
                 names += [name for name in WORD_METRICS if name not in names]
-        self.register_buffer("_word_starts", word_starts, persistent=False)
+        self.register_buffer("_word_starts", asked.word_starts, persistent=False)
         self.wanted = Wanted(
             top_k=analysis.top_k,
             num_tracked=analysis.tracked_tokens,

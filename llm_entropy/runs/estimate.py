@@ -208,11 +208,7 @@ def _measured_seconds(plan: Plan, settings: Settings, corpus: Corpus, trainer: L
     """
     opened = open_model(plan, settings.analysis, precision=settings.trainer.precision)
     device = trainer.strategy.root_device
-    module = measuring_module(
-        *(opened.view, opened.lens, settings.analysis, plan.steering),
-        word_starts=plan.word_starts(),
-        reads_answers=settings.data.target_column is not None,
-    ).to(device)
+    module = measuring_module(opened.view, opened.lens, plan.asked(settings)).to(device)
     most = tokens_per_batch(settings, opened.view, trainer, plan.max_length)
     sample, num_sentences = _sample(plan, corpus)
     if not sample:

@@ -18,6 +18,7 @@ from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.corpus.words import word_starts
 from llm_entropy.errors import ReportedError
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import read_translators
 from llm_entropy.models.checkpoints import weight_files
 from llm_entropy.models.loaded import content_of
@@ -76,6 +77,15 @@ class Plan:
                 self.source.key,
             )
         return found
+
+    def asked(self, settings: Settings) -> Asked:
+        """Return what the module that measures the model is asked for."""
+        return Asked(
+            settings.analysis,
+            self.steering,
+            word_starts=self.word_starts(),
+            reads_answers=settings.data.target_column is not None,
+        )
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -47,11 +47,7 @@ class Work(NamedTuple):
 
 
 ANALYSIS = Work(
-    lambda plan, opened, settings: measuring_module(
-        *(opened.view, opened.lens, settings.analysis, plan.steering),
-        word_starts=plan.word_starts(),
-        reads_answers=settings.data.target_column is not None,
-    ),
+    lambda plan, opened, settings: measuring_module(opened.view, opened.lens, plan.asked(settings)),
     lambda opened, state, about: shard_schema(
         *(state.settings.analysis, opened.view.shape, about),
         kept=list(state.corpus.kept_schema),

@@ -10,6 +10,7 @@ import torch
 from tiny_models import make_model
 
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import FEWEST_TOKENS, MOST_TOKENS, gpu_tokens
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
@@ -33,7 +34,7 @@ def make_batch() -> Batch:
 
 def make_module(**analysis: Any) -> EntropyModule:
     view = view_model(make_model("gpt2"))
-    return EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS), **analysis), {})
+    return EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=list(METRICS), **analysis), {}))
 
 
 def refuse_more_than(module: EntropyModule, most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -11,6 +11,7 @@ from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.corpus.encoding import collate
 from llm_entropy.measuring import module as module_file
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import conditions_together, rows_together
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
@@ -40,7 +41,7 @@ def make_module(family: str, **analysis: Any) -> EntropyModule:
     settings = AnalysisSettings(metrics=list(METRICS), **analysis)
     sizes = {"num_blocks": view.shape.num_blocks, "hidden_size": view.shape.hidden_size}
     plans = plan_conditions(settings.run_conditions, model=family, seed=5, **sizes)
-    return EntropyModule(view, Lens(view), settings, plans)
+    return EntropyModule(view, Lens(view), Asked(settings, plans))
 
 
 def measure(family: str, **analysis: Any) -> Records:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from llm_entropy.corpus.encoding import collate, sampling_uniforms
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
@@ -48,7 +49,7 @@ def make_module(family: str, **analysis: Any) -> EntropyModule:
     settings = AnalysisSettings(positions="generated", **analysis)
     sizes = {"num_blocks": view.shape.num_blocks, "hidden_size": view.shape.hidden_size}
     return measuring_module(
-        view, Lens(view), settings, plan_conditions(settings.run_conditions, model="m", seed=5, **sizes)
+        view, Lens(view), Asked(settings, plan_conditions(settings.run_conditions, model="m", seed=5, **sizes))
     )
 
 
@@ -169,7 +170,7 @@ def text_module(module: EntropyModule, condition: str | None) -> EntropyModule:
     """Return a module that reads given texts at every position under the standard condition, or under another alone."""
     module.analysis.positions = "all"
     settings = AnalysisSettings(positions="all", metrics=module.analysis.metrics)
-    plain = EntropyModule(module.view, module.lens, settings, {})
+    plain = EntropyModule(module.view, module.lens, Asked(settings, {}))
     if condition is not None:
         plain.plans = [module.plans[[one.name for one in module.conditions].index(condition)]]
     return plain

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import open_attention
@@ -165,7 +166,7 @@ def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str
         compare_control=True,
         control=ControlSettings(control_vector=[1.0]),
     )
-    records = EntropyModule(view, Lens(view), settings, {CONTROL: added(vectors)}).predict_step(batch())
+    records = EntropyModule(view, Lens(view), Asked(settings, {CONTROL: added(vectors)})).predict_step(batch())
     exact = in_float64(make_tiny(model_type, attention="eager")).to(FAMILIES[model_type].exact)
     for config in (exact.config, exact.config.get_text_config()):
         config._experts_implementation = "eager"  # grouped products know no float64

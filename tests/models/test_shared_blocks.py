@@ -10,6 +10,7 @@ from plans import added
 from tiny_models import FAMILIES, HIDDEN, make_model
 
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base, view_model
@@ -38,7 +39,7 @@ def records_of(family: str, first_layer: int | None, **analysis: Any) -> Records
         vectors[first_layer:] = rows[first_layer:]
     control = ControlSettings(control_vector=[1.0])
     settings = AnalysisSettings(control=control, metrics=list(METRICS), **analysis)
-    return EntropyModule(view, Lens(view), settings, {"control": added(vectors)}).predict_step(make_batch())
+    return EntropyModule(view, Lens(view), Asked(settings, {"control": added(vectors)})).predict_step(make_batch())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

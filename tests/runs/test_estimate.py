@@ -13,6 +13,7 @@ from tiny_models import save_model
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
@@ -81,7 +82,7 @@ def run_once(folder: str, settings: Settings) -> tuple[EntropyModule, int]:
     with hooks_on_applications(view.attentions, torch.nn.Module.register_forward_hook, lambda *_: runs.append(1)):
         plan = plan_model("gpt2", folder, settings)
         examples = [encoded.example for encoded in plan.encoder.examples([0], SENTENCES[:1])]
-        module = measuring_module(view, Lens(view), settings.analysis, plan.steering)
+        module = measuring_module(view, Lens(view), Asked(settings.analysis, plan.steering))
         module.predict_step(collate(examples, 0, 0))
     return module, len(runs)
 

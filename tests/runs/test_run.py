@@ -32,6 +32,7 @@ from llm_entropy import merge_run, run_analysis
 from llm_entropy.commands.cli import main
 from llm_entropy.corpus.encoding import Encoder, collate
 from llm_entropy.errors import ReportedError
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
@@ -160,7 +161,7 @@ def one_by_one(key: str, folder: str, settings: Settings) -> dict[str, dict[str,
     """Return each condition's metrics [sentence, layer], every sentence in a batch of its own."""
     plan = plan_model(key, folder, settings)
     view = view_model(load_model(plan.source, precision="32-true", needs_attention=True))
-    module = EntropyModule(view, Lens(view), settings.analysis, plan.steering)
+    module = EntropyModule(view, Lens(view), Asked(settings.analysis, plan.steering))
     kind = FAMILIES[key].kind
     encode = Encoder(plan.source.tokenizer, kind, seed=settings.seed, max_length=plan.max_length)
     ids = [row for row, text in enumerate(ROWS) if text.strip()]

@@ -20,6 +20,7 @@ from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from llm_entropy.corpus.encoding import Encoder, collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
@@ -118,7 +119,7 @@ def module_of(family: str) -> EntropyModule:
     view = view_model(make_model(family))
     vector = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(6))
     plan = plan_of(EVERYTHING.control, vector, num_blocks=view.shape.num_blocks)
-    return EntropyModule(view, Lens(view), EVERYTHING, {"control": plan})
+    return EntropyModule(view, Lens(view), Asked(EVERYTHING, {"control": plan}))
 
 
 def schema_of(family: str) -> pa.Schema:

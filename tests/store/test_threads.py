@@ -9,6 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_entropy.corpus.encoding import collate
+from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention.interface import READABLE
@@ -53,7 +54,7 @@ def test_the_number_of_threads_changes_records_in_their_last_bits_at_most() -> N
     torch.manual_seed(0)
     model = GPT2LMHeadModel._from_config(config, attn_implementation=READABLE).eval()
     view = view_model(model)
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=list(METRICS)), {})
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=list(METRICS)), {}))
     length = 120
     examples = [
         Example(row, "", torch.randint(600, (length,)).tolist(), [*range(length)], *([n] * length for n in nothing))
