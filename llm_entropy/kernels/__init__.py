@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm_entropy.kernels.reference import count_larger, logits_of, sample_tokens, token_logits
+from llm_entropy.kernels.wanted import Wanted
 from llm_entropy.schema import RowStatistics, Unembedding
 
 __all__ = [
@@ -28,19 +29,7 @@ __all__ = [
 class Backend(Protocol):
     """A way to compute the statistics; see `lens_statistics` for the meaning of the arguments."""
 
-    def __call__(
-        self,
-        states: Tensor,
-        unembedding: Unembedding,
-        *,
-        top_slots: Sequence[int],
-        top_k: int,
-        square: bool,
-        order: Optional[float],
-        top1: bool,
-        members: Optional[Tensor],
-        pairs: Sequence[tuple[int, int]],
-    ) -> RowStatistics: ...
+    def __call__(self, states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics: ...
 
 
 BACKENDS = {"reference": "reference", "compiled": "compiled", "triton": "triton_lens"}
@@ -100,17 +89,7 @@ def lens_statistics(
         The statistics, each [slot, row], float32.
     """
     run = _backend(backend or choose_backend(states.device))
-    rows = run(
-        states,
-        unembedding,
-        top_slots=top_slots,
-        top_k=top_k,
-        square=square,
-        order=order,
-        top1=top1,
-        members=members,
-        pairs=pairs,
-    )
+    rows = run(states, unembedding, Wanted(tuple(top_slots), top_k, square, order, top1, members, tuple(pairs)))
     return rows._replace(top_ids=_with_masked_tokens(rows.top, rows.top_ids))
 
 

@@ -6,11 +6,11 @@ at while it is still in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from llm_entropy.kernels.epilogue import Bytes, Doubles, Floats, Integers, add_chunk
+from llm_entropy.kernels.wanted import Wanted
 from llm_entropy.schema import RowStatistics, Unembedding
 
 VOCAB_CHUNK = 1024
@@ -28,25 +29,13 @@ MIN_LOGITS_OF_THREAD = 2**14
 """Fewer logits are not worth a thread of their own."""
 
 
-def lens_statistics(
-    states: Tensor,
-    unembedding: Unembedding,
-    *,
-    top_slots: Sequence[int],
-    top_k: int,
-    square: bool,
-    order: Optional[float],
-    top1: bool,
-    members: Optional[Tensor],
-    pairs: Sequence[tuple[int, int]],
-) -> RowStatistics:
+def lens_statistics(states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
     num_slots, num_rows, width = states.shape
     vocab_size = len(unembedding.weight)
     # The slots of a row lie together: a tile holds both slots of each pair.
     inputs = _scaled(states.transpose(0, 1).float(), unembedding).reshape(-1, width)
-    wanted = _Wanted(list(top_slots), min(top_k, vocab_size), square, order, top1, members, list(pairs))
-    running = _Running.start(num_slots, num_rows, wanted)
+    running = _Running.start(num_slots, num_rows, wanted._replace(top_k=min(wanted.top_k, vocab_size)))
     tile = max(1, TILE_ROWS // num_slots)
     space = torch.empty(min(num_rows, tile) * num_slots * min(VOCAB_CHUNK, vocab_size))
     for first_token in range(0, vocab_size, VOCAB_CHUNK):
@@ -73,18 +62,6 @@ def _scaled(values: Tensor, unembedding: Unembedding) -> Tensor:
     return values if factor == 1.0 else values * factor
 
 
-class _Wanted(NamedTuple):
-    """What is asked for beside the statistics that are always made."""
-
-    top_slots: list[int]
-    top_k: int
-    square: bool
-    order: Optional[float]
-    top1: bool
-    members: Optional[Tensor]
-    pairs: list[tuple[int, int]]
-
-
 class _Running(NamedTuple):
     """What is known of every row after some chunks of the vocabulary; `epilogue.add_chunk` says what each array is."""
 
@@ -104,7 +81,7 @@ class _Running(NamedTuple):
     top_ids: Integers
 
     @classmethod
-    def start(cls, num_slots: int, num_rows: int, wanted: _Wanted) -> _Running:
+    def start(cls, num_slots: int, num_rows: int, wanted: Wanted) -> _Running:
         """Return what is known at first; what is not asked for has no slots."""
         num_top = len(wanted.top_slots)
         return cls(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial, reduce
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
+from llm_entropy.kernels.wanted import Wanted
 from llm_entropy.schema import RowStatistics, Unembedding, widest_float
 
 VOCAB_CHUNK = 4096
@@ -59,38 +60,14 @@ def _tiles(num_rows: int, num_slots: int, unembedding: Unembedding) -> Iterator[
         yield slice(start, start + tile)
 
 
-def lens_statistics(
-    states: Tensor,
-    unembedding: Unembedding,
-    *,
-    top_slots: Sequence[int],
-    top_k: int,
-    square: bool,
-    order: Optional[float],
-    top1: bool,
-    members: Optional[Tensor],
-    pairs: Sequence[tuple[int, int]],
-) -> RowStatistics:
+def lens_statistics(states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
-    wanted = _Wanted(list(top_slots), top_k, square, order, top1, members, list(pairs))
     num_slots, num_rows, _ = states.shape
     tiles = [
         _tile_statistics(states[:, rows], unembedding, wanted) for rows in _tiles(num_rows, num_slots, unembedding)
     ]
     asked = [name for name in RowStatistics._fields if getattr(tiles[0], name) is not None]
     return RowStatistics(**{name: torch.cat([getattr(part, name) for part in tiles], dim=1) for name in asked})
-
-
-class _Wanted(NamedTuple):
-    """What is asked for beside the statistics that are always made."""
-
-    top_slots: list[int]
-    top_k: int
-    square: bool
-    order: Optional[float]
-    top1: bool
-    members: Optional[Tensor]
-    pairs: list[tuple[int, int]]
 
 
 class _Sums(NamedTuple):
@@ -120,7 +97,7 @@ class _Sums(NamedTuple):
     """[top slot, row, k], their tokens."""
 
 
-def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) -> RowStatistics:
+def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics:
     chunks = (
         _chunk_sums(logits_of(states, unembedding, tokens), tokens.start, wanted)
         for tokens in _vocabulary_chunks(unembedding)
@@ -132,7 +109,7 @@ def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) 
         mean=(sums.first_moment / sums.exp).float(),
         runner_up=sums.second - sums.maximum,
         top_ids=sums.top_ids,
-        top=sums.top - sums.maximum[wanted.top_slots].unsqueeze(-1),
+        top=sums.top - sums.maximum[list(wanted.top_slots)].unsqueeze(-1),
         square=None if sums.second_moment is None else (sums.second_moment / sums.exp).float(),
         log_power=None if sums.power is None else sums.power.log().float(),
         top1=sums.top1,
@@ -141,13 +118,13 @@ def _tile_statistics(states: Tensor, unembedding: Unembedding, wanted: _Wanted) 
     )
 
 
-def _chunk_sums(logits: Tensor, first_token: int, wanted: _Wanted) -> _Sums:
+def _chunk_sums(logits: Tensor, first_token: int, wanted: Wanted) -> _Sums:
     """Return the sums over one chunk of logits [slot, row, token]."""
     wide = widest_float(logits.device)
     largest = logits.topk(min(2, logits.shape[-1]), dim=-1).values
     maximum = largest[..., 0]
     second = largest[..., 1] if largest.shape[-1] == 2 else torch.full_like(maximum, -torch.inf)
-    top, top_ids = logits[wanted.top_slots].topk(min(wanted.top_k, logits.shape[-1]), dim=-1)
+    top, top_ids = logits[list(wanted.top_slots)].topk(min(wanted.top_k, logits.shape[-1]), dim=-1)
     shifted = (logits - torch.where(maximum == -torch.inf, 0.0, maximum).unsqueeze(-1)).clamp_(min=LOWEST)
     exp = shifted.exp()
     weighted = exp * shifted
@@ -183,7 +160,7 @@ def _log_mass(logits: Tensor, members: Tensor) -> Tensor:
     return (chosen - finite.unsqueeze(-1)).exp().sum(-1).to(wide).log() + finite
 
 
-def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
+def _add(a: _Sums, b: _Sums, wanted: Wanted) -> _Sums:
     """Return the sums over two parts of the vocabulary, of which `a` comes first."""
     maximum = torch.maximum(a.maximum, b.maximum)
     second = torch.maximum(torch.maximum(a.second, b.second), torch.minimum(a.maximum, b.maximum))
@@ -212,7 +189,7 @@ def _add(a: _Sums, b: _Sums, wanted: _Wanted) -> _Sums:
     )
 
 
-def _shift(sums: _Sums, maximum: Tensor, wanted: _Wanted) -> _Sums:
+def _shift(sums: _Sums, maximum: Tensor, wanted: Wanted) -> _Sums:
     """Return the sums relative to another maximum."""
     # where all tokens are masked so far there is nothing to shift
     step = torch.where(sums.maximum == -torch.inf, 0.0, sums.maximum - maximum).to(sums.exp.dtype)

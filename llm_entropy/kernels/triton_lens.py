@@ -24,6 +24,7 @@ from llm_entropy.kernels.triton_programs import (
     probabilities,
     single_statistics,
 )
+from llm_entropy.kernels.wanted import Wanted
 from llm_entropy.schema import RowStatistics, Unembedding
 
 MIN_SPLITS = 16
@@ -38,17 +39,6 @@ PROBABILITIES = 2**22
 """Probabilities that `_expected_cross` holds at a time."""
 MASKED = -1e25
 """What is below is no logit but a masked token, whatever the temperature has made of its bias."""
-
-
-class _Wanted(NamedTuple):
-    """What is asked for of each slot beside the statistics that are always made."""
-
-    top_k: int
-    square: bool
-    order: Optional[float]
-    top1: bool
-    members: Optional[Tensor]
-    """[vocab], bool, on the device."""
 
 
 class _Launch(NamedTuple):
@@ -168,7 +158,7 @@ class _Partial(NamedTuple):
     """[2, first or second, split, slot and row], float32: of the members their own maximum, and sum exp(z - it)."""
 
     @classmethod
-    def empty(cls, launch: _Launch, splits: int, num_rows: int, wanted: _Wanted, device: torch.device) -> _Partial:
+    def empty(cls, launch: _Launch, splits: int, num_rows: int, wanted: Wanted, device: torch.device) -> _Partial:
         units, num_flat = 2 if launch.second else 1, len(launch.first) * num_rows
         sums = torch.empty((5 if wanted.square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
         cross = torch.empty((splits, num_flat), dtype=torch.float32, device=device) if launch.second else None
@@ -216,7 +206,7 @@ class _Sums(NamedTuple):
         )
 
 
-def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: _Wanted) -> _Sums:
+def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: Wanted) -> _Sums:
     """Return the sums of the slots of a launch: first slots, then second ones."""
     num_rows, vocab_size, device = states.shape[1], decoder.weight.shape[0], states.device
     per_split = _tokens_per_split(len(launch.first) * num_rows, vocab_size, device)
@@ -230,7 +220,7 @@ def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: _Wanted) ->
 
 
 def _start(
-    states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, wanted: _Wanted
+    states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, wanted: Wanted
 ) -> None:
     """Start the programs of a launch, which fill `partial`."""
     splits, num_flat = partial.sums.shape[2:]
@@ -319,28 +309,15 @@ def _join_top(top: Optional[Tensor], top_ids: Optional[Tensor]) -> tuple[Optiona
     return best[..., : top.shape[-1]], ids.gather(-1, order)[..., : top.shape[-1]]
 
 
-def lens_statistics(
-    states: Tensor,
-    unembedding: Unembedding,
-    *,
-    top_slots: Sequence[int] = (),
-    top_k: int = 1,
-    square: bool = False,
-    order: Optional[float] = None,
-    top1: bool = False,
-    members: Optional[Tensor] = None,
-    pairs: Sequence[tuple[int, int]] = (),
-) -> RowStatistics:
+def lens_statistics(states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
     if states.stride(2) != 1:
         states = states.contiguous()
     decoder = _Decoder.of(unembedding)
-    wanted = _Wanted(min(top_k, decoder.weight.shape[0]), square, order, top1, members)
+    wanted = wanted._replace(top_k=min(wanted.top_k, decoder.weight.shape[0]))
     together = max(1, ROWS_TOGETHER // states.shape[0])
     with torch.cuda.device_of(states):
-        parts = [
-            _statistics(part, decoder, tuple(top_slots), wanted, tuple(pairs)) for part in states.split(together, dim=1)
-        ]
+        parts = [_statistics(part, decoder, wanted) for part in states.split(together, dim=1)]
     if len(parts) == 1:
         return parts[0]
     joined = {
@@ -351,14 +328,9 @@ def lens_statistics(
     return RowStatistics(**joined)
 
 
-def _statistics(
-    states: Tensor,
-    decoder: _Decoder,
-    top_slots: tuple[int, ...],
-    wanted: _Wanted,
-    pairs: tuple[tuple[int, int], ...],
-) -> RowStatistics:
+def _statistics(states: Tensor, decoder: _Decoder, wanted: Wanted) -> RowStatistics:
     """Return the statistics of rows few enough to be looked at together."""
+    top_slots, pairs = wanted.top_slots, wanted.pairs
     num_slots, num_rows, _ = states.shape
     maximum, log_sum, mean, runner_up, moment, log_power, log_mass = torch.empty(
         (7, num_slots, num_rows), dtype=torch.float32, device=states.device
@@ -415,7 +387,7 @@ def _cross_of_others(
     if decoder.softcap:
         # tanh stands between: the same program once more, for its cross term alone
         launch = _Launch.of_pairs(pairs, top=False)
-        return _run(states, decoder, launch, _Wanted(1, False, None, False, None)).cross_of(launch)
+        return _run(states, decoder, launch, Wanted()).cross_of(launch)
     return _expected_cross(states, decoder, maximum, log_sum, pairs)
 
 

@@ -20,7 +20,7 @@ from llm_entropy.schema import RowStatistics, Unembedding
 triton = pytest.importorskip("triton")
 
 from llm_entropy.kernels import triton_lens  # noqa: E402
-from llm_entropy.kernels.triton_lens import lens_statistics  # noqa: E402
+from llm_entropy.kernels.wanted import Wanted  # noqa: E402
 
 DEVICE = "cpu" if triton_lens.INTERPRETED else "cuda"
 pytestmark = pytest.mark.gpu
@@ -28,6 +28,10 @@ pytestmark = pytest.mark.gpu
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def lens_statistics(states: Tensor, unembedding: Unembedding, **wanted: Any) -> RowStatistics:
+    return triton_lens.lens_statistics(states, unembedding, Wanted(**wanted))
 
 
 def statistics_of_logits(
