@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.runs.identity import check_identity, check_versions
 from llm_entropy.runs.launch import is_first_process
-from llm_entropy.runs.plan import check_identity, check_versions
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.storable import storable
 from llm_entropy.runs.strengths import FOUND_STRENGTHS, take_found, with_found

@@ -15,8 +15,9 @@ from llm_entropy.outputs.extraction.making import make_vectors
 from llm_entropy.outputs.extraction.result import ExtractionResult
 from llm_entropy.runs.beginning import take_up
 from llm_entropy.runs.ending import complete_ledgers, end_by, ended_well
+from llm_entropy.runs.identity import config_hash, run_identity
 from llm_entropy.runs.launch import checkpoint_root, is_first_process, task_of
-from llm_entropy.runs.plan import Plan, check_tokens, config_hash, plan_model, run_identity
+from llm_entropy.runs.plan import Plan, check_tokens, plan_model
 from llm_entropy.runs.predict import Work, predict_model
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.stopping import Stopped, StopSignals

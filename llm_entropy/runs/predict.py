@@ -16,9 +16,10 @@ from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.models.attention.interface import EAGER, attention_implementation
 from llm_entropy.models.families import ModelView
 from llm_entropy.runs.beginning import create
+from llm_entropy.runs.identity import check_versions
 from llm_entropy.runs.launch import checkpoint_root, is_first_process
 from llm_entropy.runs.opening import OpenedModel, open_model
-from llm_entropy.runs.plan import Plan, check_versions
+from llm_entropy.runs.plan import Plan
 from llm_entropy.runs.progress import SentenceProgress
 from llm_entropy.runs.state import RunState, lost_work
 from llm_entropy.runs.stopping import StopBetweenBatches, children

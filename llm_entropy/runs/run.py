@@ -17,9 +17,10 @@ from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.beginning import take_up
 from llm_entropy.runs.ending import end_by, ended_well, finish
 from llm_entropy.runs.estimate import forecast
+from llm_entropy.runs.identity import config_hash, run_identity
 from llm_entropy.runs.launch import checkpoint_root, is_first_process, task_of
 from llm_entropy.runs.opening import open_corpus
-from llm_entropy.runs.plan import check_tokens, config_hash, for_corpus, plan_model, run_identity
+from llm_entropy.runs.plan import check_tokens, for_corpus, plan_model
 from llm_entropy.runs.predict import predict_model
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.stopping import Stopped, StopSignals

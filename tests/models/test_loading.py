@@ -21,6 +21,7 @@ from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.runs.identity import model_identity
 from llm_entropy.runs.plan import check_tokens, plan_model
 from llm_entropy.settings import DataSettings, ModelSettings, Settings
 from llm_entropy.store.windows import Task
@@ -126,13 +127,13 @@ def test_one_byte_of_the_weights_makes_another_model(parent: str, tmp_path: Path
     plan = plan_model("mine", str(save_model("gpt2", folder)), Settings())
     weights = folder / "model.safetensors"
     content = weights.read_bytes()
-    names = {plan.identity["content"]}
+    names = {model_identity(plan)["content"]}
     for place in random.Random(0).sample(range(len(content)), 64):
         weights.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
-        names.add(plan.identity["content"])
+        names.add(model_identity(plan)["content"])
     assert len(names) == 65
     weights.write_bytes(content)
-    assert plan.identity["content"] in names
+    assert model_identity(plan)["content"] in names
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.families import view_model
 from llm_entropy.models.loading import find_model, load_model
 from llm_entropy.models.quantised import restore_head_
+from llm_entropy.runs.identity import model_identity
 from llm_entropy.runs.plan import plan_model
 from llm_entropy.settings import ModelSettings, Settings
 
@@ -77,8 +78,8 @@ def test_an_adapter_is_merged_in_float32_before_the_weights_are_rounded(llama: P
 
 
 def test_an_adapter_is_part_of_what_a_run_is(llama: Path, adapter: Path):
-    plain = plan_model("mine", ModelSettings(str(llama)), Settings()).identity
-    adapted = plan_model("mine", ModelSettings(str(llama), adapter=str(adapter)), Settings()).identity
+    plain = model_identity(plan_model("mine", ModelSettings(str(llama)), Settings()))
+    adapted = model_identity(plan_model("mine", ModelSettings(str(llama), adapter=str(adapter)), Settings()))
     assert "adapter" not in plain  # identities of runs from before there were any stay what they were
     assert {name: value for name, value in adapted.items() if name != "adapter"} == plain
     assert len(adapted["adapter"]) == 32
@@ -217,12 +218,14 @@ def test_the_bytes_of_the_gguf_file_alone_make_the_model_what_it_is(gguf_model: 
     copy = tmp_path / gguf_model.name
     copy.write_bytes(gguf_model.read_bytes())
     (tmp_path / "another.bin").write_bytes(b"a")
-    first, second = (plan_model("mine", ModelSettings(str(path)), Settings()).identity for path in (gguf_model, copy))
+    first, second = (
+        model_identity(plan_model("mine", ModelSettings(str(path)), Settings())) for path in (gguf_model, copy)
+    )
     assert first["content"] == second["content"]
     changed = bytearray(copy.read_bytes())
     changed[-1] ^= 1
     copy.write_bytes(changed)
-    assert plan_model("mine", ModelSettings(str(copy)), Settings()).identity["content"] != first["content"]
+    assert model_identity(plan_model("mine", ModelSettings(str(copy)), Settings()))["content"] != first["content"]
 
 
 def test_a_gguf_file_that_is_missing_or_broken_is_one_error(gguf_model: Path, tmp_path: Path):

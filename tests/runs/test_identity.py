@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from llm_entropy.runs.plan import _steering_hash, run_identity
+from llm_entropy.runs.identity import _steering_hash, run_identity
 from llm_entropy.settings import AnalysisSettings, Settings
 from llm_entropy.steering.plan import SteeringPlan
 from llm_entropy.steering.tokens import SpecialTokens
