@@ -31,8 +31,8 @@ from transformers import AutoModel
 from benchmarks import report, subjects
 from benchmarks.products import best_rate
 from llm_entropy import AnalysisSettings, ControlSettings, OutputSettings, Settings, TrainerSettings, run_analysis
-from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base

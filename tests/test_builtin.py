@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokeniz
 
 from llm_entropy import extract
 from llm_entropy.builtin import BUILTIN_MODELS, PAIR_FAMILIES, data_file, model_folder, read_sentences
-from llm_entropy.corpus.corpus import load_corpus
+from llm_entropy.corpus.picking import load_corpus
 from llm_entropy.settings import DataSettings
 from llm_entropy.store.windows import Task
 from tools.builtin_models import pairs as builtin_pairs

@@ -10,7 +10,8 @@ from typing import Any
 import datasets
 import pytest
 
-from llm_entropy.corpus.corpus import Corpus, load_corpus
+from llm_entropy.corpus.corpus import Corpus
+from llm_entropy.corpus.picking import load_corpus
 from llm_entropy.settings import DataSettings
 from llm_entropy.store.windows import Task
 

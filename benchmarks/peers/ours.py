@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.peers.worker import Read, Sentence, Task, serve
 from llm_entropy import AnalysisSettings, Settings
-from llm_entropy.corpus.corpus import corpus_of_sentences
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
+from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.measuring.lens import Lens

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset, Value
@@ -178,3 +180,10 @@ def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     for chunk in text.chunks:
         chunk.validate(full=True)
     return text
+
+
+def are_blank(texts: pa.LargeStringArray | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Return whether there is no text, or white space alone, [row]."""
+    lengths = pc.binary_length(pc.utf8_trim_whitespace(texts.fill_null("")))
+    blank: npt.NDArray[np.bool_] = np.asarray(lengths) == 0
+    return blank

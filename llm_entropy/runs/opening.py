@@ -8,7 +8,8 @@ from typing import Literal, NamedTuple, Optional
 
 from datasets import Dataset
 
-from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
+from llm_entropy.corpus.corpus import Corpus
+from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.models.attention import open_attention

@@ -14,7 +14,8 @@ import yaml
 from datasets import Dataset, DatasetDict
 
 import llm_entropy.builtin
-from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
+from llm_entropy.corpus.corpus import Corpus
+from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.settings import AnalysisSettings, DataSettings, Settings, to_plain
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store.windows import ROWS_PER_FILE, WINDOW_ROWS, Task

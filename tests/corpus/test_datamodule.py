@@ -20,9 +20,10 @@ from tiny_models import make_tokenizer
 
 from llm_entropy.builtin import model_folder, read_sentences
 from llm_entropy.corpus import datamodule
-from llm_entropy.corpus.corpus import Corpus, corpus_of_sentences, load_corpus
+from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
 from llm_entropy.corpus.encoding import Encoder
+from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.measuring.budget import CPU_TOKENS
 from llm_entropy.schema import Batch, BatchKey
 from llm_entropy.settings import DataSettings

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 
-from llm_entropy.corpus.corpus import corpus_of_sentences
+from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.corpus.sentences import refuse_data_beside, texts_of
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DataSettings

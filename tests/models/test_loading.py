@@ -17,7 +17,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, HIDDEN, MAX_POSITIONS, make_model, make_tokenizer, save_model
 
-from llm_entropy.corpus.corpus import corpus_of_sentences
+from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.loading import find_model, load_model

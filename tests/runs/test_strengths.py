@@ -15,7 +15,7 @@ from tiny_models import SENTENCES, save_model
 
 from llm_entropy import merge_run, run_analysis
 from llm_entropy.commands.cli import main
-from llm_entropy.corpus.corpus import corpus_of_sentences
+from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.corpus.sample import sample_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.results import RunResult
