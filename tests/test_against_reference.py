@@ -44,8 +44,9 @@ from llm_entropy.settings import (
     AnalysisSettings,
     ControlSettings,
 )
+from llm_entropy.steering.conditions import plan_conditions
 from llm_entropy.steering.hooks import steer
-from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.plan import SteeringPlan
 
 RELATIVE, ABSOLUTE = 1e-4, 2e-5
 """The budget of float32 against float64; the absolute part is for what is near zero."""

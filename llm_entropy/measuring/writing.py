@@ -18,7 +18,8 @@ from llm_entropy.models.layers import read_layers
 from llm_entropy.schema import NO_TOKEN, Batch, Unembedding
 from llm_entropy.settings import AnalysisSettings
 from llm_entropy.steering.hooks import steer_by
-from llm_entropy.steering.plan import SteeringPlan, new_token_weights, token_weights_for
+from llm_entropy.steering.plan import SteeringPlan
+from llm_entropy.steering.token_weights import new_token_weights, token_weights_for
 
 NUCLEUS_LOGITS = 2**24
 """Numbers of logits that are sorted at once: 64 MiB."""

@@ -19,7 +19,8 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import read_translators
 from llm_entropy.models.loading import ModelSource, find_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings
-from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.conditions import plan_conditions
+from llm_entropy.steering.plan import SteeringPlan
 from llm_entropy.steering.tokens import special_tokens_of
 from llm_entropy.store.windows import Task
 

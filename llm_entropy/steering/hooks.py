@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from llm_entropy.models.families import hooks_on_applications, stream_in, stream_of
 from llm_entropy.steering.operators import OPERATORS
-from llm_entropy.steering.plan import SteeringPlan, token_weights_for
+from llm_entropy.steering.plan import SteeringPlan
+from llm_entropy.steering.token_weights import token_weights_for
 
 
 @contextmanager

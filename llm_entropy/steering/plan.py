@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,12 +12,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings import Condition, ControlSettings
+from llm_entropy.settings import ControlSettings
 from llm_entropy.steering.blocks import chosen_blocks
 from llm_entropy.steering.operators import PROJECTING, Action
-from llm_entropy.steering.placebo import SHUFFLED, placebo_directions, shuffled_directions
-from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens, steered_tokens, steers_new_tokens
-from llm_entropy.steering.vectors import choose_vector, read_shuffled, resolve_vector
+from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens
 
 logger = logging.getLogger("llm_entropy")
 
@@ -121,70 +119,6 @@ class SteeringPlan:
                 "goes beyond the range of float32; expected a smaller strength or smaller weights"
             )
         return stronger
-
-
-def plan_conditions(
-    conditions: Iterable[Condition],
-    *,
-    model: str,
-    num_blocks: int,
-    hidden_size: int,
-    seed: int,
-    special: SpecialTokens = NO_SPECIAL,
-) -> dict[str, SteeringPlan]:
-    """Work out how each steered condition steers a model; a vector is read once for all of its conditions.
-
-    Args:
-        conditions: Of the run.
-        model: The model's key.
-        num_blocks: L.
-        hidden_size: Width of the residual stream.
-        seed: Of the run, for placebos.
-        special: The model's special tokens.
-
-    Returns:
-        The plans, by the conditions' names.
-
-    Raises:
-        ReportedError: A vector cannot be read or does not fit the model.
-    """
-    plans: dict[str, SteeringPlan] = {}
-    whole: dict[str, tuple[SteeringPlan, bool]] = {}
-    extracted: dict[str, Tensor] = {}
-    for condition in conditions:
-        steering = condition.steering
-        if steering is None:
-            continue
-        if steering.source not in whole:
-            chosen = choose_vector(steering.control, steering.key)
-            vector = resolve_vector(
-                chosen.value,
-                key=chosen.key,
-                model=model,
-                num_blocks=num_blocks,
-                hidden_size=hidden_size,
-                operator=steering.control.operator,
-            )
-            plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
-            whole[steering.source] = replace(plan, special=special), vector.ndim == 1
-        plan, is_one_direction = whole[steering.source]
-        if (placebo := steering.placebo) is not None:
-            if placebo.kind == SHUFFLED:
-                if steering.source not in extracted:
-                    chosen, count = choose_vector(steering.control, steering.key), steering.control.placebo.shuffled
-                    key = f"{steering.key}.placebo.shuffled"
-                    extracted[steering.source] = read_shuffled(chosen, count, key=key, model=model)
-                directions = shuffled_directions(plan.directions, extracted[steering.source][placebo.number - 1])
-            else:
-                directions = placebo_directions(
-                    plan.directions,
-                    placebo.kind,
-                    is_one_direction=is_one_direction,
-                    seed=(seed, steering.source, placebo.number),
-                )
-            plan = replace(plan, directions=directions)
-        plans[condition.name] = plan.at_strength(steering.strength, steering.key)
-    return plans
 
 
 def interpolate(weights: Sequence[float] | Tensor, size: int) -> Tensor:
@@ -298,56 +232,3 @@ def _weights_by_layer(given: Tensor | None, num_blocks: int, key: str) -> Tensor
         logger.warning("%s.layer_weights: got %d, interpolated over the %d blocks", key, len(given), num_blocks)
         given = interpolate(given, num_blocks)
     return torch.cat([torch.ones(1, device=given.device), given])
-
-
-def token_weights_for(
-    plan: SteeringPlan, attention_mask: Tensor, input_ids: Tensor | None = None, num_own: Tensor | None = None
-) -> Tensor:
-    """Spread the token weights over the real tokens of each sentence, special tokens included; padding gets 0.
-
-    Tokens that the plan does not choose get 0, too; the weights of the others are those that they have without a
-    choice. A sentence gets the same numbers whatever it is batched with and on whichever side it is padded.
-
-    Args:
-        plan: Whose `token_weights` and `tokens` count; without weights, every chosen token gets 1.
-        attention_mask: [batch, seq], 0 at padding.
-        input_ids: [batch, seq]; only plans that leave out special tokens need it.
-        num_own: [batch], how many of the real tokens are the sentence's own; those behind them a model has written,
-            and `new_token_weights` has their weights. None: all.
-
-    Returns:
-        [batch, seq], float32, on the mask's device.
-    """
-    is_real = attention_mask != 0
-    if num_own is not None:
-        numbers = is_real.cumsum(dim=1) - 1
-        is_new = is_real & (numbers >= num_own[:, None])
-        own = token_weights_for(plan, (is_real & ~is_new).long(), input_ids)
-        return new_token_weights(plan, numbers, num_own, input_ids).where(is_new, own)
-    chosen = steered_tokens(plan.tokens, attention_mask, input_ids, plan.special)
-    if plan.token_weights is None:
-        return chosen.float()
-    lengths: list[int] = is_real.sum(dim=1).tolist()
-    curves = {length: interpolate(plan.token_weights, length) for length in set(lengths) if length}
-    if not curves:
-        return is_real.float()
-    # The sentences' curves end to end are the real positions in reading order, wherever the padding lies.
-    in_order = torch.cat([curves[length] for length in lengths if length]).to(attention_mask.device)
-    spread = torch.zeros(is_real.shape, device=attention_mask.device).masked_scatter(is_real, in_order)
-    return spread.where(chosen, 0.0)
-
-
-def new_token_weights(plan: SteeringPlan, numbers: Tensor, num_own: Tensor, input_ids: Tensor | None = None) -> Tensor:
-    """Return the weights of tokens that a model has written: the last of `token_weights`, 0 where none is steered.
-
-    Args:
-        plan: Whose `token_weights` and `tokens` count; without weights, every chosen token gets 1.
-        numbers: [batch, seq], the number of each token in its text, from 0 on.
-        num_own: [batch], how many tokens the sentence itself has.
-        input_ids: [batch, seq]; only plans that leave out special tokens need it.
-
-    Returns:
-        [batch, seq], float32.
-    """
-    last = 1.0 if plan.token_weights is None else float(plan.token_weights[-1])
-    return last * steers_new_tokens(plan.tokens, numbers, num_own, input_ids, plan.special).float()

@@ -18,7 +18,7 @@ from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, Records
 from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
-from llm_entropy.steering.plan import plan_conditions
+from llm_entropy.steering.conditions import plan_conditions
 
 MODELS = ("gpt2", "bert", "albert", "llama")
 LENGTHS = (7, 4, 6, 9, 3)

@@ -23,7 +23,8 @@ from llm_entropy.measuring.writing import sample_nucleus
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.schema import NO_TOKEN, PREDICTED, Batch, Example, Records, Unembedding
 from llm_entropy.settings import STANDARD_SURPRISAL, AnalysisSettings
-from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.conditions import plan_conditions
+from llm_entropy.steering.plan import SteeringPlan
 
 NUM_NEW = 12
 LENGTHS = (7, 4, 6, 9, 3)

@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from llm_entropy.settings import ControlSettings
 from llm_entropy.steering.hooks import steer, steer_every_token
-from llm_entropy.steering.plan import SteeringPlan, interpolate, token_weights_for
+from llm_entropy.steering.plan import SteeringPlan, interpolate
+from llm_entropy.steering.token_weights import token_weights_for
 
 BLOCKS_OF = {
     "gpt2": lambda model: list(model.transformer.h),

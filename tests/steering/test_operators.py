@@ -14,9 +14,10 @@ from torch import Tensor
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import AnalysisSettings, ControlSettings
+from llm_entropy.steering.conditions import plan_conditions
 from llm_entropy.steering.hooks import steer
 from llm_entropy.steering.operators import OPERATORS, Action
-from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.plan import SteeringPlan
 
 VECTOR = torch.randn(HIDDEN, generator=torch.Generator().manual_seed(1))
 SETTINGS: dict[str, dict[str, Any]] = {name: {"operator": name} for name in OPERATORS}

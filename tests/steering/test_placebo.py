@@ -7,8 +7,9 @@ import torch
 from tiny_models import HIDDEN
 
 from llm_entropy.settings import AnalysisSettings
+from llm_entropy.steering.conditions import plan_conditions
 from llm_entropy.steering.placebo import KINDS, placebo_directions
-from llm_entropy.steering.plan import SteeringPlan, plan_conditions
+from llm_entropy.steering.plan import SteeringPlan
 
 BLOCKS = 5
 ROWS = (

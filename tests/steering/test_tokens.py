@@ -14,7 +14,8 @@ from torch import Tensor
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import ControlSettings
 from llm_entropy.steering.hooks import steer
-from llm_entropy.steering.plan import SteeringPlan, new_token_weights, token_weights_for
+from llm_entropy.steering.plan import SteeringPlan
+from llm_entropy.steering.token_weights import new_token_weights, token_weights_for
 from llm_entropy.steering.tokens import SpecialTokens, special_tokens_of, steered_tokens
 
 VECTOR = torch.linspace(0.5, 1, HIDDEN)
