@@ -32,7 +32,7 @@ from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
 from llm_entropy.models.loading import ModelSource, find_model, load_model
 from llm_entropy.runs.plan import Plan, plan_model
-from llm_entropy.runs.writer import TokenTexts
+from llm_entropy.runs.token_texts import TokenTexts
 from llm_entropy.schema import Records
 from llm_entropy.settings import (
     COMPARISON_METRICS,

@@ -13,34 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from lightning.pytorch.callbacks import BasePredictionWriter
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llm_entropy.runs.carried import answer_rows, nothing, ordinary_records, with_kept
-from llm_entropy.schema import (
-    CONTINUATION,
-    NO_TOKEN,
-    POSITION,
-    SENTENCE,
-    SENTENCE_ID,
-    TARGET,
-    TARGET_ID,
-    TOKEN,
-    TOKEN_END,
-    TOKEN_ID,
-    TOKEN_START,
-    TOP_PROBABILITIES,
-    TOP_TOKENS,
-    TRACKED_PROBABILITIES,
-    TRACKED_TOKENS,
-    WORD_END,
-    WORD_START,
-    Batch,
-    BatchKey,
-    Records,
-    WindowNotes,
-    column,
-)
+from llm_entropy.runs.carried import with_kept
+from llm_entropy.runs.rows import records_table
+from llm_entropy.runs.token_texts import TokenTexts
+from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, Batch, BatchKey, Records, WindowNotes
 from llm_entropy.store.files import checksum, written_whole
 from llm_entropy.store.ledger import PART_SUFFIX, Marker
 from llm_entropy.store.session import Session
@@ -52,48 +30,6 @@ BATCHES_TOGETHER = 4
 between is never given back."""
 MOST_WAITING = 2
 """Batches that may wait for the thread that writes."""
-REPLACEMENT = "\ufffd"
-"""What decoding makes of a token that is only a part of a character."""
-
-
-class TokenTexts:
-    """What each token says, with the space that begins it: " the" and "the" are different tokens.
-
-    Args:
-        tokenizer: Of the model.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._texts: dict[int, Optional[str]] = {NO_TOKEN: None}
-
-    def __call__(self, token_ids: Tensor) -> list[Optional[str]]:
-        """Return the texts of tokens, in the order of the flattened tensor; None for `NO_TOKEN`."""
-        ids = token_ids.flatten().tolist()
-        for token_id in set(ids) - self._texts.keys():
-            self._texts[token_id] = self._text(token_id)
-        return [self._texts[token_id] for token_id in ids]
-
-    def _text(self, token_id: int) -> str:
-        piece = self._piece(token_id)
-        if not piece:
-            return f"<{token_id}>"  # vocabularies of models are padded beyond those of their tokenizers
-        if piece.startswith("\u2581"):
-            return piece.replace("\u2581", " ")  # SentencePiece's space, which decoding drops at the start
-        text = str(self._tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        return piece if REPLACEMENT in text or not text else text
-
-    def _piece(self, token_id: int) -> Optional[str]:
-        piece = self._tokenizer.convert_ids_to_tokens(token_id) if token_id < len(self._tokenizer) else None
-        assert piece is None or isinstance(piece, str)
-        return piece
-
-    def whole(self, token_ids: Sequence[int]) -> str:
-        """Return the text that tokens make together, as it goes on from a sentence, without special tokens."""
-        known = [token_id for token_id in token_ids if token_id < len(self._tokenizer)]
-        text = str(self._tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        first = self._piece(known[0]) if known else None
-        return f" {text}" if first and first.startswith("\u2581") and not text.startswith(" ") else text
 
 
 class ShardWriter(BasePredictionWriter):
@@ -274,75 +210,3 @@ class _Waiting:
             "num_tokens": self._num_tokens,
             "seconds": round(self.seconds, 3),
         }
-
-
-def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.Table:
-    """Return the records of a batch as an Arrow table of the shards' schema, without the texts of the sentences.
-
-    Args:
-        records: Of one batch.
-        schema: As `schema.shard_schema` makes it.
-        texts: What the tokens say.
-    """
-    if not len(records.positions):
-        return schema.empty_table()
-    if records.answers is not None:
-        ordinary = records_table(ordinary_records(records), schema, texts)
-        return pa.concat_tables([ordinary, answer_rows(records, schema)])
-    values: dict[str, Any] = {
-        SENTENCE_ID: records.sentence_ids.numpy(),
-        SENTENCE: pa.nulls(len(records.positions), pa.string()),
-        POSITION: records.positions.numpy(),
-        TOKEN_ID: _token_ids(records.token_ids),
-        TOKEN: texts(records.token_ids),
-        TOKEN_START: records.starts.numpy(),
-        TOKEN_END: records.ends.numpy(),
-    }
-    if records.word_starts is not None and records.word_ends is not None:
-        values |= {WORD_START: records.word_starts.numpy(), WORD_END: records.word_ends.numpy()}
-    for condition, own in records.conditions.items():
-        named: dict[str, Any] = dict(own.metrics)
-        if (tokens := own.tokens) is not None:
-            named |= {
-                TARGET_ID: _token_ids(tokens.target_ids),
-                TARGET: texts(tokens.target_ids),
-                TOP_TOKENS: texts(tokens.top_ids),
-                TOP_PROBABILITIES: tokens.top_probabilities,
-                TRACKED_TOKENS: texts(tokens.tracked_ids),
-                TRACKED_PROBABILITIES: tokens.tracked_probabilities,
-            }
-        if own.written is not None:
-            named[TARGET_ID] = _token_ids(own.written)
-            named[CONTINUATION] = _continuations(records.sentence_ids, own.written, texts)
-        values |= {column(condition, name): value for name, value in named.items()}
-    num_records = len(records.positions)
-    columns = [
-        _array(values[field.name], field.type) if field.name in values else nothing(num_records, field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
-def _token_ids(token_ids: Tensor) -> pa.Array:
-    """Return the ids of tokens, null where there is none."""
-    ids = token_ids.numpy()
-    return pa.array(ids, pa.int32(), mask=ids == NO_TOKEN)
-
-
-def _continuations(sentence_ids: Tensor, written: Tensor, texts: TokenTexts) -> list[Optional[str]]:
-    """Return the text that was written behind each sentence, at the first of its records, which stand together."""
-    found: list[Optional[str]] = [None] * len(written)
-    _, counts = sentence_ids.unique_consecutive(return_counts=True)
-    start = 0
-    for own in written.split(counts.tolist()):
-        found[start] = texts.whole([token_id for token_id in own.tolist() if token_id != NO_TOKEN])
-        start += len(own)
-    return found
-
-
-def _array(values: Any, kind: pa.DataType) -> pa.Array:
-    """Return a column; what is [record, ...] becomes a list of fixed size per record."""
-    if not pa.types.is_fixed_size_list(kind):
-        return pa.array(values, type=kind)
-    flat = values.flatten().float().numpy() if isinstance(values, Tensor) else values
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, type=kind.value_type), kind.list_size)

@@ -25,8 +25,10 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
 from llm_entropy.runs import writer as writer_module
+from llm_entropy.runs.rows import records_table
 from llm_entropy.runs.stopping import Stopped
-from llm_entropy.runs.writer import ShardWriter, TokenTexts, records_table
+from llm_entropy.runs.token_texts import TokenTexts
+from llm_entropy.runs.writer import ShardWriter
 from llm_entropy.schema import Batch, BatchKey, Records, WindowNotes, column, shard_schema
 from llm_entropy.settings import (
     CONTROL,
