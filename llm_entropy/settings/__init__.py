@@ -7,6 +7,7 @@ from typing import Literal
 
 from llm_entropy.settings.conditions import COMPARATIVE, CONTROL, STANDARD, Comparison, Condition, Mode, compared
 from llm_entropy.settings.control import ControlSettings, ControlVectors, PlaceboSettings
+from llm_entropy.settings.data import DataSettings
 from llm_entropy.settings.extraction import ExtractionSettings, ExtractSettings
 from llm_entropy.settings.metrics import (
     ACCURACY,
@@ -30,7 +31,6 @@ from llm_entropy.settings.metrics import (
 from llm_entropy.settings.sections import (
     LOADED_PREFIX,
     AnalysisSettings,
-    DataSettings,
     ModelSettings,
     OutputSettings,
     Settings,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal, Optional, Union
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings.fields import ARRAYS, make_plain_
+from llm_entropy.settings.fields import ARRAYS, check_at_least, make_plain_
 
 VectorLike = Union[str, list[float], list[list[float]]]
 TOKENS = ("all", "last", "prompt", "no_special")
@@ -46,9 +46,7 @@ class PlaceboSettings:
     def __post_init__(self) -> None:
         make_plain_(self, "analysis.control.placebo")
         for item in fields(self):
-            number = getattr(self, item.name)
-            if number < 0:
-                raise ReportedError(f"analysis.control.placebo.{item.name}: got {number}; expected at least 0")
+            check_at_least(f"analysis.control.placebo.{item.name}", getattr(self, item.name), 0)
 
 
 @dataclass

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Optional
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.settings.fields import make_plain_
+from llm_entropy.settings.fields import check_at_least, make_plain_
 from llm_entropy.settings.sections import AnalysisSettings, Settings
 
 Method = Literal["mean_difference", "pca_difference", "pca_center"]
@@ -33,8 +33,7 @@ class ExtractSettings:
         if not 0 < self.test_share < 1:
             raise ReportedError(f"extract.test_share: got {self.test_share:g}; expected a share between 0 and 1")
         for name in ("splits", "shuffled"):
-            if getattr(self, name) < 0:
-                raise ReportedError(f"extract.{name}: got {getattr(self, name)}; expected at least 0")
+            check_at_least(f"extract.{name}", getattr(self, name), 0)
 
 
 @dataclass

@@ -260,3 +260,19 @@ def _words(declared: Any) -> str:
     if origin is dict:
         return "a mapping of keys to values"
     return _SCALARS[declared].words if declared in _SCALARS else f"settings ({declared.__name__})"
+
+
+def check_at_least(key: str, number: float, least: int, otherwise: str = "") -> None:
+    """Refuse a number that is too small.
+
+    Args:
+        key: Its place in the configuration.
+        number: What was given.
+        least: The smallest that makes sense.
+        otherwise: What else might be given, for the message.
+
+    Raises:
+        ReportedError: It is smaller.
+    """
+    if not number >= least:
+        raise ReportedError(f"{key}: got {number}; expected at least {least} {otherwise}".rstrip())
