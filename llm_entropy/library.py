@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_entropy import kernels
+from llm_entropy.corpus.batching import collate
 from llm_entropy.corpus.encoded import EncodedSentences
-from llm_entropy.corpus.encoding import collate
 from llm_entropy.corpus.sentences import texts_of
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.asked import Asked

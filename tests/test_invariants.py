@@ -15,7 +15,9 @@ from plans import plan_of
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer, readable_attention
 from torch.nn.functional import cross_entropy
 
-from llm_entropy.corpus.encoding import Encoder, collate, sampling_uniforms
+from llm_entropy.corpus.batching import collate
+from llm_entropy.corpus.draws import sampling_uniforms
+from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.kernels import compiled
 from llm_entropy.kernels import reference as reference_kernel
 from llm_entropy.measuring.asked import Asked

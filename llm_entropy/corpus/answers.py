@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 from llm_entropy.corpus.chats import render
-from llm_entropy.corpus.encoding import MASK_MARK, UNKNOWN, Encoded, Encoder, Tokens
+from llm_entropy.corpus.encoding import Encoded, Encoder
+from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, Tokens
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import FOIL_ANSWER, TARGET_ANSWER, Example
 

@@ -1,7 +1,6 @@
 """Where a sentence is read and what is expected there: the one place where causal and masked models differ.
 
-`Encoder` makes an `Example` of each sentence, `collate` a `Batch` of examples; after that nothing asks what kind of
-model it is.
+`Encoder` makes an `Example` of each sentence; after that nothing asks what kind of model it is.
 """
 
 from __future__ import annotations
@@ -10,91 +9,29 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from llm_entropy.corpus.chats import render
+from llm_entropy.corpus.draws import sampling_uniforms
+from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, Tokens, _describe
 from llm_entropy.corpus.words import Words, special_ids, without_cut, words_of
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import NO_WORD, PREDICTED, Batch, Example
+from llm_entropy.schema import NO_WORD, PREDICTED, Example
 from llm_entropy.settings import Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MASK_MARK = "[MASK]"
-"""How a corpus writes the mask, whatever the tokenizer's own mask token is."""
-UNKNOWN = -1
-"""As an offset: the token has no known place in the sentence."""
 
 _CLOSING_CATEGORIES = {"Pd", "Pe", "Pf", "Pi", "Po"}
 # Unicode counts these as punctuation, but in a sentence they are words: 50 %, R & D, C#.
 _WORD_LIKE = set("#%&*@/\\‰")
 # No token stands here, so that the draw that picks a mask shares no random number with the draws that pick tokens.
 _MASK_DRAW = -1
-
-
-class Tokens(NamedTuple):
-    """A sentence as the tokenizer gives it."""
-
-    ids: list[int]
-    """[token], with the special tokens that the tokenizer adds."""
-    added: list[bool]
-    """[token], whether the tokenizer added it."""
-    starts: list[int]
-    """[token], in characters of the text, or `UNKNOWN`."""
-    ends: list[int]
-    """[token], in characters of the text, or `UNKNOWN`."""
-    was_cut: bool = False
-    """Whether tokens were left out at `max_length`."""
-    num_doubled: int = 0
-    """How many tokens the text begins with that the tokenizer adds as well; they stand once."""
-    pieces: Sequence[int | None] = ()
-    """[token], the tokenizer's own number of the word that it is a piece of; empty where nobody asks."""
-    words: Words = Words([], [])
-    """The words of the tokens, without lists where nobody asks."""
-
-    def last(self, most: int) -> Tokens:
-        """Return the last tokens, at most so many."""
-        if len(self.ids) <= most:
-            return self
-        kept = slice(-most, None)
-        return Tokens(
-            self.ids[kept],
-            self.added[kept],
-            self.starts[kept],
-            self.ends[kept],
-            was_cut=True,
-            pieces=self.pieces[kept],
-            words=Words(*(own[kept] for own in self.words)),
-        )
-
-    def without_doubled(self) -> Tokens:
-        """Return the tokens without those that were added before, and behind, a text that has them itself."""
-        before = next((i for i, flag in enumerate(self.added) if not flag), 0)
-        if not before or self.ids[before : 2 * before] != self.ids[:before]:
-            return self
-        behind = next((i for i, flag in enumerate(reversed(self.added)) if not flag), 0)
-        end = len(self.ids) - behind
-        if self.ids[end - behind : end] != self.ids[end:] or end - behind < 2 * before:
-            end = len(self.ids)
-        kept = slice(before, end)
-        return Tokens(
-            self.ids[kept],
-            self.added[kept],
-            self.starts[kept],
-            self.ends[kept],
-            self.was_cut,
-            num_doubled=before,
-            pieces=self.pieces[kept],
-        )
 
 
 class Encoded(NamedTuple):
@@ -395,98 +332,3 @@ class Encoder:
             unicodedata.category(character) in _CLOSING_CATEGORIES and character not in _WORD_LIKE
             for character in text.strip()
         )
-
-
-def _describe(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a text that is the same for tokenizers that tokenise alike, wherever they were loaded from."""
-    common = [type(tokenizer).__name__, sorted(tokenizer.all_special_ids), tokenizer.unk_token_id]
-    common += [tokenizer.mask_token, tokenizer.truncation_side]
-    if not tokenizer.is_fast:
-        from datasets.fingerprint import Hasher
-
-        return json.dumps([*common, Hasher.hash(tokenizer)])
-    backend: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    # These two hold what the last call asked for, not what the tokenizer is.
-    backend.update(truncation=None, padding=None)
-    return json.dumps([*common, backend])
-
-
-def _flat(rows: Iterable[Iterable[int]]) -> npt.NDArray[np.int64]:
-    return np.fromiter(chain.from_iterable(rows), np.int64)
-
-
-def collate(examples: Sequence[Example], pad_token_id: int, seed: int) -> Batch:
-    """Pad examples on the right and list their records, in the order of the examples and then of their positions.
-
-    Args:
-        examples: One row of the batch each; where there is none, the batch has no row.
-        pad_token_id: Any token of the vocabulary: nothing is read there, and the attention mask hides it.
-        seed: Of the random numbers with which tokens are sampled.
-    """
-    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
-    counts = [len(example.positions) for example in examples]
-    attention_mask = (np.arange(lengths.max(initial=1)) < lengths[:, None]).astype(np.int64)
-    input_ids = np.full(attention_mask.shape, pad_token_id, dtype=np.int64)
-    input_ids[attention_mask.astype(bool)] = [token for example in examples for token in example.input_ids]
-
-    positions = _flat([example.positions for example in examples])
-    sentence_ids = np.repeat(np.array([example.sentence_id for example in examples], dtype=np.int64), counts)
-    return Batch(
-        input_ids=torch.from_numpy(input_ids),
-        attention_mask=torch.from_numpy(attention_mask),
-        rows=torch.from_numpy(np.repeat(np.arange(len(examples), dtype=np.int64), counts)),
-        positions=torch.from_numpy(positions),
-        targets=torch.from_numpy(_flat([example.targets for example in examples])),
-        uniforms=torch.from_numpy(sampling_uniforms(seed, sentence_ids, positions)),
-        sentence_ids=torch.from_numpy(sentence_ids),
-        starts=torch.from_numpy(_flat([example.starts for example in examples])),
-        ends=torch.from_numpy(_flat([example.ends for example in examples])),
-        sentences=[example.sentence for example in examples],
-        word_starts=_places([example.word_starts for example in examples], counts),
-        word_ends=_places([example.word_ends for example in examples], counts),
-        answers=_answers(examples, counts),
-    )
-
-
-def _places(rows: Sequence[Sequence[int]], counts: Sequence[int]) -> torch.Tensor | None:
-    """Return where the words of all records are, `NO_WORD` in rows that say nothing of it; None where no row does."""
-    if not any(rows):
-        return None
-    return torch.from_numpy(_flat([row or [NO_WORD] * count for row, count in zip(rows, counts, strict=True)]))
-
-
-def _answers(examples: Sequence[Example], counts: Sequence[int]) -> torch.Tensor | None:
-    """Return which answer each record belongs to, [record]; None: none of them does."""
-    answers = np.array([example.answer for example in examples], dtype=np.int64)
-    return torch.from_numpy(np.repeat(answers, counts)) if answers.any() else None
-
-
-def sampling_uniforms(
-    seed: int, sentence_ids: Sequence[int] | npt.NDArray[np.int64], positions: Sequence[int] | npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Return a random number in [0, 1) for each record, from (seed, sentence id, position) alone.
-
-    Counter-based: the finaliser of SplitMix64 (Steele, Lea, Flood 2014) absorbs one number after the other, so that
-    no record's number depends on which others are drawn, or where.
-
-    Args:
-        seed: Any integer; its lowest 64 bits count.
-        sentence_ids: [record].
-        positions: [record].
-
-    Returns:
-        [record], multiples of 2^-53.
-    """
-    with np.errstate(over="ignore"):
-        state = _mix(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], dtype=np.uint64))
-        for numbers in (sentence_ids, positions):
-            state = _mix(state ^ np.asarray(numbers, dtype=np.int64).astype(np.uint64))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64: every bit of the state changes each bit of the result with probability one half."""
-    state = state + np.uint64(0x9E37_79B9_7F4A_7C15)
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
-    return state ^ (state >> np.uint64(31))

@@ -12,9 +12,9 @@ from typing import NamedTuple, Optional
 import lightning as L
 import torch
 
+from llm_entropy.corpus.batching import collate
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.encoded import EncodedSentences
-from llm_entropy.corpus.encoding import collate
 from llm_entropy.measuring.forwards import shared_layers
 from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.models.families import outline_model

@@ -19,8 +19,8 @@ from typing import Any
 import lightning as L
 import torch
 
+from llm_entropy.corpus.batching import collate
 from llm_entropy.corpus.corpus import Corpus
-from llm_entropy.corpus.encoding import collate
 from llm_entropy.corpus.sample import sample_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.budget import CPU_TOKENS

@@ -9,8 +9,10 @@ import tokenizers
 import torch
 from transformers import BertTokenizerLegacy, PreTrainedTokenizerFast
 
+from llm_entropy.corpus.batching import collate
+from llm_entropy.corpus.draws import sampling_uniforms
 from llm_entropy.corpus.encoded import EncodedSentences
-from llm_entropy.corpus.encoding import Encoder, collate, sampling_uniforms
+from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import PREDICTED, Example, narrowed
 

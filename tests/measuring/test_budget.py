@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import FEWEST_TOKENS, MOST_TOKENS, gpu_tokens
 from llm_entropy.measuring.lens import Lens

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import FAMILIES, HIDDEN, make_model
 
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.measuring import module as module_file
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import conditions_together, rows_together

@@ -14,7 +14,8 @@ from tiny_models import CAUSAL, HIDDEN, make_model, readable_attention
 from torch import Tensor
 from torch.nn import functional
 
-from llm_entropy.corpus.encoding import collate, sampling_uniforms
+from llm_entropy.corpus.batching import collate
+from llm_entropy.corpus.draws import sampling_uniforms
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.measuring.lens import Lens

@@ -20,7 +20,7 @@ from tiny_families import FAMILIES, make_tiny
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule

@@ -9,7 +9,7 @@ import torch
 from plans import added
 from tiny_models import FAMILIES, HIDDEN, make_model
 
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule

@@ -11,7 +11,7 @@ import torch
 from tiny_models import save_model
 
 from llm_entropy.commands.cli import main
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.generated import measuring_module

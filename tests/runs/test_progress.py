@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
-from llm_entropy.corpus.encoding import collate
+from llm_entropy.corpus.batching import collate
 from llm_entropy.runs.progress import SentenceProgress
 from llm_entropy.schema import NO_ANSWER, PREDICTED, TARGET_ANSWER, Batch, Example, Records
 

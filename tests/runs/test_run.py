@@ -30,7 +30,8 @@ from tiny_models import CAUSAL_VOCAB, FAMILIES, HIDDEN, SENTENCES, make_model, m
 import llm_entropy
 from llm_entropy import merge_run, run_analysis
 from llm_entropy.commands.cli import main
-from llm_entropy.corpus.encoding import Encoder, collate
+from llm_entropy.corpus.batching import collate
+from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens

@@ -19,7 +19,8 @@ from plans import plan_of
 from tiny_models import FAMILIES, HIDDEN, SENTENCES, make_model, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from llm_entropy.corpus.encoding import Encoder, collate
+from llm_entropy.corpus.batching import collate
+from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
