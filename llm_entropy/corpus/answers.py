@@ -84,7 +84,7 @@ def _behind(encoder: Encoder, delimiter: str, asked: Sequence[_Asked]) -> Iterat
     contexts = [one.sentence if encoder.reads_chats else one.sentence.rstrip() for one in asked]
     delimiter = "" if encoder.reads_chats else delimiter
     wholes = [joined(one.sentence, one.answer, delimiter) for one in asked]
-    for one, alone, whole in zip(asked, encoder.tokens_of(contexts), encoder.tokens_of(wholes), strict=True):
+    for one, alone, whole in zip(asked, encoder.reader.whole(contexts), encoder.reader.whole(wholes), strict=True):
         start, ids = _without_end(alone), _without_end(whole)
         if not start:
             start, ids = _with_start(encoder, whole, ids, one)
@@ -131,8 +131,10 @@ def _with_start(encoder: Encoder, whole: Tokens, ids: list[int], one: _Asked) ->
 def _at_masks(encoder: Encoder, delimiter: str, asked: Sequence[_Asked]) -> Iterator[_Read]:
     """Read answers at the masks of their sentences, or at masks behind them."""
     places = [_mask_place(encoder, delimiter, one) for one in asked]
-    masked = encoder.tokens_of([f"{left}{MASK_MARK}{right}" for left, right in places])
-    filled = encoder.tokens_of([f"{left}{one.answer}{right}" for one, (left, right) in zip(asked, places, strict=True)])
+    masked = encoder.reader.whole([f"{left}{MASK_MARK}{right}" for left, right in places])
+    filled = encoder.reader.whole(
+        [f"{left}{one.answer}{right}" for one, (left, right) in zip(asked, places, strict=True)]
+    )
     mask_id = encoder.tokenizer.mask_token_id
     for one, with_mask, whole in zip(asked, masked, filled, strict=True):
         place = with_mask.ids.index(mask_id)

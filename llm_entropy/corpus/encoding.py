@@ -7,21 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-
 from llm_entropy.corpus.chats import render
 from llm_entropy.corpus.draws import sampling_uniforms
-from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, Tokens, _describe
-from llm_entropy.corpus.words import Words, special_ids, without_cut, words_of
+from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, TokenReader, Tokens, describe_tokenizer
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import NO_WORD, PREDICTED, Example
+from llm_entropy.schema import PREDICTED, Example
 from llm_entropy.settings import Kind
 
 if TYPE_CHECKING:
@@ -141,7 +137,7 @@ class Encoder:
             sentences, turns = [one.text for one in rendered], [one.turn_start for one in rendered]
         draws = sampling_uniforms(self.seed, sentence_ids, [_MASK_DRAW] * len(sentence_ids))
         for sentence_id, sentence, tokens, draw, turn in zip(
-            sentence_ids, sentences, self._tokenise(sentences), draws, turns, strict=True
+            sentence_ids, sentences, self.reader(sentences), draws, turns, strict=True
         ):
             if reads_empty and not sentence.strip():
                 tokens = self._nothing
@@ -184,14 +180,14 @@ class Encoder:
         settings += [True] if self.words else []
         settings += [self.num_new_tokens] if self.num_new_tokens else []
         settings += [self.tokenizer.chat_template] if self.reads_chats else []
-        parts = [_describe(self.tokenizer), json.dumps(settings)]
+        parts = [describe_tokenizer(self.tokenizer), json.dumps(settings)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     @cached_property
     def _nothing(self) -> Tokens:
         """A text without any, as it is read all the same."""
         if self.kind == "masked":
-            return self._tokenise_up_to(None, [MASK_MARK])[0]
+            return self.reader.whole([MASK_MARK])[0]
         start = self.start_id
         ids = [] if start is None else [start]
         return Tokens(ids, [False] * len(ids), [UNKNOWN] * len(ids), [UNKNOWN] * len(ids))
@@ -201,22 +197,16 @@ class Encoder:
         return frozenset(self.tokenizer.all_special_ids) - {self.tokenizer.unk_token_id}
 
     @cached_property
-    def _no_words(self) -> frozenset[int]:
-        return special_ids(self.tokenizer)
-
-    def _words(self, sentence: str, tokens: Tokens) -> Words:
-        """Return the words of a sentence's tokens; one that holds masks has none: their truth is unknown."""
-        if self.kind == "masked" and self.tokenizer.mask_token_id in tokens.ids:
-            return Words([NO_WORD] * len(tokens.ids), [NO_WORD] * len(tokens.ids))
-        is_special = [token in self._no_words for token in tokens.ids]
-        return words_of(sentence, tokens.starts, tokens.ends, is_special)
-
-    def _with_own_mask(self, sentence: str) -> str:
-        return sentence.replace(MASK_MARK, str(self.tokenizer.mask_token)) if self.kind == "masked" else sentence
-
-    def tokens_of(self, texts: Sequence[str]) -> list[Tokens]:
-        """Return the tokens of texts, none of them cut."""
-        return self._tokenise_up_to(None, texts)
+    def reader(self) -> TokenReader:
+        """What reads its sentences as tokens."""
+        return TokenReader(
+            self.tokenizer,
+            has_masks=self.kind == "masked",
+            max_length=self.max_length,
+            words=self.words,
+            pieces=self.mask_strategy == "within_word_l2r",
+            reads_chats=self.reads_chats,
+        )
 
     @property
     def start_id(self) -> int | None:
@@ -224,63 +214,6 @@ class Encoder:
         tokenizer = self.tokenizer
         start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         return None if start is None else int(start)
-
-    def _tokenise(self, sentences: Sequence[str]) -> list[Tokens]:
-        encoded = self._tokenise_up_to(None, sentences)
-        if self.max_length is None:
-            return encoded
-        if self.reads_chats:
-            return [tokens.last(self.max_length) for tokens in encoded]
-        limits = {
-            # What is left out again takes no room; a cut at the left removes the text's own.
-            i: self.max_length + (tokens.num_doubled if self.tokenizer.truncation_side == "right" else 0)
-            for i, tokens in enumerate(encoded)
-            if len(tokens.ids) > self.max_length
-        }
-        for limit in set(limits.values()):
-            long = [i for i in limits if limits[i] == limit]
-            for i, tokens in zip(long, self._tokenise_up_to(limit, [sentences[i] for i in long]), strict=True):
-                words = without_cut(tokens.words, encoded[i].words) if self.words else tokens.words
-                encoded[i] = tokens._replace(was_cut=True, words=words)
-        return encoded
-
-    def _tokenise_up_to(self, max_length: int | None, sentences: Sequence[str]) -> list[Tokens]:
-        if not sentences:
-            return []
-        # The tokenizer's own warning about long sentences would repeat what `was_cut` counts.
-        encoded = self.tokenizer(
-            [self._with_own_mask(sentence) for sentence in sentences],
-            add_special_tokens=not self.reads_chats,
-            truncation=max_length is not None,
-            max_length=max_length,
-            return_special_tokens_mask=True,
-            return_offsets_mapping=self.tokenizer.is_fast,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        result = []
-        for i, sentence in enumerate(sentences):
-            ids, added = list(encoded["input_ids"][i]), [bool(flag) for flag in encoded["special_tokens_mask"][i]]
-            offsets = encoded["offset_mapping"][i] if self.tokenizer.is_fast else [(UNKNOWN, UNKNOWN)] * len(ids)
-            places = [(UNKNOWN, UNKNOWN) if flag else place for flag, place in zip(added, offsets, strict=True)]
-            places = self._in_given_text(places, sentence)
-            tokens = Tokens(ids, added, [start for start, _ in places], [end for _, end in places])
-            if self.mask_strategy == "within_word_l2r" and self.tokenizer.is_fast:
-                tokens = tokens._replace(pieces=encoded.word_ids(i))
-            tokens = tokens.without_doubled()
-            result.append(tokens._replace(words=self._words(sentence, tokens)) if self.words else tokens)
-        return result
-
-    def _in_given_text(self, places: list[tuple[int, int]], sentence: str) -> list[tuple[int, int]]:
-        """Move offsets back to the sentence as it was given, where the mask token is not as long as `[MASK]`."""
-        surplus = len(str(self.tokenizer.mask_token)) - len(MASK_MARK)
-        if self.kind != "masked" or surplus == 0 or MASK_MARK not in sentence:
-            return places
-        marks = re.finditer(re.escape(MASK_MARK), sentence)
-        mask_ends = [mark.end() + count * surplus for count, mark in enumerate(marks, start=1)]
-        moved = np.array(places) - surplus * np.searchsorted(mask_ends, np.array(places), side="right")
-        return [(int(start), int(end)) for start, end in moved]
 
     def _read_causal(self, tokens: Tokens, turn: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         end = len(tokens.ids)
@@ -307,7 +240,7 @@ class Encoder:
             yield tokens.ids, masks, [PREDICTED] * len(masks)
             return
         own = [i for i in range(len(tokens.ids)) if not tokens.added[i] and tokens.ids[i] not in self._special_ids]
-        if not own or str(self.tokenizer.mask_token) in self._with_own_mask(sentence):
+        if not own or str(self.tokenizer.mask_token) in self.reader.with_own_mask(sentence):
             return
         if self.mask_strategy == "last":
             chosen = [next((i for i in reversed(own) if not self._is_closing(sentence, tokens, i)), own[-1])]

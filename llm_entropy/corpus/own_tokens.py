@@ -51,7 +51,7 @@ class StateEncoder(Encoder):
         Raises:
             ReportedError: A text has a token that the model does not know.
         """
-        for sentence_id, sentence, tokens in zip(sentence_ids, sentences, self._tokenise(sentences), strict=True):
+        for sentence_id, sentence, tokens in zip(sentence_ids, sentences, self.reader(sentences), strict=True):
             own = [place for place, added in enumerate(tokens.added) if not added]
             # A causal model does not read what the tokenizer puts behind the text, as in `predict`.
             ids = tokens.ids[: own[-1] + 1] if own and self.kind == "causal" else tokens.ids
