@@ -14,7 +14,8 @@ from datasets import Dataset, IterableDataset, Value
 
 from llm_entropy.corpus.chats import holds_messages, is_messages, messages_text
 from llm_entropy.corpus.jsonrows import describe
-from llm_entropy.corpus.sources import Rows, as_value_error
+from llm_entropy.corpus.quiet_datasets import as_value_error
+from llm_entropy.corpus.sources import Rows
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import DataSettings
 

@@ -19,7 +19,8 @@ from datasets import Dataset, IterableDataset
 
 from llm_entropy.corpus.columns import BLANK, are_blank, as_text
 from llm_entropy.corpus.kept import answers_of, as_kept, check_answers, has_answer
-from llm_entropy.corpus.sources import as_value_error, fewer_rows
+from llm_entropy.corpus.quiet_datasets import as_value_error
+from llm_entropy.corpus.sources import fewer_rows
 from llm_entropy.corpus.textfiles import TextFiles
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings, Kind

@@ -21,7 +21,8 @@ from llm_entropy import builtin
 from llm_entropy.corpus.columns import BLANK, ROWS_AT_ONCE, as_text
 from llm_entropy.corpus.corpus import NULL, MappedCorpus
 from llm_entropy.corpus.picking import hash_of_texts
-from llm_entropy.corpus.sources import Rows, as_value_error, check_text, open_rows, progress_bars
+from llm_entropy.corpus.quiet_datasets import as_value_error, progress_bars
+from llm_entropy.corpus.sources import Rows, check_text, open_rows
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings

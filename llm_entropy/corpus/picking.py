@@ -24,7 +24,8 @@ from llm_entropy.corpus.kept import (
     has_answer,
     kept_schema,
 )
-from llm_entropy.corpus.sources import Rows, as_value_error, check_text, open_rows, progress_bars
+from llm_entropy.corpus.quiet_datasets import as_value_error, progress_bars
+from llm_entropy.corpus.sources import Rows, check_text, open_rows
 from llm_entropy.errors import ReportedError
 from llm_entropy.schema import SENTENCE
 from llm_entropy.settings import DataSettings

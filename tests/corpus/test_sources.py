@@ -27,7 +27,7 @@ from text_files import (  # noqa: F401, the fixtures are used by themselves
     written,
 )
 
-from llm_entropy.corpus import sources, textfiles
+from llm_entropy.corpus import quiet_datasets, textfiles
 from llm_entropy.errors import ReportedError
 
 pytestmark = STREAMS_LEFT_OPEN
@@ -281,8 +281,8 @@ def no_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Set the cache to a place that nobody can write to, not even root: below a file."""
     written(tmp_path, "file", "")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "datasets")
-    monkeypatch.setattr(sources.tempfile, "tempdir", str(tmp_path))
-    sources._temporary_cache.cache_clear()
+    monkeypatch.setattr(quiet_datasets.tempfile, "tempdir", str(tmp_path))
+    quiet_datasets._temporary_cache.cache_clear()
     return tmp_path
 
 
