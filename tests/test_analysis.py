@@ -15,7 +15,8 @@ from datasets import Dataset
 from tiny_models import HIDDEN, SENTENCES, make_model, make_tokenizer, save_model
 from torch import Tensor
 
-from llm_entropy import analysis, run_analysis
+from llm_entropy import run_analysis
+from llm_entropy.analysis import predicting
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import (
     ControlSettings,
@@ -37,7 +38,7 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def run(settings: Settings, **others: Any) -> None:
         words.update(others, settings=settings)
 
-    monkeypatch.setattr(analysis, "run", run)
+    monkeypatch.setattr(predicting, "run", run)
     return words
 
 

@@ -1,0 +1,188 @@
+"""`run_analysis`: a run from Python, with the words of the configuration as arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Optional, Union, cast
+
+from llm_entropy.analysis.given import (
+    Model,
+    Vector,
+    Weights,
+    conditions_of,
+    loaded_apart,
+    models_by_key,
+    section_of,
+    vector_of,
+    vectors_of,
+)
+from llm_entropy.corpus.sentences import columns_of, refuse_data_beside, texts_of
+from llm_entropy.outputs.results import RunResult
+from llm_entropy.runs.run import run
+from llm_entropy.settings import (
+    DEFAULT_METRICS,
+    AnalysisSettings,
+    ControlSettings,
+    ControlVectors,
+    DataSettings,
+    OutputSettings,
+    PlaceboSettings,
+    Settings,
+    TrainerSettings,
+    default_models,
+)
+
+
+def run_analysis(
+    models: Union[Mapping[str, Model], Model, Sequence[Model], None] = None,
+    *,
+    sentences: Optional[Iterable[Any]] = None,
+    num_sentences: Union[int, Literal["auto"], None] = "auto",
+    temperature: float = 1.0,
+    use_sampling: bool = False,
+    compare_control: bool = False,
+    positions: Literal["last", "all", "generated"] = "last",
+    max_new_tokens: Optional[int] = None,
+    top_p: Optional[float] = None,
+    mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last",
+    words: bool = False,
+    lens: Literal["logit", "raw", "tuned"] = "logit",
+    lens_path: Union[str, Path, None] = None,
+    metrics: Union[str, Sequence[str]] = DEFAULT_METRICS,
+    renyi_order: float = 2.0,
+    top_k: int = 5,
+    tracked_tokens: int = 3,
+    control_vector: Optional[Vector] = None,
+    control_vectors: Union[Mapping[str, Vector], ControlVectors, None] = None,
+    direction: Literal["positive", "negative"] = "positive",
+    strength: float = 1.0,
+    strengths: Optional[Sequence[float]] = None,
+    target_kl: Optional[float] = None,
+    layer_weights: Optional[Weights] = None,
+    token_weights: Optional[Weights] = None,
+    operator: Literal["add", "add_keep_norm", "project_out", "cap"] = "add",
+    cap: Optional[float] = None,
+    blocks: Union[str, Sequence[int], None] = None,
+    tokens: str = "all",
+    placebo: Union[Mapping[str, int], PlaceboSettings, None] = None,
+    conditions: Optional[Mapping[str, Union[Mapping[str, Any], ControlSettings]]] = None,
+    seed: int = 0,
+    data: Union[str, Path, Mapping[str, Any], DataSettings, None] = None,
+    trainer: Union[Mapping[str, Any], TrainerSettings, None] = None,
+    output: Union[str, Path, Mapping[str, Any], OutputSettings, None] = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Measure what models believe at every layer, over a corpus, and what steering changes.
+
+    The same as `llm-entropy predict`; every argument is a key of the configuration, with its default.
+
+    Args:
+        models: By a key that names files, a hub name, folder or `builtin:...`, or settings; or one or several of these
+            without a key, which is then the last part of the name; default: gpt2 and bert. Or a model that is loaded:
+            what `open_model` returns, the model itself, or (model, tokenizer); in one process, and left as it was.
+        sentences: The corpus itself, instead of `data`: a list, an iterator, which is read once, a column, or a data
+            frame or data set, whose text column is found as that of a file is, or named by `data={"text_column": ...}`.
+            Missing values of a column are skipped and counted. Of an `IterableDataset` the first `num_sentences` are
+            read, or all.
+        num_sentences: How many, picked by `seed`; None: all; auto: all of `sentences` or `data`, 10 built-in ones.
+        temperature: Every logit is divided by it.
+        use_sampling: Take a sampled token where a token is predicted or written.
+        compare_control: Run standard and control and compare them; false: control alone where a vector is given.
+        positions: Causal models: the last token, or every one; or every token that the model writes behind it.
+        max_new_tokens: `positions="generated"`: most tokens that are written; None: 32.
+        top_p: `positions="generated"` with `use_sampling`: the most likely tokens of this probability are sampled.
+        mask_strategy: Masked models: which token of a sentence without a mask is masked; within_word_l2r: each, with
+            those behind it in its word.
+        words: Whether there is a table of words; causal models need `positions="all"`, masked ones
+            `mask_strategy="within_word_l2r"`.
+        lens: How a layer becomes logits.
+        lens_path: Folder of a tuned lens.
+        metrics: Name or names of the metrics, keys of `llm_entropy.METRICS`.
+        renyi_order: Order a of the metric `renyi_entropy`, ln(sum p^a) / (1 - a): above 0, not within 0.02 of 1.
+        top_k: How many tokens the predictions list.
+        tracked_tokens: Number of the most likely tokens whose probability is tracked over the layers.
+        control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
+            tensor or array of floating-point numbers, or a list of numbers or of rows.
+        control_vectors: `positive` and `negative`, of which `direction` chooses.
+        direction: See there; it turns the sign of a single `control_vector`.
+        strength: Factor on every vector.
+        strengths: Several factors, instead of `strength`: each is a condition, as `control_-1`, `control_+0.5`.
+        target_kl: Search, for each model, the strength at which the 95th percentile of KL(standard, condition) at the
+            last layer is this many nats; `strength` and `strengths` are then multiples of it.
+        layer_weights: [blocks], or [blocks + 1] with the first for the embeddings; other lengths are interpolated.
+        token_weights: Interpolated over the real tokens of each sentence.
+        operator: What happens to the stream; `llm_entropy.steering.operators` has the formulas.
+        cap: Of the operator `cap`: the largest component along the vector that is left.
+        blocks: Which blocks are steered: numbers, or a slice as "8:12"; None: all that the vector has.
+        tokens: Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice as "5:".
+        placebo: How many placebos of each kind are run beside the vector, as `{"random": 20}`; needs `compare_control`.
+        conditions: Further steered conditions, by name: each a mapping with `control_vector` or `control_vectors`, and
+            any of `direction`, `strength`, `strengths`, `target_kl`, `layer_weights`, `token_weights`, `operator`,
+            `cap`, `blocks`, `tokens`, `placebo`.
+        seed: Of every random choice.
+        data: A file, glob, folder or hub name, or settings.
+        trainer: Devices, nodes, precision.
+        output: The folder of runs, or settings.
+        resume: Go on with the run `output.run_name`, if it has been begun: only what is missing is computed.
+        quiet: Whether the terminal shows warnings and errors alone.
+
+    Returns:
+        `result["gpt2"]["standard"]["entropy"]` is a data frame, a row per sentence in corpus order, a column per layer.
+
+    Raises:
+        ReportedError: Something is wrong, said in one line; nothing is left behind.
+    """
+    by_key, loaded = loaded_apart(default_models() if models is None else models_by_key(models))
+    data = section_of(data, "data", DataSettings, "path", "what is in memory is given as sentences")
+    # Where a cast stands, the settings make a plain value of what was given.
+    control = ControlSettings(
+        control_vector=vector_of("analysis.control.control_vector", control_vector),
+        control_vectors=vectors_of(control_vectors),
+        direction=direction,
+        strength=strength,
+        strengths=cast(Any, strengths),
+        target_kl=target_kl,
+        layer_weights=cast(Any, layer_weights),
+        token_weights=cast(Any, token_weights),
+        operator=operator,
+        cap=cap,
+        blocks=cast(Any, blocks),
+        tokens=tokens,
+        placebo=PlaceboSettings() if placebo is None else cast(Any, placebo),
+    )
+    analysis = AnalysisSettings(
+        num_sentences=num_sentences,
+        temperature=temperature,
+        use_sampling=use_sampling,
+        compare_control=compare_control,
+        positions=positions,
+        max_new_tokens=max_new_tokens,
+        top_p=top_p,
+        mask_strategy=mask_strategy,
+        words=words,
+        lens=lens,
+        lens_path=cast(Any, lens_path),
+        metrics=cast(Any, metrics),
+        renyi_order=renyi_order,
+        top_k=top_k,
+        tracked_tokens=tracked_tokens,
+        control=control,
+        conditions=conditions_of(conditions),
+    )
+    settings = Settings(
+        seed=seed,
+        analysis=analysis,
+        models=by_key,
+        data=data,
+        trainer=section_of(trainer, "trainer", TrainerSettings),
+        output=section_of(output, "output", OutputSettings, "dir"),
+    )
+    columns = None
+    if sentences is not None:
+        refuse_data_beside(data)
+        number = settings.analysis.num_sentences
+        texts = texts_of(sentences, data, None if number == "auto" else number)
+        columns, sentences = columns_of(sentences, data, len(texts)), texts
+    return run(settings, quiet=quiet, sentences=sentences, columns=columns, resume=resume, loaded=loaded)
