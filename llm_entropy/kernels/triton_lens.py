@@ -1,4 +1,4 @@
-"""The kernel on CUDA: launches of the Triton programs, and the joining of what they leave.
+"""The kernel on CUDA: it starts the Triton programs, and makes statistics of what they leave.
 
 The vocabulary is split, so that few rows fill a device too; splits are joined in float64. As many slots as can be go
 through a program in pairs; cross terms of other pairs are linear in the states, and cost one product for all of them.
@@ -6,8 +6,6 @@ through a program in pairs; cross terms of other pairs are linear in the states,
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, Optional
 
@@ -15,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from llm_entropy.kernels.triton_launches import Launch, plan_launches
 from llm_entropy.kernels.triton_programs import (
     INTERPRETED,
     LOWEST,
@@ -24,6 +23,7 @@ from llm_entropy.kernels.triton_programs import (
     probabilities,
     single_statistics,
 )
+from llm_entropy.kernels.triton_sums import Partial, Sums, join
 from llm_entropy.kernels.wanted import Wanted
 from llm_entropy.schema import RowStatistics, Unembedding
 
@@ -37,55 +37,6 @@ EXPECTED_NUMBERS = 2**21
 """Numbers of expected decoder rows that `_expected_cross` holds at a time."""
 PROBABILITIES = 2**22
 """Probabilities that `_expected_cross` holds at a time."""
-MASKED = -1e25
-"""What is below is no logit but a masked token, whatever the temperature has made of its bias."""
-
-
-class _Launch(NamedTuple):
-    """Slots that go through the same program."""
-
-    first: tuple[int, ...]
-    """The slots; of pairs, the one whose probabilities are taken."""
-    second: tuple[int, ...]
-    """Of pairs, the other one; empty where no slot is paired."""
-    top: bool
-    """Whether the largest logits are wanted of one of them."""
-
-    @classmethod
-    def of_pairs(cls, pairs: Sequence[tuple[int, int]], *, top: bool) -> _Launch:
-        return cls(tuple(a for a, _ in pairs), tuple(b for _, b in pairs), top)
-
-    @property
-    def slots(self) -> tuple[int, ...]:
-        """In the order in which its sums have them."""
-        return self.first + self.second
-
-    @property
-    def pairs(self) -> list[tuple[int, int]]:
-        """Those that go through a program together; empty where no slot is paired."""
-        return list(zip(self.first, self.second, strict=False))
-
-
-def _launches(num_slots: int, top_slots: Sequence[int], pairs: Sequence[tuple[int, int]]) -> list[_Launch]:
-    """Return launches that cover each slot once, with as many of the pairs as can be had that way."""
-    # The pair whose first slot has no other pair goes first: (final, k) must not take k from (standard k, steered k).
-    num_pairs = Counter(a for a, _ in pairs)
-    free = set(range(num_slots))
-    matched = []
-    for a, b in sorted(pairs, key=lambda pair: num_pairs[pair[0]]):
-        if a != b and a in free and b in free:
-            free -= {a, b}
-            matched.append((a, b))
-    top = set(top_slots)
-    launches = []
-    for wanted in (False, True):
-        of_pairs = [pair for pair in matched if bool(top & set(pair)) is wanted]
-        alone = [slot for slot in sorted(free) if (slot in top) is wanted]
-        if of_pairs:
-            launches.append(_Launch.of_pairs(of_pairs, top=wanted))
-        if alone:
-            launches.append(_Launch(tuple(alone), (), wanted))
-    return launches
 
 
 @lru_cache(maxsize=64)
@@ -140,88 +91,20 @@ class _Decoder(NamedTuple):
         }
 
 
-class _Partial(NamedTuple):
-    """What the programs of a launch leave of each split of the vocabulary, in the order of their arguments."""
-
-    sums: Tensor
-    """[statistic, first or second, split, slot and row], float32: m, second, s, t and, if asked for, q."""
-    cross: Optional[Tensor]
-    """Of pairs, [split, slot and row]."""
-    top: Optional[Tensor]
-    """[first or second, split, slot and row, k], the largest logits, if they are wanted."""
-    top_ids: Optional[Tensor]
-    top1: Optional[Tensor]
-    """[first or second, split, slot and row], the token with the largest logit, if it is wanted."""
-    power: Optional[Tensor]
-    """[first or second, split, slot and row], float32: sum exp(a (z - m)), if it is wanted."""
-    mass: Optional[Tensor]
-    """[2, first or second, split, slot and row], float32: of the members their own maximum, and sum exp(z - it)."""
-
-    @classmethod
-    def empty(cls, launch: _Launch, splits: int, num_rows: int, wanted: Wanted, device: torch.device) -> _Partial:
-        units, num_flat = 2 if launch.second else 1, len(launch.first) * num_rows
-        sums = torch.empty((5 if wanted.square else 4, units, splits, num_flat), dtype=torch.float32, device=device)
-        cross = torch.empty((splits, num_flat), dtype=torch.float32, device=device) if launch.second else None
-        top = top_ids = None
-        if launch.top:
-            top = torch.empty((units, splits, num_flat, wanted.top_k), dtype=torch.float32, device=device)
-            top_ids = torch.empty_like(top, dtype=torch.int64)
-        top1 = torch.empty_like(sums[0], dtype=torch.int64) if wanted.top1 else None
-        power = None if wanted.order is None else torch.empty_like(sums[0])
-        mass = None if wanted.members is None else torch.empty_like(sums[:2])
-        return cls(sums, cross, top, top_ids, top1, power, mass)
-
-
-class _Sums(NamedTuple):
-    """Sums over the whole vocabulary, each [slot of a launch, row]; float64, the logits float32."""
-
-    maximum: Tensor
-    second: Tensor
-    exp: Tensor
-    first_moment: Tensor
-    second_moment: Optional[Tensor]
-    power: Optional[Tensor]
-    top1: Optional[Tensor]
-    """int64."""
-    log_mass: Optional[Tensor]
-    """ln sum exp(z) over the members, relative to nothing."""
-    cross: Optional[Tensor]
-    """Of pairs, [pair, row]: sum exp(z_a - m_a) (z_b - m_b)."""
-    top: Optional[Tensor]
-    """[slot, row, k], the largest logits, the largest first."""
-    top_ids: Optional[Tensor]
-
-    def cross_of(self, launch: _Launch) -> dict[tuple[int, int], Tensor]:
-        """Return sum p_a (z_b - m_b) [row] of each pair of the launch."""
-        if self.cross is None:
-            return {}
-        return dict(zip(launch.pairs, (self.cross / self.exp[: len(launch.first)]).float(), strict=True))
-
-    def top_of(self, launch: _Launch) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return the tokens of the largest logits and z - m, both [row, k], of each slot of the launch."""
-        if self.top is None or self.top_ids is None:
-            return {}
-        return dict(
-            zip(launch.slots, zip(self.top_ids, self.top - self.maximum.unsqueeze(-1), strict=True), strict=True)
-        )
-
-
-def _run(states: Tensor, decoder: _Decoder, launch: _Launch, wanted: Wanted) -> _Sums:
+def _run(states: Tensor, decoder: _Decoder, launch: Launch, wanted: Wanted) -> Sums:
     """Return the sums of the slots of a launch: first slots, then second ones."""
     num_rows, vocab_size, device = states.shape[1], decoder.weight.shape[0], states.device
     per_split = _tokens_per_split(len(launch.first) * num_rows, vocab_size, device)
     splits = triton.cdiv(vocab_size, per_split)
-    partial = _Partial.empty(launch, splits, num_rows, wanted, device)
+    partial = Partial.empty(launch, splits, num_rows, wanted, device)
     _start(states, decoder, launch, per_split, partial, wanted)
     if partial.top_ids is not None:
         # a row that is no number leaves places empty: its tokens mean nothing, but they have to be some
         partial.top_ids.clamp_(max=vocab_size - 1)
-    return _join(partial, num_rows, wanted.order or 0.0)
+    return join(partial, num_rows, wanted.order or 0.0)
 
 
-def _start(
-    states: Tensor, decoder: _Decoder, launch: _Launch, per_split: int, partial: _Partial, wanted: Wanted
-) -> None:
+def _start(states: Tensor, decoder: _Decoder, launch: Launch, per_split: int, partial: Partial, wanted: Wanted) -> None:
     """Start the programs of a launch, which fill `partial`."""
     splits, num_flat = partial.sums.shape[2:]
     top_k = 0 if partial.top is None else partial.top.shape[-1]
@@ -256,59 +139,6 @@ def _start(
     )
 
 
-def _join(partial: _Partial, num_rows: int, order: float) -> _Sums:
-    """Join the splits of the vocabulary."""
-    sums, cross, power, top1 = partial.sums, partial.cross, partial.power, partial.top1
-    m, second, s, t = sums[:4]
-    maximum = m.amax(1)
-    maximum = torch.where(maximum < MASKED, torch.nan, maximum)  # a row whose tokens are all masked
-    step = (m - maximum.unsqueeze(1)).double()
-    factor = step.exp()
-    seconds = second.amax(1)
-    if m.shape[1] > 1:
-        seconds = torch.maximum(seconds, m.topk(2, dim=1).values[:, 1])
-    seconds = torch.where(seconds < MASKED, -torch.inf, seconds)
-    top, top_ids = _join_top(partial.top, partial.top_ids)
-    if top1 is not None:
-        top1 = top1.gather(1, m.argmax(1, keepdim=True)).squeeze(1)  # of equal splits the first, with the lower ids
-
-    def per_slot(joined: Tensor) -> Tensor:
-        return joined.reshape(-1, num_rows, *joined.shape[2:])
-
-    return _Sums(
-        maximum=per_slot(maximum),
-        second=per_slot(seconds),
-        exp=per_slot((factor * s).sum(1)),
-        first_moment=per_slot((factor * (t + step * s)).sum(1)),
-        second_moment=per_slot((factor * (sums[4] + step * (2 * t + step * s))).sum(1)) if len(sums) == 5 else None,
-        power=None if power is None else per_slot(((order * step).exp() * power).sum(1)),
-        top1=None if top1 is None else per_slot(top1),
-        log_mass=None if partial.mass is None else per_slot(_join_mass(*partial.mass)),
-        # the weights' maximum moves as well as that of the logits
-        cross=None if cross is None else per_slot((factor[:1] * (cross + step[1:] * s[:1])).sum(1)),
-        top=None if top is None else per_slot(top),
-        top_ids=None if top_ids is None else per_slot(top_ids),
-    )
-
-
-def _join_mass(m: Tensor, s: Tensor) -> Tensor:
-    """Return ln sum exp(z) over the members [first or second, slot and row], float64."""
-    maximum = m.amax(1)
-    total = ((m - maximum.unsqueeze(1)).double().exp() * s).sum(1).log() + maximum
-    return torch.where(maximum < MASKED, -torch.inf, total)
-
-
-def _join_top(top: Optional[Tensor], top_ids: Optional[Tensor]) -> tuple[Optional[Tensor], Optional[Tensor]]:
-    """Return the largest logits of all splits, and their tokens, both [first or second, slot and row, k]."""
-    if top is None or top_ids is None:
-        return None, None
-    # [first or second, slot and row, candidate]: by token first, an order in which the stable sort leaves ties
-    ids, order = top_ids.transpose(1, 2).flatten(2).sort(dim=-1)
-    best, order = top.transpose(1, 2).flatten(2).gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    best = torch.where(best < MASKED, -torch.inf, best)
-    return best[..., : top.shape[-1]], ids.gather(-1, order)[..., : top.shape[-1]]
-
-
 def lens_statistics(states: Tensor, unembedding: Unembedding, wanted: Wanted) -> RowStatistics:
     """Return the statistics of each row; see `llm_entropy.kernels.lens_statistics`."""
     if states.stride(2) != 1:
@@ -338,7 +168,7 @@ def _statistics(states: Tensor, decoder: _Decoder, wanted: Wanted) -> RowStatist
     top1 = torch.empty((num_slots, num_rows), dtype=torch.int64, device=states.device)
     top: dict[int, tuple[Tensor, Tensor]] = {}
     cross: dict[tuple[int, int], Tensor] = {}
-    for launch in _launches(num_slots, top_slots, pairs):
+    for launch in plan_launches(num_slots, top_slots, pairs):
         sums = _run(states, decoder, launch, wanted)
         index = _index(launch.slots, states.device)
         maximum[index] = sums.maximum
@@ -386,7 +216,7 @@ def _cross_of_others(
         return {}
     if decoder.softcap:
         # tanh stands between: the same program once more, for its cross term alone
-        launch = _Launch.of_pairs(pairs, top=False)
+        launch = Launch.of_pairs(pairs, top=False)
         return _run(states, decoder, launch, Wanted()).cross_of(launch)
     return _expected_cross(states, decoder, maximum, log_sum, pairs)
 

@@ -19,7 +19,7 @@ from llm_entropy.schema import RowStatistics, Unembedding
 
 triton = pytest.importorskip("triton")
 
-from llm_entropy.kernels import triton_lens  # noqa: E402
+from llm_entropy.kernels import triton_launches, triton_lens  # noqa: E402
 from llm_entropy.kernels.wanted import Wanted  # noqa: E402
 
 DEVICE = "cpu" if triton_lens.INTERPRETED else "cuda"
@@ -128,7 +128,7 @@ def test_steered_layers_go_with_their_standard_ones_whatever_else_is_wanted() ->
     layers = 5
     final = [(layer, k) for layer in (layers - 1, 2 * layers - 1) for k in range(layer - layers + 1, layer + 1)]
     standard = [(k, layers + k) for k in range(layers)]
-    launches = triton_lens._launches(2 * layers, (layers - 1, 2 * layers - 1), final + standard)
+    launches = triton_launches.plan_launches(2 * layers, (layers - 1, 2 * layers - 1), final + standard)
     together = [pair for launch in launches for pair in zip(launch.first, launch.second, strict=True)]
     assert sorted(together) == standard
     assert [launch.top for launch in launches] == [False, True]
@@ -136,7 +136,7 @@ def test_steered_layers_go_with_their_standard_ones_whatever_else_is_wanted() ->
 
 @pytest.mark.parametrize("pairs", [(), ((0, 1), (0, 2), (3, 2)), ((0, 1), (2, 3), (4, 5))])
 def test_launches_cover_each_slot_once(pairs: tuple[tuple[int, int], ...]) -> None:
-    launches = triton_lens._launches(6, (5, 2), pairs)
+    launches = triton_launches.plan_launches(6, (5, 2), pairs)
     assert sorted(slot for launch in launches for slot in launch.first + launch.second) == list(range(6))
     assert {slot for launch in launches if launch.top for slot in launch.first + launch.second} >= {2, 5}
 
