@@ -12,6 +12,7 @@ import pytest
 import reference
 import torch
 from devices import DEVICE, predict
+from dispatch import NoFloat64
 from plans import plan_of
 from reference import Expected, Observation, Reading, Steering
 from tiny_models import (
@@ -26,7 +27,6 @@ from tiny_models import (
     make_tokenizer,
     readable_attention,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from llm_entropy.corpus.encoding import Encoder
@@ -249,16 +249,6 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         assert_records(found, want[condition], settings.metrics, f"{family} {condition}")
     assert_comparison(records.conditions[CONTROL], want[STANDARD], want[CONTROL], family)
     assert records.positions.tolist() == [position for reading in sentences for position in reading.positions]
-
-
-class NoFloat64(TorchDispatchMode):
-    """Refuses what is float64, as Apple's GPUs do."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, f"{func} gives a float64"
-        return result
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "bert", "modernbert"])

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE
+from dispatch import LargestTensor, NoFloat64
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy import kernels
 from llm_entropy.kernels import compiled, reference
@@ -90,29 +90,39 @@ def statistics_of(states: Tensor, unembedding: Unembedding, **options: Any) -> R
     return RowStatistics(*(None if values is None else values.cpu() for values in rows))
 
 
-@pytest.mark.usefixtures("blocks")
-def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backend: str) -> None:
-    states = make_states()
-    z = true_logits(states, unembedding)
-    m = z.amax(-1, keepdim=True)
-    p = z.softmax(-1)
-    seen = statistics_of(states, unembedding, backend=backend)
-    truth = {
+def truth_of(z: Tensor) -> dict[str, Tensor]:
+    """Return the statistics of logits [slot, row, vocab] by the textbook, as far as they need no token's number."""
+    m, p = z.amax(-1, keepdim=True), z.softmax(-1)
+    return {
         "maximum": m.squeeze(-1),
         "log_sum": z.logsumexp(-1) - m.squeeze(-1),
         "mean": (p * (z - m)).sum(-1),
         "square": (p * (z - m) ** 2).sum(-1),
         "log_power": (ORDER * (z - m)).logsumexp(-1),
-        "runner_up": z.topk(2).values[..., 1] - m.squeeze(-1),
         "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
+    }
+
+
+def assert_close(seen: RowStatistics, truth: dict[str, Tensor]) -> None:
+    for name, expected in truth.items():
+        torch.testing.assert_close(
+            getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.usefixtures("blocks")
+def test_every_statistic_is_that_of_the_full_row(unembedding: Unembedding, backend: str) -> None:
+    states = make_states()
+    z = true_logits(states, unembedding)
+    m = z.amax(-1, keepdim=True)
+    seen = statistics_of(states, unembedding, backend=backend)
+    more = {
+        "runner_up": z.topk(2).values[..., 1] - m.squeeze(-1),
+        "log_mass": z[..., MEMBERS].logsumexp(-1) - m.squeeze(-1),
         "top": z[TOP_SLOTS].topk(3).values - m[TOP_SLOTS],
     }
-    for name, expected in truth.items():
-        got = getattr(seen, name)
-        assert got.dtype == torch.float32
-        torch.testing.assert_close(
-            got.double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    assert_close(seen, truth_of(z) | more)
+    assert all(getattr(seen, name).dtype == torch.float32 for name in (*truth_of(z), *more))
     assert torch.equal(seen.top_ids, z[TOP_SLOTS].topk(3).indices)
     assert torch.equal(seen.top1, z.argmax(-1))
 
@@ -232,19 +242,8 @@ def test_masked_tokens_are_as_if_they_were_not_there(
     decoder = Unembedding(weight, bias.masked_fill(is_masked, least), temperature=temperature)
     seen = statistics_of(states, decoder, backend=backend)
     z = true_logits(states, few)
-    m, p = z.amax(-1, keepdim=True), z.softmax(-1)
-    truth = {
-        "maximum": m.squeeze(-1),
-        "log_sum": z.logsumexp(-1) - m.squeeze(-1),
-        "mean": (p * (z - m)).sum(-1),
-        "square": (p * (z - m) ** 2).sum(-1),
-        "log_power": (ORDER * (z - m)).logsumexp(-1),
-        "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
-    }
-    for name, expected in truth.items():
-        torch.testing.assert_close(
-            getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    m = z.amax(-1, keepdim=True)
+    assert_close(seen, truth_of(z))
     assert torch.equal(seen.top1, left[z.argmax(-1)])
     real = min(3, len(left))
     best = z[TOP_SLOTS].topk(real)
@@ -345,16 +344,6 @@ def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch
         assert torch.equal(getattr(half, name), getattr(full, name))
 
 
-class NoFloat64(TorchDispatchMode):
-    """Refuses what is float64, as Apple's GPUs do."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            assert not isinstance(tensor, Tensor) or tensor.dtype != torch.float64, f"{func} gives a float64"
-        return result
-
-
 @pytest.mark.parametrize("vocab_size", [VOCAB, 20_000])
 def test_a_device_without_float64_keeps_within_the_budget(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_entropy.schema.WITHOUT_FLOAT64", {"cpu"})
@@ -362,38 +351,15 @@ def test_a_device_without_float64_keeps_within_the_budget(vocab_size: int, monke
     states, weight = make_states(), torch.randn(vocab_size, WIDTH, generator=torch.Generator().manual_seed(1))
     unembedding = Unembedding(weight, torch.full((vocab_size,), -8.0), softcap=20.0, temperature=1.3)
     z = true_logits(states, unembedding)
-    m, p = z.amax(-1, keepdim=True), z.softmax(-1)
+    p = z.softmax(-1)
     draws = torch.rand(ROWS, generator=torch.Generator().manual_seed(5))
     with NoFloat64():
         seen = statistics_of(states, unembedding, backend="reference")
         sampled = kernels.sample_tokens(states, unembedding, seen.maximum + seen.log_sum, draws)
-    truth = {
-        "log_sum": z.logsumexp(-1) - m.squeeze(-1),
-        "mean": (p * (z - m)).sum(-1),
-        "square": (p * (z - m) ** 2).sum(-1),
-        "log_power": (ORDER * (z - m)).logsumexp(-1),
-        "cross": torch.stack([(p[a] * (z[b] - m[b])).sum(-1) for a, b in PAIRS]),
-    }
-    for name, expected in truth.items():
-        torch.testing.assert_close(
-            getattr(seen, name).double(), expected, rtol=1e-5, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    assert_close(seen, truth_of(z))
     reached = p.cumsum(-1).gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
     drawn = p.gather(-1, sampled.unsqueeze(-1)).squeeze(-1)
     assert ((reached - drawn - 1e-5 <= draws) & (draws <= reached + 1e-5)).all()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and not tensor._is_view():
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE
+from dispatch import LargestTensor
 from tiny_models import FAMILIES, is_eager_only, make_model
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm_entropy.models.attention import attended, check_attention, read_attention_entropy, rows
 from llm_entropy.models.attention.interface import EAGER, READABLE, AttentionInputs, attention_implementation
@@ -449,20 +449,6 @@ def test_the_fused_kernel_proves_itself_here() -> None:
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returns in memory of its own."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in given:
-                self.numel = max(self.numel, tensor.numel())
-        return result
 
 
 @pytest.mark.parametrize("is_masked", [False, True])
