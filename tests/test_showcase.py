@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llm_entropy import run_analysis
+from llm_entropy import open_model, run_analysis
 from tools.showcase.fetch import NotFetched, fetch_model
 
 SENTENCES = ["The capital of Spain is", "The capital of Japan is", "Water freezes at zero", "Two and two make"]
@@ -26,15 +25,16 @@ def smollm() -> Path:
 
 @pytest.mark.slow
 def test_a_real_model_is_measured_as_transformers_computes_it(smollm: Path, tmp_path: Path):
+    opened = open_model(smollm)  # once: to make float32 of the four bits takes longer than all the rest
     result = run_analysis(
         sentences=SENTENCES,
-        models={"smollm2": str(smollm)},
+        models={"smollm2": opened},
         compare_control=False,
         output={"dir": str(tmp_path), "plots": False},
         quiet=True,
     )["smollm2"]["standard"]
-    tokenizer = AutoTokenizer.from_pretrained(smollm.parent, gguf_file=smollm.name)
-    model = AutoModelForCausalLM.from_pretrained(smollm.parent, gguf_file=smollm.name, dtype=torch.float32).eval()
+    tokenizer, model = opened.tokenizer, opened.model
+    assert model.dtype == torch.float32
     with torch.inference_mode():
         logits = torch.stack([model(**tokenizer(text, return_tensors="pt")).logits[0, -1] for text in SENTENCES])
     chances = logits.double().softmax(dim=-1)
