@@ -287,7 +287,7 @@ def test_a_run_of_a_loaded_model_has_the_bytes_of_its_folder_and_is_resumed_by_i
     about = json.loads((result.run_dir / "run.json").read_text())
     assert about["models"]["mine"]["name"] == "loaded:GPT2LMHeadModel"
     log = (result.run_dir / "run.log").read_text()
-    assert "go on with: run_analysis(..., output={'dir':" in log
+    assert "resume with: run_analysis(..., output={'dir':" in log
     assert "llm-entropy predict" not in log
 
     other = AutoModelForCausalLM.from_pretrained(folder)
@@ -299,7 +299,7 @@ def test_a_run_of_a_loaded_model_has_the_bytes_of_its_folder_and_is_resumed_by_i
         run_analysis({"mine": (other, make_tokenizer("causal"))}, output=place, resume=True, **words)
     with pytest.raises(SystemExit):
         main(["predict", "--config", str(result.run_dir / "config.yaml"), "--resume", "--output.run_name=memory"])
-    assert "was given in memory; only Python can go on with such a run" in capsys.readouterr().err
+    assert "was given in memory; only Python can resume such a run" in capsys.readouterr().err
     merged = merge_run(result.run_dir, quiet=True)["mine"]["control"].records
     assert merged.astype(str).equals(result["mine"]["control"].records.astype(str))
 

@@ -125,7 +125,7 @@ def run_analysis(
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
         output: The folder of runs, or settings.
-        resume: Go on with the run `output.run_name`, if it has been begun: only what is missing is computed.
+        resume: Continue the run `output.run_name` if it exists: only what is missing is computed.
         quiet: Whether the terminal shows warnings and errors alone.
 
     Returns:

@@ -14,7 +14,7 @@ from llm_entropy.settings.configuration import SHORT_NAMES, SettingsParser, sett
 
 MOST_NAMES = 6
 """Most conditions that the first line lists."""
-RESUME = "Go on with the run output.run_name, if it has been begun: compute only what is missing."
+RESUME = "Continue the run output.run_name if it exists: compute only what is missing."
 
 
 def parser(program: str) -> SettingsParser:
@@ -64,7 +64,7 @@ def announcement(settings: Settings) -> str:
     output = settings.output
     where = f"{output.dir}/{output.run_name}" if output.run_name else f"a new folder in {output.dir}"
     corpus = settings.data.path or "the built-in sentences"
-    return f"{', '.join(settings.models)} over {corpus}: {under}; into {where}; loading"
+    return f"measuring {', '.join(settings.models)} on {corpus}: {under}; output: {where}; loading ..."
 
 
 def check_ranks() -> None:

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from llm_entropy.outputs.results import ModelResult, RunResult
-from llm_entropy.outputs.summaries import EffectRow
+from llm_entropy.outputs.summaries import EffectRow, interval_text
 
 MEANS = "Means over the sentences"
 COMPARED = (
-    "Means over the sentences at the last layer; difference: condition - standard; p: of no difference, after Holm's "
-    "correction over layers and conditions; placebos: how many vectors of the same size change at least as much"
+    "Means over the sentences, at the last layer. difference: condition minus standard. p (Holm): p-value of the "
+    "difference, corrected over layers and conditions. placebos: how many of them change the mean at least as much."
 )
 MIN_KEY_WIDTH = 12
 """Letters to a line of a model's key, where a terminal is too narrow for the whole."""
@@ -82,7 +82,7 @@ def _said(effect: EffectRow) -> dict[str, str]:
     low, high = found["ci_low"], found["ci_high"]
     return {
         "difference": f"{found['mean_difference']:+.4g}",
-        "95 % interval": "" if math.isnan(low) else f"{low:+.2g} to {high:+.2g}",
+        "95 % interval": interval_text(low, high),
         "p (Holm)": _p_value(found["p_holm"]),
         "placebos": _beside_placebos(found["placebo_p"], effect.num_placebos),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -65,7 +66,7 @@ def text_column(opened: Rows, data: DataSettings) -> str:
             for name in ([asked] if asked else [name for name in names if name not in data.carried_columns] or names)
         }
     if asked is not None and looks[asked].kind == "other":
-        raise ReportedError(f"data.text_column: {asked!r} of {source} holds no text but {looks[asked].held}")
+        raise ReportedError(f"data.text_column: {asked!r} of {source} holds {looks[asked].held}; expected text")
     return _chosen(looks, source)
 
 
@@ -78,12 +79,12 @@ def _chosen(looks: dict[str, _Look], source: str) -> str:
         held = "; ".join(f"{name!r} holds {look.held}" for name, look in looks.items())
         raise ReportedError(
             f"data.text_column: {source} has no column of text: {held}; write the text of each row into a column of "
-            "its own, as a string"
+            "its own, as a string; a chat is a list of objects with role and content"
         )
     if len(candidates) > 1:
         raise ReportedError(
-            f"data.text_column: {source} has several text columns, {', '.join(candidates)}; "
-            f"name the one to read (columns: {', '.join(looks)})"
+            f"data.text_column: {source} has several text columns, {', '.join(candidates)}; name the one to read, as "
+            f"in --data.text_column {shlex.quote(candidates[0])}"
         )
     name = candidates[0]
     if looks[name].kind == "mixed":

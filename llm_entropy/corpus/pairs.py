@@ -119,8 +119,8 @@ def _pairs_of(opened: Rows, positive_label: Optional[str]) -> Pairs:
     if len(found) < LEAST_PAIRS:
         blank = f"; {len(skipped)} rows hold no text" if skipped else ""
         raise ReportedError(
-            f"data.path: {opened.source} has {len(found)} pairs{blank}; expected at least {LEAST_PAIRS}, better "
-            "hundreds"
+            f"data.path: {opened.source} has {len(found)} pairs{blank}; expected at least {LEAST_PAIRS}; "
+            "hundreds are better"
         )
     return _corpus_of(found, opened.source, skipped)
 

@@ -155,7 +155,7 @@ def _columns_of(files: Sequence[Path], dialect: tables.Dialect) -> list[str]:
                 f"data.path: {path.name} has the columns {listed(headers[-1])}, others {listed(headers[0])}"
             )
     if not num_rows:
-        raise ReportedError(f"data.path: {files[0].name}: there are no rows below the header {listed(headers[0])}")
+        raise ReportedError(f"data.path: {files[0].name} has a header ({listed(headers[0])}), but no rows below it")
     return headers[0]
 
 
@@ -182,7 +182,11 @@ def format_of_all(files: Sequence[Path]) -> FileFormat:
     unknown = next((path for path in files if not is_file_name(path)), None)
     if unknown is not None:
         packed = compression_of(unknown) and Path(unknown.stem).suffix.lower() in FORMATS
-        how = f"unpack {unknown.name} first" if packed else f"expected a file named {listed(FORMATS)}"
+        how = (
+            f"unpack {unknown.name} first"
+            if packed
+            else f"expected one of {listed(FORMATS)}; save a table as csv, a text as txt"
+        )
         raise ReportedError(f"data.path: cannot read {str(unknown)!r}; {how}")
     first = _format_of(files[0])
     other = next((path for path in files if _format_of(path) != first), None)

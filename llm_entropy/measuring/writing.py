@@ -61,7 +61,7 @@ class Writing:
 
 
 def write_texts(writing: Writing, batch: Batch, plan: Optional[SteeringPlan]) -> Tensor:
-    """Let a model go on with the sentences of a batch.
+    """Let a model continue the sentences of a batch.
 
     Sentences are padded on the left here, so that all go on at the same place of the cache: windows of attention, which
     count places in the cache, then count tokens of the text. A text ends behind a token that ends it, which belongs to

@@ -341,7 +341,7 @@ def _location(key: str, settings: ModelSettings) -> tuple[str, Optional[str]]:
     name, gguf_file = settings.name, settings.gguf_file
     if name.startswith(LOADED_PREFIX):
         raise ReportedError(
-            f"{key}: {name} was given in memory; only Python can go on with such a run: run_analysis(..., resume=True) "
+            f"{key}: {name} was given in memory; only Python can resume such a run: run_analysis(..., resume=True) "
             "with the same model, arguments and output"
         )
     if name.startswith(BUILTIN_PREFIX):

@@ -39,7 +39,7 @@ def refuse_full_disk(error: OSError, run_dir: Path, command: str) -> None:
     if error.errno in NO_ROOM:
         raise RunIncompleteError(
             f"{run_dir}: cannot write: {os.strerror(error.errno)}; what was done is kept; "
-            f"make room and go on with: {command}"
+            f"free some space, then resume with: {command}"
         ) from error
 
 

@@ -8,7 +8,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_entropy.outputs.summaries import EffectRow, SummaryRow
+from llm_entropy.outputs.summaries import EffectRow, SummaryRow, interval_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,8 +82,7 @@ def tidy(frame: pd.DataFrame, **about: str) -> pd.DataFrame:
 
 
 def _change(columns: dict[str, Any]) -> tuple[str, ...]:
-    low, high = columns["ci_low"], columns["ci_high"]
-    interval = "" if isnan(low) else f"{low:+.2g} to {high:+.2g}"
+    interval = interval_text(columns["ci_low"], columns["ci_high"])
     return (
         *(columns["condition"], columns["metric"], f"{columns['mean_difference']:+.4g}", interval),
         "not tested" if isnan(columns["p_holm"]) else f"{columns['p_holm']:.3g}",

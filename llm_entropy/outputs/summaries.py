@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -12,6 +13,9 @@ import numpy as np
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ACCURACY, ALL_METRICS, PREFERENCE, Condition
+
+_MOST_DECIMALS, _TOO_LONG = 6, 1e6
+"""An interval that takes more decimals, or larger numbers, is written with exponents."""
 
 
 class SummaryRow(NamedTuple):
@@ -97,6 +101,17 @@ def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[Ef
             largest = int(places[np.argmax(np.where(np.isfinite(sizes), sizes, -1.0))])
             rows.append(EffectRow("largest", *about, _row(tables.summary, largest)))
     return rows
+
+
+def interval_text(low: float, high: float) -> str:
+    """Return an interval with as many decimals as show its width; empty where there is none, that is NaN."""
+    width = high - low
+    if not math.isfinite(width):
+        return ""
+    decimals = 1 - math.floor(math.log10(width)) if width > 0 else _MOST_DECIMALS + 1
+    if decimals > _MOST_DECIMALS or max(abs(low), abs(high)) >= _TOO_LONG:
+        return f"{low:+.4g} to {high:+.4g}"
+    return f"{low:+.{max(decimals, 0)}f} to {high:+.{max(decimals, 0)}f}"
 
 
 def _groups(summary: Summary) -> Iterator[tuple[str, Any]]:

@@ -22,7 +22,7 @@ log = logging.getLogger("llm_entropy")
 
 
 def take_up(state: RunState) -> None:
-    """Go on with a run that has been begun; one that is new is created when there is something to write."""
+    """Resume a run that was started before. A new run is created when there is something to write."""
     if not is_first_process():
         return
     run_dir = manifest.find_run(state.settings.output)
@@ -34,7 +34,7 @@ def take_up(state: RunState) -> None:
         check_versions(about, environment()["versions"], run_dir)
     task = state.session.task
     if not state.resume and any(run_dir.glob(f"shards/*/task-{task.index:05d}-of-*")):
-        raise ReportedError(f"{run_dir}: task {task.index} has been begun already; add --resume to go on with it")
+        raise ReportedError(f"{run_dir}: task {task.index} was started already; add --resume to continue it")
     state.session.take(run_dir)
     _open_log(state, run_dir)
     if task.count == 1 and about["status"] != "complete":
@@ -80,8 +80,8 @@ def create(state: RunState) -> None:
     take_found(state, begun, run_dir)
     state.session.take(run_dir)
     _open_log(state, run_dir)
-    log.info("%s: tables, plots and predictions will be here", run_dir)
-    log.info("if it is interrupted, go on with: %s", resume_command(run_dir, settings, task))
+    log.info("the results will be in %s", run_dir)
+    log.info("if the run is interrupted, resume with: %s", resume_command(run_dir, settings, task))
 
 
 def _open_log(state: RunState, run_dir: Path) -> None:

@@ -99,7 +99,7 @@ def end_stopped(state: RunState, signum: int) -> NoReturn:
     if session.rank == 0 and session.run_dir is not None:
         name = signal.Signals(signum).name
         command = resume_command(session.run_dir, state.settings, session.task)
-        log.warning("stopped by %s; what was done is kept; go on with: %s", name, command)
+        log.warning("stopped by %s; what was done is kept; resume with: %s", name, command)
         if session.task.count == 1:
             manifest.update_manifest(session.run_dir, "stopped")
     if state.trainer is not None and is_child(state.trainer):

@@ -50,7 +50,7 @@ def run_extraction(
         settings: What to do.
         quiet: Whether the terminal shows warnings and errors alone.
         pairs: The pairs themselves, as rows, instead of `settings.data.path`.
-        resume: Whether to go on with the run of this name, if it has been begun.
+        resume: Whether to continue the run of this name, if it exists.
 
     Returns:
         Where the vectors are. A task of an array has none: `merge_vectors` makes them.

@@ -50,7 +50,7 @@ def run(
         quiet: Whether the terminal shows warnings and errors alone.
         sentences: The corpus itself, instead of `settings.data.path`; None is a row without text.
         columns: What goes with these sentences, as far as the settings ask for it.
-        resume: Whether to go on with the run of this name, if it has been begun: only what is missing is computed.
+        resume: Whether to continue the run of this name, if it exists: only what is missing is computed.
         loaded: Models that were given in memory, by key; they are given back as they were.
 
     Returns:

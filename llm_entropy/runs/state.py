@@ -60,4 +60,4 @@ def lost_work(state: RunState, what: str) -> RunIncompleteError:
     """Return the error of a run of which work was lost, with what is lost and how to go on."""
     run_dir, task = state.session.run_dir, state.session.task
     assert run_dir is not None
-    return RunIncompleteError(f"{run_dir}: {what}; go on with: {resume_command(run_dir, state.settings, task)}")
+    return RunIncompleteError(f"{run_dir}: {what}; resume with: {resume_command(run_dir, state.settings, task)}")

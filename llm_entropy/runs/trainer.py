@@ -77,7 +77,9 @@ def make_trainer(wanted: TrainerSettings, root: Path) -> L.Trainer:
         )
     except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
         got = ", ".join(f"{name} {value!r}" for name, value in to_plain(wanted).items())
-        raise ReportedError(f"trainer: got {got}; {str(error).rstrip('.')}; change what does not fit") from error
+        raise ReportedError(
+            f"trainer: got {got}; {str(error).rstrip('.!')}; change the setting that does not fit, or leave it out"
+        ) from error
     num_asked = trainer.num_devices * trainer.num_nodes
     if started is not None and num_asked != started.num_processes:
         raise ReportedError(

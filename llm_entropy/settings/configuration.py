@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace, get_loader, set_parsing_sett
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings import ExtractionSettings, Settings, default_models, to_plain
-from llm_entropy.settings.fields import is_single, nearest_known, plain_value, type_below
+from llm_entropy.settings.fields import SHOWN, is_single, nearest_known, plain_value, type_below
 
 CONFIG = "--config"
 PRINT_CONFIG = "--print_config"
@@ -45,6 +45,8 @@ class CommandParser(ArgumentParser):
 
     def error(self, message: str, ex: Optional[Exception] = None) -> NoReturn:
         """Raise what argparse finds wrong: words that are missing, or too many."""
+        if message.startswith("unrecognized arguments"):
+            message += "; an option begins with --, as in --data.path FILE"
         raise ReportedError(" ".join(message.split())) from ex
 
     def _checked(self, arguments: Sequence[str]) -> list[str]:
@@ -211,10 +213,19 @@ def _read_file(path: str, key: str) -> dict[Any, Any]:
         why = getattr(error, "strerror", None) or error
         raise ReportedError(f"{key}: got {path!r}; expected a YAML file that can be read: {why}") from error
     except yaml.YAMLError as error:
-        raise ReportedError(f"{key}: {path}: is not YAML: {' '.join(str(error).split())}") from error
+        raise ReportedError(f"{key}: {path}: is not YAML: {_fault_of(error)}") from error
     if not isinstance(config, dict):
-        raise ReportedError(f"{key}: {path}: got {config!r}; expected keys with values below them")
+        held = "nothing" if config is None else repr(config)[:SHOWN]
+        raise ReportedError(f"{key}: {path}: holds {held}; expected keys and values, as  analysis: {{top_k: 5}}")
     return config
+
+
+def _fault_of(error: yaml.YAMLError) -> str:
+    """Return what is wrong with a YAML file, with the line where an editor finds it."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {getattr(error, 'problem', None)}"
 
 
 def _to_yaml(plain: Any) -> str:

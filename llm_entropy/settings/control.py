@@ -189,6 +189,6 @@ def _check_blocks(blocks: Optional[Union[str, list[int]]]) -> None:
     if blocks is None or (is_slice(blocks) if isinstance(blocks, str) else blocks):
         return
     raise ReportedError(
-        f"analysis.control.blocks: got {blocks!r}; expected a list of block numbers, or a slice as '8:12' (in quotes), "
-        "or null for all"
+        f"analysis.control.blocks: got {blocks!r}; expected a list of block numbers, as [8, 9], or a slice, as '8:12' "
+        "(in quotes), or null for all"
     )

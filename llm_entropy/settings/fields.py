@@ -238,14 +238,28 @@ def _check_keys(names: Iterable[Any], declared: Any, key: str) -> None:
     for name in names:
         if name not in known:
             place = f"{key}: got the key" if key else "got the key"
-            raise ReportedError(f"{place} {str(name)!r}, which is not known; {nearest_known(str(name), known, 'key')}")
+            below = _section_with(str(name), declared, key)
+            hint = f"it belongs below {below}" if below else nearest_known(str(name), known, "key")
+            raise ReportedError(f"{place} {str(name)!r}, which is not known; {hint}")
+
+
+def _section_with(name: str, declared: Any, key: str) -> str:
+    """Return the key of the section below this one that has a key of a name; empty: there is none."""
+    for item in fields(declared):
+        if is_dataclass(item.type):
+            inner = f"{key}.{item.name}" if key else item.name
+            if name in (below.name for below in fields(item.type)):
+                return inner
+            if found := _section_with(name, item.type, inner):
+                return found
+    return ""
 
 
 def nearest_known(name: str, known: Iterable[str], what: str, likeness: float = 0.4) -> str:
     """Return the words that help with an unknown name: the known one that is nearest to it, or all of them."""
     known = list(known)
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=likeness)
-    return f"the nearest known {what} is {nearest[0]!r}" if nearest else f"known are {', '.join(known)}"
+    return f"the nearest known {what} is {nearest[0]!r}" if nearest else f"the known {what}s are {', '.join(known)}"
 
 
 def _words(declared: Any) -> str:
@@ -258,7 +272,7 @@ def _words(declared: Any) -> str:
         item = get_args(declared)[0]
         return f"a list of {'text' if item is str else 'numbers' if item in (int, float) else 'lists of numbers'}"
     if origin is dict:
-        return "a mapping of keys to values"
+        return "a mapping, as {key: value}"
     return _SCALARS[declared].words if declared in _SCALARS else f"settings ({declared.__name__})"
 
 

@@ -1,8 +1,9 @@
 """The sections of the configuration."""
 
+import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Literal, Optional, Union
 
@@ -79,10 +80,15 @@ class AnalysisSettings:
             raise ReportedError(f"analysis.metrics: got an empty list; expected some of {', '.join(METRICS)}")
         for name in self.metrics:
             if name not in METRICS:
-                raise ReportedError(f"analysis.metrics: got {name!r}; expected some of {', '.join(METRICS)}")
+                raise ReportedError(
+                    f"analysis.metrics: got {name!r}{_meant(name, METRICS)}; expected some of {', '.join(METRICS)}"
+                )
         self.metrics = [name for name in METRICS if name in self.metrics]
         if self.lens == "tuned" and self.lens_path is None:
-            raise ReportedError("analysis.lens_path: the tuned lens needs the folder of a trained lens")
+            raise ReportedError(
+                "analysis.lens_path: got null, but analysis.lens is tuned, which needs the folder of a trained lens; "
+                "give --analysis.lens_path FOLDER"
+            )
         self.run_conditions  # noqa: B018 - what is wrong with them is found before anything is done
 
     def _check_generation(self) -> None:
@@ -200,7 +206,10 @@ class OutputSettings:
         make_plain_(self, "output")
         for name in self.plots if isinstance(self.plots, list) else ():
             if name not in PLOTS:
-                raise ReportedError(f"output.plots: got {name!r}; expected true, false, or some of {', '.join(PLOTS)}")
+                raise ReportedError(
+                    f"output.plots: got {name!r}{_meant(name, PLOTS)}; expected true, false, or some of "
+                    f"{', '.join(PLOTS)}"
+                )
         check_at_least("output.part_megabytes", self.part_megabytes, 0)
         check_at_least("output.part_seconds", self.part_seconds, 0)
 
@@ -293,6 +302,12 @@ def _refuse_loaded(models: Any) -> None:
                 f"models.{key}: got {type(model).__name__}; expected a hub name, a folder, or settings; save a model "
                 "that is loaded, and its tokenizer, with save_pretrained(FOLDER), and give the folder"
             )
+
+
+def _meant(name: str, known: Iterable[str]) -> str:
+    """Return a question for the known name that is nearest to an unknown one; empty: none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def to_plain(settings: Any) -> Any:

@@ -38,7 +38,7 @@ def read_content(path: Path) -> Any:
     if reader is None:
         raise ReportedError(f"{path}: got the suffix {path.suffix!r}; expected one of {', '.join(FORMATS)}")
     if not path.is_file():
-        raise ReportedError(f"{path.absolute()}: got no such file; expected a vector file")
+        raise ReportedError(f"{path.absolute()}: no such file; give the path of a vector file")
     try:
         return reader(path)
     except _UNREADABLE as error:

@@ -73,7 +73,7 @@ def check_output(output: OutputSettings, *, may_exist: bool) -> None:
 def _exists(run_dir: Path) -> ReportedError:
     return ReportedError(
         f"output.run_name: {run_dir} exists already and is never overwritten; choose another name, or add --resume to "
-        "go on with it"
+        "continue it"
     )
 
 

@@ -94,6 +94,9 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (room / "model-key.yaml").write_text("models: {gpt2: {nam: gpt2}}\n")
     (room / "model-type.yaml").write_text("models: {gpt2: {name: gpt2, dtype: float23}}\n")
     (room / "no-section.yaml").write_text("outptu: {dir: here}\n")
+    (room / "outside.yaml").write_text("num_sentences: 5\n")
+    (room / "above.yaml").write_text("analysis: {strengths: [1, 2]}\n")
+    (room / "nothing.yaml").touch()
     (room / "type.yaml").write_text("analysis: {top_k: many}\n")
     (room / "taken").mkdir()
     return room
@@ -130,7 +133,17 @@ BAD_INPUT = {
     "an unknown key in a section as an option": Bad(
         ("--models", '{{"x": {{"name": "y", "nam": "z"}}}}'), ("models.x: got the key 'nam'", "'name'")
     ),
-    "a word too much": Bad(("corpus.csv",), ("unrecognized", "corpus.csv")),
+    "a word too much": Bad(("corpus.csv",), ("unrecognized", "corpus.csv", "as in --data.path FILE")),
+    "a model without a key": Bad(("--models", "gpt2"), ("models: got 'gpt2'; expected a mapping, as {key: value}",)),
+    "a key outside of its section": Bad(
+        ("--config", "{room}/outside.yaml"), ("got the key 'num_sentences'", "it belongs below analysis")
+    ),
+    "a key outside of a section in a section": Bad(
+        ("--config", "{room}/above.yaml"), ("analysis: got the key 'strengths'", "it belongs below analysis.control")
+    ),
+    "an empty configuration": Bad(
+        ("--config", "{room}/nothing.yaml"), ("nothing.yaml: holds nothing; expected keys and values",)
+    ),
     "a section that is a list": Bad(("--config", "{room}/section.yaml"), ("analysis: got ['entropy']", "section")),
     "a section that is a list, as an option": Bad(
         ("--analysis.control", "[1]"), ("analysis.control: got [1]; expected a section",)
@@ -138,8 +151,8 @@ BAD_INPUT = {
     "a section of a file that is missing": Bad(
         ("--analysis.control", "none.yaml"), ("analysis.control: got 'none.yaml'; expected a YAML file",)
     ),
-    "malformed YAML": Bad(("--config", "{room}/broken.yaml"), ("config:", "broken.yaml: is not YAML", "line 2")),
-    "a file of words": Bad(("--config", "{room}/words.yaml"), ("words.yaml: got 'just words", "expected keys")),
+    "malformed YAML": Bad(("--config", "{room}/broken.yaml"), ("config:", "broken.yaml: is not YAML: line 2, column")),
+    "a file of words": Bad(("--config", "{room}/words.yaml"), ("words.yaml: holds 'just words", "expected keys")),
     "a configuration that is no text": Bad(("--config", "{room}/wide.pt"), ("config:", "wide.pt: is not UTF-8")),
     "a missing configuration": Bad(("--config", "{room}/none.yaml"), ("config: got", "none.yaml'", "No such file")),
     "an option without its value": Bad(("--analysis.top_k",), ("--analysis.top_k: expected one argument",)),
@@ -172,7 +185,9 @@ BAD_INPUT = {
     "an infinite order of Rényi's entropy": Bad(("--analysis.renyi_order", ".inf"), ("analysis.renyi_order: got inf",)),
     "a negative temperature": Bad(("--temperature=-0.5",), ("analysis.temperature: got -0.5", "above 0")),
     "a temperature that is no number": Bad(("--temperature", ".nan"), ("analysis.temperature: got nan", "above 0")),
-    "an unknown metric, alone": Bad(("--analysis.metrics", "entropi"), ("analysis.metrics: got 'entropi'", "margin")),
+    "an unknown metric, alone": Bad(
+        ("--analysis.metrics", "entropi"), ("analysis.metrics: got 'entropi' (did you mean 'entropy'?)", "margin")
+    ),
     "an unknown metric": Bad(("--analysis.metrics", "[entropy, warmth]"), ("analysis.metrics: got 'warmth'", "margin")),
     "no metrics": Bad(("--analysis.metrics", "[]"), ("analysis.metrics", "empty", "margin")),
     "a top_k beyond the vocabulary": Bad(
@@ -229,7 +244,9 @@ BAD_INPUT = {
     "a run name with a slash": Bad(("--output.run_name", "a/b"), ("output.run_name: got 'a/b'", "separators")),
     "devices that are no number": Bad(("--trainer.devices", "some"), ("trainer: got", "devices 'some'", "int > 0")),
     "an unknown accelerator": Bad(("--trainer.accelerator", "abacus"), ("trainer: got accelerator 'abacus'", "cpu")),
-    "a tuned lens without a folder": Bad(("--analysis.lens", "tuned"), ("analysis.lens_path", "needs the folder")),
+    "a tuned lens without a folder": Bad(
+        ("--analysis.lens", "tuned"), ("analysis.lens_path: got null", "needs the folder")
+    ),
 }
 
 
@@ -273,8 +290,8 @@ def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFi
     [
         ("merg", "the nearest known command is 'merge'"),
         ("Status", "the nearest known command is 'status'"),
-        ("steering", "known are predict, plan, merge, report, status, extract, convert-vector"),
-        ("corpus.csv", "known are predict, plan, merge, report, status, extract, convert-vector"),
+        ("steering", "the known commands are predict, plan, merge, report, status, extract, convert-vector"),
+        ("corpus.csv", "the known commands are predict, plan, merge, report, status, extract, convert-vector"),
     ],
 )
 def test_an_unknown_command_is_an_error_whatever_follows_it(
@@ -331,8 +348,8 @@ def test_what_a_run_will_do_is_said_before_anything_heavy_is_imported():
     done = subprocess.run([sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True)
     said, *rest = done.stderr.splitlines()
     assert said == (
-        "tiny-gpt2, tiny-bert over the built-in sentences: standard, control_-1, control_+0, control_+1 "
-        "and 20 placebos; into analysis_outputs/one; loading"
+        "measuring tiny-gpt2, tiny-bert on the built-in sentences: standard, control_-1, control_+0, control_+1 "
+        "and 20 placebos; output: analysis_outputs/one; loading ..."
     )
     assert "import of torch halted" in rest[-1]
 

@@ -161,7 +161,9 @@ def printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_a_comparison_shows_the_difference_its_interval_its_test_and_its_placebos(printed: Callable[..., list[str]]):
     about, *lines = printed()
-    assert about.startswith("Means over the sentences at the last layer; difference: condition - standard; p: of")
+    assert about.startswith(
+        "Means over the sentences, at the last layer. difference: condition minus standard. p (Holm)"
+    )
     assert lines == [
         "model metric unit standard difference 95 % interval p (Holm) placebos",
         "bert attention_entropy nats 1.235e+15 +0.01235 +0.011 to +0.022 < 0.001 beyond all 20",
@@ -178,6 +180,10 @@ def test_a_comparison_shows_the_difference_its_interval_its_test_and_its_placebo
         ({"p_holm": 0.0314}, "0.031 beyond all 20"),
         ({"p_holm": nan, "placebo_p": 1.0}, "not tested within (20 of 20)"),
         ({"ci_low": nan, "ci_high": nan, "p_holm": 1.0}, "+0.01235 1.000 beyond all 20"),
+        ({"ci_low": 38.6, "ci_high": 131.2}, "+39 to +131 < 0.001 beyond all 20"),
+        ({"ci_low": 4.981, "ci_high": 5.049}, "+4.981 to +5.049 < 0.001 beyond all 20"),
+        ({"ci_low": -2.5e7, "ci_high": 1e-9}, "-2.5e+07 to +1e-09 < 0.001 beyond all 20"),
+        ({"ci_low": 0.5, "ci_high": 0.5}, "+0.5 to +0.5 < 0.001 beyond all 20"),
     ],
 )
 def test_what_is_not_known_is_left_out(printed: Callable[..., list[str]], columns: dict[str, float], end: str):

@@ -256,7 +256,7 @@ def test_a_column_without_text_is_refused(tmp_path: Path, streaming: bool, suffi
     path = tmp_path / f"a{suffix}"
     rows = Dataset.from_dict({"n": [1, 2], "text": ["one", "two"]})
     rows.to_csv(str(path)) if suffix == ".csv" else rows.to_parquet(str(path))
-    with pytest.raises(ValueError, match=r"data\.text_column: 'n' of .* holds no text"):
+    with pytest.raises(ValueError, match=r"data\.text_column: 'n' of .* holds .*; expected text"):
         load(path, 1, text_column="n", streaming=streaming)
     assert texts(load(path, 1, streaming=True)) == ["one"]
 
@@ -322,7 +322,7 @@ BAD_FILES = {
     "empty.txt": (b"", "is empty"),
     "empty.csv": (b"", "is empty"),
     "empty.json": (b"", "is empty"),
-    "header.csv": (b"text\n", "no rows below"),
+    "header.csv": (b"text\n", r"has a header \(text\), but no rows below"),
     "none.json": (b"[]", "no"),
     "blank.txt": (b"\n \n\t\n", "no sentences; 3 rows hold no text"),
     "blank.csv": (b'text,more\n"",""\n" ",\n', "no sentences; 2 rows hold no text"),
@@ -337,7 +337,7 @@ BAD_FILES = {
         b"text\nHello\nHello, world\n",
         r"line 3 of later\.csv has 2 fields, more fields than the header \(1\)",
     ),
-    "text.pdf": (b"%PDF", r"expected a file named \.csv"),
+    "text.pdf": (b"%PDF", r"expected one of \.csv.*; save a table as csv"),
 }
 
 

@@ -80,8 +80,8 @@ def num_parts(run_dir: Path) -> int:
 
 
 def printed_command(said: str) -> list[str]:
-    """Return the arguments of the command that the program said would go on with the run."""
-    command = re.findall(r"go on with: (llm-entropy .*)", said)[-1]
+    """Return the arguments of the command that the program said would resume the run."""
+    command = re.findall(r"resume with: (llm-entropy .*)", said)[-1]
     return shlex.split(command)[1:]
 
 
@@ -114,7 +114,7 @@ def test_a_run_that_is_killed_four_times_leaves_what_an_unbroken_one_does(
         for name, content in outputs_of(run_dir).items():
             assert content == whole[name], "a file is whole or absent"
         # before the run's folder is there, nothing has been begun
-        command = printed_command(ended.said) if "go on with" in ended.said else [*first, "--resume"]
+        command = printed_command(ended.said) if "resume with" in ended.said else [*first, "--resume"]
     ended = launch(command)
     assert ended.status == 0, ended.said
     assert outputs_of(run_dir) == whole
@@ -220,7 +220,7 @@ def test_a_full_disk_is_one_line_and_what_was_done_is_kept(room: Path, launch: L
     ended = launch([*words, "--output.part_seconds=60", "--output.part_megabytes=0.02"], program=program)
     assert ended.status == 1, ended.said
     last = ended.said.splitlines()[-1]
-    assert "cannot write: File too large; what was done is kept; make room and go on with: llm-entropy" in last
+    assert "cannot write: File too large; what was done is kept; free some space, then resume with: llm-entropy" in last
     assert "Traceback" not in ended.said
     assert not list((room / "runs/full").rglob("*.tmp"))
     assert launch(printed_command(last)).status == 0
@@ -336,7 +336,7 @@ def test_a_process_that_is_lost_at_the_very_end_is_missed(room: Path, launch: La
     words = [*WORDS, "--models={gpt2: builtin:tiny-gpt2}", "--output.run_name=lost", "--output.part_seconds=60"]
     ended = launch(["predict", *words, "--trainer.devices=2"], program=LOSE_RANK_1 + COMMAND_LINE, num_copies=1)
     assert ended.status == 1, ended.said
-    assert "records of gpt2 are missing: another process of this run was lost; go on with: llm-entropy" in ended.said
+    assert "records of gpt2 are missing: another process of this run was lost; resume with: llm-entropy" in ended.said
     assert not (room / "runs/lost/standard").exists()
     assert launch([*printed_command(ended.said), "--trainer.devices=1"]).status == 0
     assert outputs_of(room / "runs/lost") == {name: content for name, content in whole.items() if "gpt2" in name}
@@ -389,7 +389,7 @@ def test_between_two_models_a_process_is_waited_for_as_long_as_it_lives(
     done = subprocess.run(command, cwd=room, env=environment, capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines()[-1] == statuses, done.stderr
     if comes == "never":
-        assert "runs/never: process 1 of 2 ended before bert; go on with: llm-entropy predict" in done.stderr
+        assert "runs/never: process 1 of 2 ended before bert; resume with: llm-entropy predict" in done.stderr
         assert launch(printed_command(done.stderr)).status == 0
     assert outputs_of(room / "runs" / comes) == whole
 

@@ -1,4 +1,4 @@
-"""What must be the same to go on with a run: how its vectors act."""
+"""What must be the same to resume a run: how its vectors act."""
 
 from __future__ import annotations
 

@@ -489,7 +489,8 @@ def test_a_full_disk_is_told_with_the_way_on_and_costs_what_was_being_written(
     with monkeypatch.context() as patch:
         fill_disk(patch, name)
         words = (
-            r"No space left on device; what was done is kept; make room and go on with: llm-entropy predict .* --resume"
+            r"No space left on device; what was done is kept; free some space, then resume with: "
+            "llm-entropy predict .* --resume"
         )
         with pytest.raises(RunIncompleteError, match=words):
             run(settings, quiet=True)
@@ -516,7 +517,7 @@ def test_a_full_disk_is_told_by_the_merge_and_the_first_word_too(
     assert ended.value.code == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
-        f"No space left on device; what was done is kept; make room and go on with: {MERGE} {run_of_its_own}"
+        f"No space left on device; what was done is kept; free some space, then resume with: {MERGE} {run_of_its_own}"
     )
     assert tables_of(run_of_its_own) == before
     assert not list(run_of_its_own.glob(".merge-*"))
@@ -583,7 +584,7 @@ def test_tasks_can_do_what_a_single_process_left(settings: Settings, whole: RunR
 def test_a_task_that_was_begun_is_gone_on_with_only_when_asked(settings: Settings):
     run_dir = run_tasks(settings, "array", 2, range(1)).run_dir
     before = everything_in(run_dir)
-    with pytest.raises(ValueError, match="task 0 has been begun already; add --resume"):
+    with pytest.raises(ValueError, match="task 0 was started already; add --resume"):
         run_tasks(settings, "array", 2, range(1))
     assert everything_in(run_dir) == before
 

@@ -137,7 +137,7 @@ def test_mappings_of_settings_and_what_is_nested_in_them_are_checked_by_their_pl
         ({"a": {"inner": [1]}}, "named.a.inner: got [1]; expected a section with keys below it"),
         ({"a": {"pair": True}}, "named.a.pair: got true; expected a section with keys below it or null"),
         ({"a": None}, "named.a: got null; expected text or a section with keys below it"),
-        ([1], "named: got [1]; expected a mapping of keys to values or null"),
+        ([1], "named: got [1]; expected a mapping, as {key: value} or null"),
     ],
 )
 def test_what_is_wrong_deep_in_a_file_is_named_by_its_place(written: Any, message: str):

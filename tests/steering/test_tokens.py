@@ -188,7 +188,8 @@ def test_blocks_that_are_not_there_are_refused(blocks: Any, vector: Tensor, mess
 @pytest.mark.parametrize("blocks", [[], "last", "1:2:0", "7"])
 def test_blocks_that_are_no_numbers_and_no_slice_are_refused(blocks: Any) -> None:
     with pytest.raises(
-        ReportedError, match=r"analysis\.control\.blocks: got .*; expected a list of block numbers, or a sl"
+        ReportedError,
+        match=r"analysis\.control\.blocks: got .*; expected a list of block numbers, as \[8, 9\], or a sl",
     ):
         ControlSettings(blocks=blocks)
 

@@ -553,7 +553,7 @@ def test_content_that_is_no_vector_is_refused(tmp_path: Path, content: Any, mess
 
 
 def test_a_missing_file_an_unknown_suffix_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none\.pt: got no such file; expected a vector file"):
+    with pytest.raises(ValueError, match=r"none\.pt: no such file; give the path of a vector file"):
         resolve(tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"got the suffix '\.txt'; expected one of \.pt, \.pth, .*\.gguf"):
         resolve(tmp_path / "v.txt")
