@@ -85,7 +85,7 @@ def steers_new_tokens(
     - `all`: every one. `last`: every one, too, for each is the last token when it is read.
     - `prompt`: none.
     - `no_special`: every one but special tokens.
-    - a slice: those that go on with one that has no end, as `5:` and `::2`; others speak of the sentence alone.
+    - a slice: one without an end, as `5:` and `::2`, continues over them; others concern the sentence alone.
 
     Args:
         tokens: As `ControlSettings.tokens`.
