@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Optional
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.models.families import ModelView
 
 CACHE_NAMES = ("cache", "past_key_values")
 """What models call the argument of the cache: of transformers from 5.24 on, and before."""
+
+
+def check_cache(view: ModelView, name: str) -> None:
+    """Make sure that a model can go on with a text token after token.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: Its code takes no cache of what it has read.
+    """
+    if _cache_name(view) is None:
+        raise ReportedError(
+            f"{name}: {type(view.base).__name__} takes no {' or '.join(CACHE_NAMES)}, so that it cannot go on with a "
+            "text token after token; set analysis.positions to last or all"
+        )
+
+
+def _cache_name(view: ModelView) -> Optional[str]:
+    known = inspect.signature(view.base.forward).parameters
+    return next((name for name in CACHE_NAMES if name in known), None)
 
 
 def new_cache(view: ModelView) -> DynamicCache:
@@ -31,8 +54,9 @@ def run_cached(
         position_ids: [batch, new], the place of each token in its text, from 0 on.
         cache: Of the tokens before; the new ones are added.
     """
-    known = inspect.signature(view.base.forward).parameters
-    options: dict[str, Any] = {next(name for name in CACHE_NAMES if name in known): cache}
+    known, cache_name = inspect.signature(view.base.forward).parameters, _cache_name(view)
+    assert cache_name is not None
+    options: dict[str, Any] = {cache_name: cache}
     if "position_ids" in known:  # BLOOM, which has none, counts the tokens of the mask
         options["position_ids"] = position_ids
     view.base(input_ids=input_ids, attention_mask=attention_mask, use_cache=True, **options)

@@ -167,8 +167,11 @@ def find_architecture(
             "name an AutoModelForCausalLM or AutoModelForMaskedLM"
         )
     kind, auto = found
-    model_class = auto._model_mapping.get(type(config), None)
-    supports = getattr(model_class[0] if isinstance(model_class, tuple) else model_class, "_supports_sdpa", True)
+    known = auto._model_mapping.get(type(config), model_class)
+    known = known[0] if isinstance(known, tuple) else known
+    supports = getattr(known, "_supports_sdpa", True)
+    if known is not None and not known.__module__.startswith("transformers."):
+        supports = supports and known._can_set_attn_implementation()  # where it cannot, transformers only warns
     return Architecture(**{"kind": kind, "auto": auto, "eager_only": not supports, **ROWS.get(model_type, {})})
 
 

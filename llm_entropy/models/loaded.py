@@ -16,6 +16,7 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import EAGER, READABLE, attention_implementation
 from llm_entropy.models.families import find_architecture, fused_activations, most_tokens, shape_of
 from llm_entropy.models.loading import DTYPES, ModelSource, find_model, limit_of
+from llm_entropy.models.own_code import code_name
 from llm_entropy.settings import LOADED_PREFIX, ModelSettings
 
 NOT_IDENTITY = ("transformers_version", "use_cache", "dtype", "torch_dtype")
@@ -70,6 +71,7 @@ def loaded_source(key: str, model: Any, tokenizer: Optional[Any] = None) -> Mode
         shape=shape_of(model.config),
         most_tokens=limit_of(most_tokens(model.config), own.model_max_length),
         revision=None,
+        code=code_name([type(model), type(model.config), type(own)]),
         loaded=model,
     )
 

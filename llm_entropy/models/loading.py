@@ -9,7 +9,7 @@ import re
 import struct
 import textwrap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, cast
 
@@ -46,6 +46,16 @@ from llm_entropy.models.families import (
     most_tokens,
     outline_model,
     shape_of,
+)
+from llm_entropy.models.own_code import (
+    class_of,
+    code_name,
+    copying_alone,
+    needs_permission,
+    reference_of,
+    refusal,
+    takes_attention,
+    way_out,
 )
 from llm_entropy.models.quantised import method_of, missing_package, restore_head_
 from llm_entropy.schema import ModelShape
@@ -97,6 +107,8 @@ class ModelSource:
     """The GGUF file in `location` that holds configuration, tokenizer and weights."""
     adapter: Optional[Path] = None
     """Folder of an adapter that is merged into the model."""
+    code: Optional[str] = None
+    """A name for the bytes of the model's own code; None: it has none that is run."""
     loaded: Optional[PreTrainedModel] = None
     """The model itself, where it was given in memory."""
 
@@ -121,7 +133,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
     location, gguf_file = _location(f"models.{key}", settings)
     options: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     if gguf_file is None:
-        with _one_error(settings, location), _quiet_transformers():
+        with _one_error(key, settings, location), _quiet_transformers():
             beside = find_adapter_config_file(location, revision=settings.revision)
             fault = _folder_fault(location, beside, settings.name)
         if fault:
@@ -130,7 +142,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         _check_gguf(name)
         options["gguf_file"] = gguf_file
     adapter = None if settings.adapter is None else find_adapter(key, settings.adapter)
-    with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
+    with _reading(key, settings, location):
         config = AutoConfig.from_pretrained(location, **options)
     if package := missing_package(config):
         raise ReportedError(
@@ -142,12 +154,15 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
             f"{name} is quantised ({method_of(config)}), and an adapter is merged in full precision; give the model "
             "that it was quantised from"
         )
-    architecture, shape = find_architecture(config, name), shape_of(config)
+    architecture, model_class = _find_class(key, settings, location, config)
+    shape = shape_of(config)
     if min(shape) < 1:
         sizes = ", ".join(f"{size} {number}" for size, number in shape._asdict().items())
         raise ReportedError(f"{name}: config.json says {sizes}; expected at least 1 of each; correct it")
-    with _one_error(settings, location, CONFIG_FAULTS), _quiet_transformers():
+    with _reading(key, settings, location):
         tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        made = [type(config), type(tokenizer), *([] if model_class is None else [model_class])]
+        code = code_name(made) if settings.trust_remote_code else None
         commit = extract_commit_hash(cached_file(location, gguf_file or CONFIG, revision=settings.revision), None)
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         # transformers makes one up where there are no files: every word would be read as unknown
@@ -173,7 +188,29 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         revision=commit,
         gguf_file=gguf_file,
         adapter=adapter,
+        code=code,
     )
+
+
+def _find_class(
+    key: str, settings: ModelSettings, location: str, config: PretrainedConfig
+) -> tuple[Architecture, Optional[type[Any]]]:
+    """Return what is known of a model's family, and the class that its own code makes it, if it has any.
+
+    Raises:
+        ReportedError: Its family is not known, its code is not allowed to run, or needs what is not installed.
+    """
+    architecture = find_architecture(config, f"models.{key}: {settings.name}")
+    auto = architecture.auto
+    if not settings.trust_remote_code:
+        if type(config) not in auto._model_mapping and reference_of(auto, config) is not None:
+            raise ReportedError(refusal(key, settings.name, location, settings.revision))
+        return architecture, None
+    with _reading(key, settings, location):
+        model_class = class_of(auto, config, location, settings.revision)
+        if model_class is not None and not takes_attention(model_class, config, READABLE):
+            architecture = replace(architecture, eager_only=True)
+    return architecture, model_class
 
 
 def weights_dtype(source: ModelSource, precision: str) -> torch.dtype:
@@ -217,10 +254,10 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
     auto = source.architecture.auto
     dtype = weights_dtype(source, precision)
     attention = EAGER if source.architecture.eager_only else READABLE if needs_attention else None
-    with _one_error(settings, source.location), _quiet_transformers():
+    with _one_error(source.key, settings, source.location), _quiet_transformers():
         loaded: Any = auto.from_pretrained(
             source.location,
-            revision=settings.revision,
+            revision=source.revision or settings.revision,  # what `find_model` read: a branch may have moved on
             trust_remote_code=settings.trust_remote_code,
             dtype=dtype if source.adapter is None else torch.float32,
             attn_implementation=attention,
@@ -255,7 +292,7 @@ def load_skeleton(source: ModelSource) -> PreTrainedModel:
     if source.loaded is not None:
         return source.loaded
     auto = source.architecture.auto
-    with _one_error(source.settings, source.location), _quiet_transformers(), torch.device("meta"):
+    with _one_error(source.key, source.settings, source.location), _quiet_transformers(), torch.device("meta"):
         return cast(
             PreTrainedModel, auto.from_config(source.config, trust_remote_code=source.settings.trust_remote_code)
         )
@@ -429,12 +466,21 @@ def _other_folder(folder: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
+def _reading(key: str, settings: ModelSettings, location: str) -> Iterator[None]:
+    """Read configuration, code and tokenizer: quietly, with one error, and copying code while no other process does."""
+    alone = copying_alone() if settings.trust_remote_code else contextlib.nullcontext()
+    with _one_error(key, settings, location, CONFIG_FAULTS), _quiet_transformers(), alone:
+        yield
+
+
+@contextlib.contextmanager
 def _one_error(
-    settings: ModelSettings, location: str, refusals: tuple[type[Exception], ...] = REFUSALS
+    key: str, settings: ModelSettings, location: str, refusals: tuple[type[Exception], ...] = REFUSALS
 ) -> Iterator[None]:
     """Turn what transformers raises when a model cannot be had into one line, with the file that is to blame.
 
     Args:
+        key: The model's, in the settings.
         settings: Of the model.
         location: What transformers loads from.
         refusals: What is raised where the model is to blame, and not a program.
@@ -442,13 +488,15 @@ def _one_error(
     try:
         yield
     except Exception as error:
+        if needs_permission(error):
+            raise ReportedError(refusal(key, settings.name, location, settings.revision)) from error
         folder = Path(location)
         fault = thorough_fault(folder) if folder.is_dir() else None
         # tokenizers raises plain exceptions. Other kinds are faults of a program, unless a broken file explains them.
         if fault is None and not isinstance(error, refusals) and type(error) is not Exception:
             raise
         revision = f" at revision {settings.revision!r}" if settings.revision else ""
-        reason = fault or f"{_reason(error)}. {_way_out(error, folder.is_dir())}"
+        reason = fault or f"{_reason(error)}. {_way_out(error, folder.is_dir(), settings)}"
         raise ReportedError(f"cannot load the model {settings.name!r}{revision}: {reason}") from error
 
 
@@ -462,10 +510,10 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(words if first.endswith(":") else first, 300, placeholder=" ...").rstrip(" .")
 
 
-def _way_out(error: Exception, is_folder: bool) -> str:
+def _way_out(error: Exception, is_folder: bool, settings: ModelSettings) -> str:
     """Say what to do about a model that cannot be had."""
-    if "trust_remote_code" in str(error):
-        return "Its own code is not run unless its settings say trust_remote_code: true; say so if you trust it"
+    if settings.trust_remote_code and (own := way_out(error)):
+        return own
     if is_folder:
         return "Correct its files, or save or download the model again"
     return f"Without network or cache, give a local folder, or a built-in model: {_builtin_names()}"

@@ -88,6 +88,7 @@ def model_identity(plan: Plan) -> dict[str, Any]:
         "name": source.name,
         "revision": source.revision,
         "content": _content(source),
+        **({} if source.code is None else {"code": source.code}),
         **({} if source.adapter is None else {"adapter": fingerprint(source.adapter)}),
         "dtype": settings.dtype,
         "tokenizer": plan.encoder.fingerprint,

@@ -13,6 +13,7 @@ from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.models.attention import open_attention
+from llm_entropy.models.cached import check_cache
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.models.proofs import check_parts
@@ -58,6 +59,8 @@ def open_model(
             "be measured in part; such a model cannot be measured yet"
         )
     check_parts(view, where)
+    if analysis.is_generated:
+        check_cache(view, where)
     if needs_attention:
         view = open_attention(view, where)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))

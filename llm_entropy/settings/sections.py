@@ -152,7 +152,7 @@ class ModelSettings:
     dtype: Optional[Literal["float32", "bfloat16", "float16", "auto"]] = None
     """Type of the weights; auto: that of the checkpoint; null: what `trainer.precision` says."""
     trust_remote_code: bool = False
-    """Allow the model's own code to run."""
+    """Run code that lies beside the model's weights, from the hub or its folder; false: such a model is refused."""
     output_hidden_states: bool = True
     """Accepted, without effect: layers are always read."""
 
