@@ -330,6 +330,11 @@ class NamedTokens(NamedTuple):
     """[record, tracked], the tokens that the final layer ranks highest."""
     tracked_probabilities: Tensor
     """[record, tracked, layer], their probability at every layer."""
+    lens_ids: Tensor
+    """[record, layer], each layer's own most likely token, of equal ones that with the lowest id; [record, 0] where
+    nobody asks."""
+    lens_probabilities: Tensor
+    """As `lens_ids`: the probability of that token at that layer."""
 
 
 class ConditionRecords(NamedTuple):
@@ -410,6 +415,7 @@ TARGET_ID, TARGET = "target_id", "target"
 CONTINUATION = "continuation"
 TOP_TOKENS, TOP_PROBABILITIES = "top_tokens", "top_probabilities"
 TRACKED_TOKENS, TRACKED_PROBABILITIES = "tracked_tokens", "tracked_probabilities"
+LENS_TOKENS, LENS_PROBABILITIES = "lens_tokens", "lens_probabilities"
 ANSWER_SURPRISAL, ANSWER_RANK, ANSWER_PROBABILITY = "answer_surprisal", "answer_rank", "answer_probability"
 ANSWER_COLUMNS = {ANSWER_SURPRISAL: "nats", ANSWER_RANK: "tokens", ANSWER_PROBABILITY: ""}
 """What is read of an answer, and the units: the surprisal of all its tokens; rank and probability of the first."""
@@ -455,8 +461,9 @@ def shard_schema(
 
     Metrics are fixed-size lists of float32, a number per layer; those of attention hold blocks x heads numbers, the
     heads of block 0 first, of a placebo their mean over the heads; `tracked_probabilities` tracked x layers, the layers
-    of the first token first. Unit, axis and shape are in each field's metadata. A text stands in the first record that
-    a part has of its sentence, and is null in the others: copies would grow with the square of a document's length.
+    of the first token first; `lens_tokens` and `lens_probabilities`, where asked for, one of each per layer. Unit, axis
+    and shape are in each field's metadata. A text stands in the first record that a part has of its sentence, and
+    is null in the others: copies would grow with the square of a document's length.
 
     Of generated texts a row is (sentence, step): behind one sentence every condition writes its next token at the same
     position. The targets of a condition are what it wrote, its other columns what it says there; they are null, or NaN,
@@ -502,6 +509,12 @@ def shard_schema(
                 numbers(own(TOP_PROBABILITIES), "", "token", num_top),
                 pa.field(own(TRACKED_TOKENS), pa.list_(pa.string(), num_tracked)),
                 numbers(own(TRACKED_PROBABILITIES), "", "token layer", num_tracked, num_layers),
+            ]
+        if condition.keeps_tokens and analysis.lens_tokens:
+            about = {"meaning": "most likely token of each layer", "axes": "layer", "shape": str(num_layers)}
+            fields += [
+                pa.field(own(LENS_TOKENS), pa.list_(pa.string(), num_layers), metadata=about),
+                numbers(own(LENS_PROBABILITIES), "", "layer", num_layers),
             ]
         if analysis.is_generated:
             more = pa.field(own(CONTINUATION), pa.string()) if condition.keeps_tokens else None

@@ -34,7 +34,7 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
-from llm_entropy.schema import Batch, ConditionRecords
+from llm_entropy.schema import Batch, ConditionRecords, NamedTokens
 from llm_entropy.settings import (
     CONTROL,
     KL_FROM_STANDARD,
@@ -189,6 +189,19 @@ def assert_records(got: ConditionRecords, want: list[Expected], metrics: list[st
         assert all(len(set(row)) == len(row) for row in ids.tolist()), f"{what}: a token is listed twice"
     tracked = np.take_along_axis(probabilities, tokens.tracked_ids.numpy()[:, None], axis=-1)
     assert_close(tokens.tracked_probabilities, tracked.swapaxes(1, 2), f"{what} tracked probabilities")
+    if tokens.lens_ids.shape[1]:
+        assert_lens_tokens(tokens, probabilities, what)
+
+
+def assert_lens_tokens(tokens: NamedTokens, probabilities: Any, what: str) -> None:
+    """Fail unless the token of each layer is the most likely one of the reference's [record, layer, token]."""
+    assert_close(tokens.lens_probabilities, probabilities.max(axis=-1), f"{what} lens probabilities")
+    own = np.take_along_axis(probabilities, tokens.lens_ids.numpy()[..., None], axis=-1)[..., 0]
+    assert_close(tokens.lens_probabilities, own, f"{what} probabilities of lens tokens")
+    ranked = np.sort(probabilities, axis=-1)
+    is_clear = ranked[..., -1] - ranked[..., -2] > 2 * (ABSOLUTE + RELATIVE * ranked[..., -1])
+    assert is_clear.mean() > 0.5, f"{what}: almost no layer has one most likely token"
+    np.testing.assert_array_equal(tokens.lens_ids.numpy()[is_clear], probabilities.argmax(axis=-1)[is_clear], what)
 
 
 def assert_comparison(got: ConditionRecords, standard: list[Expected], want: list[Expected], what: str) -> None:
@@ -239,6 +252,7 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
         metrics=list(METRICS),
         renyi_order=order,
         top_k=TOP_K,
+        lens_tokens=True,
         control=who.control(),
     )
     module = EntropyModule(who.view, Lens(who.view), Asked(settings, {CONTROL: who.plan()}))
@@ -323,7 +337,12 @@ def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp
     sentences = readings(family, "last")[:12]
     translators = write_translators(tmp_path, who.view.shape.num_blocks) if lens == "tuned" else None
     settings = AnalysisSettings(
-        temperature=1.3, metrics=list(METRICS), top_k=TOP_K, lens=lens, lens_path=str(tmp_path) if translators else None
+        temperature=1.3,
+        metrics=list(METRICS),
+        top_k=TOP_K,
+        lens_tokens=True,
+        lens=lens,
+        lens_path=str(tmp_path) if translators else None,
     )
     module = EntropyModule(who.view, Lens(who.view, lens, tmp_path if translators else None), Asked(settings, {}))
     records = predict(module, batch_of(sentences))

@@ -86,7 +86,7 @@ def measure(
     plans = {}
     if vector is not None:
         plans[CONTROL] = plan_of(steering, vector, num_blocks=view.shape.num_blocks)
-    settings = AnalysisSettings(metrics=list(METRICS), **steered, **analysis)
+    settings = AnalysisSettings(metrics=list(METRICS), lens_tokens=True, **steered, **analysis)
     return predict(EntropyModule(view, Lens(view), Asked(settings, plans)), batch)
 
 

@@ -53,6 +53,7 @@ def run_analysis(
     renyi_order: float = 2.0,
     top_k: int = 5,
     tracked_tokens: int = 3,
+    lens_tokens: bool = False,
     control_vector: Optional[Vector] = None,
     control_vectors: Union[Mapping[str, Vector], ControlVectors, None] = None,
     direction: Literal["positive", "negative"] = "positive",
@@ -103,6 +104,8 @@ def run_analysis(
         renyi_order: Order a of the metric `renyi_entropy`, ln(sum p^a) / (1 - a): above 0, not within 0.02 of 1.
         top_k: How many tokens the predictions list.
         tracked_tokens: Number of the most likely tokens whose probability is tracked over the layers.
+        lens_tokens: Record each layer's own most likely token and its probability: the report's lens grid, and
+            `result["gpt2"].plot("lens_grid")`.
         control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
             tensor or array of floating-point numbers, or a list of numbers or of rows.
         control_vectors: `positive` and `negative`, of which `direction` chooses.
@@ -168,6 +171,7 @@ def run_analysis(
         renyi_order=renyi_order,
         top_k=top_k,
         tracked_tokens=tracked_tokens,
+        lens_tokens=lens_tokens,
         control=control,
         conditions=conditions_of(conditions),
     )

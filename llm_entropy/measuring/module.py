@@ -69,12 +69,16 @@ class EntropyModule(L.LightningModule):
             if analysis.words and condition.keeps_tokens:
                 names += [name for name in WORD_METRICS if name not in names]
         self.register_buffer("_word_starts", asked.word_starts, persistent=False)
+        needs = needs_of(name for names in self.names for name in names)
+        if analysis.lens_tokens:
+            needs.add("top1")
         self.wanted = Wanted(
             top_k=analysis.top_k,
             num_tracked=analysis.tracked_tokens,
             use_sampling=analysis.use_sampling,
-            needs=needs_of(name for names in self.names for name in names),
+            needs=needs,
             order=analysis.renyi_order,
+            lens_tokens=analysis.lens_tokens,
         )
         self._most_rows: Optional[int] = None
         self._tokens_before = 0

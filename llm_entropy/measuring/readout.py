@@ -82,6 +82,8 @@ class Wanted(NamedTuple):
     """The order of the powers."""
     members: Optional[Tensor] = None
     """[vocab], bool, the tokens that begin a word or end the text; None: the vocabulary does not tell."""
+    lens_tokens: bool = False
+    """Whether each layer's own most likely token is named; then `needs` has `top1`."""
 
 
 def decode(
@@ -136,8 +138,22 @@ def decode(
             listed, listed_logits = predicted[c].unsqueeze(-1), shifted[-1, :, 1:2]
         of_tracked = (shifted[..., 2:] - log_sum).exp().permute(1, 2, 0)
         listed_probabilities = (listed_logits - log_sum[-1]).exp()
-        tokens.append(NamedTokens(chosen[c], listed, listed_probabilities, tracked, of_tracked))
+        of_layers = _most_likely(statistics, c, is_asked=wanted.lens_tokens)
+        tokens.append(NamedTokens(chosen[c], listed, listed_probabilities, tracked, of_tracked, *of_layers))
     return statistics._replace(target=torch.stack(at_target), target_rank=torch.stack(ranks) if ranks else None), tokens
+
+
+def _most_likely(statistics: LayerStatistics, condition: int, *, is_asked: bool) -> tuple[Tensor, Tensor]:
+    """Return each layer's most likely token under a condition and its probability, [record, layer]; or of no layer.
+
+    At the largest logit z = m, so that its probability is exp(0) / sum exp(z - m).
+    """
+    log_sum = statistics.log_sum[condition]
+    if not is_asked:
+        nothing = log_sum.new_empty(log_sum.shape[1], 0)
+        return nothing.long(), nothing
+    assert statistics.top1 is not None, "the kernel was not asked for the most likely tokens"
+    return statistics.top1[condition].T, log_sum.clamp(min=0.0).neg().exp().T
 
 
 def _statistics(

@@ -48,8 +48,9 @@ def run_identity(settings: Settings, plans: Sequence[Plan], corpus: str) -> dict
         corpus: Fingerprint of the corpus.
     """
     analysis = to_plain(settings.analysis)
-    if not analysis["words"]:  # as in the runs before there was a choice
-        del analysis["words"]
+    for name in ("words", "lens_tokens"):
+        if not analysis[name]:  # as in the runs before there was a choice
+            del analysis[name]
     for name in ("control", "conditions", "lens_path"):
         del analysis[name]  # what they come to counts: the conditions, each model's `steering` and `lens`
     for name in OF_GENERATION:

@@ -11,6 +11,8 @@ from llm_entropy.runs.carried import answer_rows, nothing, ordinary_records
 from llm_entropy.runs.token_texts import TokenTexts
 from llm_entropy.schema import (
     CONTINUATION,
+    LENS_PROBABILITIES,
+    LENS_TOKENS,
     NO_TOKEN,
     POSITION,
     SENTENCE,
@@ -66,6 +68,8 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
                 TOP_PROBABILITIES: tokens.top_probabilities,
                 TRACKED_TOKENS: texts(tokens.tracked_ids),
                 TRACKED_PROBABILITIES: tokens.tracked_probabilities,
+                LENS_TOKENS: texts(tokens.lens_ids),
+                LENS_PROBABILITIES: tokens.lens_probabilities,
             }
         if own.written is not None:
             named[TARGET_ID] = _token_ids(own.written)

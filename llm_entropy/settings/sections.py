@@ -56,6 +56,8 @@ class AnalysisSettings:
     """How many tokens of the final layer the predictions list."""
     tracked_tokens: int = 3
     """Number of the final layer's most likely tokens whose probability is tracked over the layers."""
+    lens_tokens: bool = False
+    """Record each layer's own most likely token and its probability: the report's lens grid, and the plot of it."""
     control: ControlSettings = field(default_factory=ControlSettings)
     """The control condition."""
     conditions: dict[str, ControlSettings] = field(default_factory=dict)

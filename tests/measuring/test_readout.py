@@ -17,7 +17,7 @@ from llm_entropy.settings.sections import LEAST_FROM_SHANNON
 LAYERS, ROWS, WIDTH, VOCAB = 4, 5, 16, 103
 NEEDS = ("moments", "square", "power", "top1", "final_cross", "standard_cross", "target", "target_rank", "mass")
 MEMBERS = torch.arange(VOCAB) % 3 == 1
-EVERYTHING = Wanted(3, 2, False, NEEDS, order=0.5, members=MEMBERS)
+EVERYTHING = Wanted(3, 2, False, NEEDS, order=0.5, members=MEMBERS, lens_tokens=True)
 
 
 def make_inputs(*shared: int) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,8 @@ def test_metrics_are_those_of_the_textbook_whatever_is_shared(shared: tuple[int,
     torch.testing.assert_close(tokens.tracked_probabilities.double(), tracked, rtol=1e-4, atol=1e-6)
     listed = p[:, -1].gather(-1, tokens.top_ids)
     torch.testing.assert_close(tokens.top_probabilities.double(), listed, rtol=1e-4, atol=1e-6)
+    assert torch.equal(tokens.lens_ids, z.argmax(-1).transpose(1, 2))
+    torch.testing.assert_close(tokens.lens_probabilities.double(), p.amax(-1).transpose(1, 2), rtol=1e-4, atol=1e-6)
 
     target_log_p = log_p.gather(-1, chosen[:, None, :, None].expand(-1, LAYERS, -1, -1)).squeeze(-1)
     entropy = -(p * log_p).sum(-1)

@@ -25,6 +25,7 @@ OPTIONS = {
     "models": "{gpt2: builtin:tiny-gpt2, bert: builtin:tiny-bert}",
     "analysis.num_sentences": "60",
     "analysis.metrics": "[entropy, attention_entropy]",
+    "analysis.lens_tokens": "true",
     "analysis.compare_control": "true",
     "analysis.control.control_vector": "[0.4, -0.9, 0.7]",
     "analysis.control.strengths": "[-1, 1]",

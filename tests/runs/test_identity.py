@@ -46,6 +46,11 @@ def test_an_identity_names_words_where_they_are_asked_for_alone() -> None:
     assert with_words == run_identity(Settings(), [], "corpus") | {"analysis.words": True}
 
 
+def test_an_identity_names_the_tokens_of_layers_where_they_are_asked_for_alone() -> None:
+    with_tokens = run_identity(Settings(analysis=AnalysisSettings(lens_tokens=True)), [], "corpus")
+    assert with_tokens == run_identity(Settings(), [], "corpus") | {"analysis.lens_tokens": True}
+
+
 def test_a_plan_has_another_name_for_each_way_to_act_and_the_old_one_for_the_usual() -> None:
     special = SpecialTokens(frozenset({7}), close_sentences=True)
     plans = [

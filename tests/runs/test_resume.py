@@ -72,7 +72,9 @@ def settings_of_whole(gpt2: str, corpus: Path, tmp_path_factory: pytest.TempPath
     control = ControlSettings(control_vector=[0.4, -0.9, 0.7])
     folder = tmp_path_factory.mktemp("whole")
     return Settings(
-        analysis=AnalysisSettings(num_sentences=None, metrics=["entropy"], compare_control=True, control=control),
+        analysis=AnalysisSettings(
+            num_sentences=None, metrics=["entropy"], lens_tokens=True, compare_control=True, control=control
+        ),
         models={"gpt2": gpt2},
         data=DataSettings(path=str(corpus), tokens_per_batch=64),
         output=OutputSettings(dir=str(folder), run_name="one", plots=False, part_seconds=0),

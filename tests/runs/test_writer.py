@@ -45,7 +45,11 @@ from llm_entropy.store.session import Session
 from llm_entropy.store.windows import Task
 
 EVERYTHING = AnalysisSettings(
-    metrics=list(METRICS), compare_control=True, top_k=4, control=ControlSettings(control_vector=[1.0])
+    metrics=list(METRICS),
+    compare_control=True,
+    top_k=4,
+    lens_tokens=True,
+    control=ControlSettings(control_vector=[1.0]),
 )
 
 
@@ -156,6 +160,10 @@ def test_a_table_holds_every_number_of_the_records(family: str, tmp_path: Path):
         assert table[column(condition, "target_id")].to_pylist() == own.tokens.target_ids.tolist()
         first = [tokens[0] for tokens in table[column(condition, "top_tokens")].to_pylist()]
         assert first == texts(own.tokens.top_ids[:, 0])
+        named = table[column(condition, "lens_tokens")].combine_chunks().flatten().to_pylist()
+        assert named == texts(own.tokens.lens_ids)
+        likely = numbers(table, column(condition, "lens_probabilities"))
+        np.testing.assert_array_equal(likely, own.tokens.lens_probabilities.numpy())
         assert numbers(table, column(condition, "top_probabilities")).shape == (len(records.positions), 4)
 
 
@@ -167,6 +175,16 @@ def test_columns_say_their_units_and_axes():
     about = schema.field(column(CONTROL, KL_FROM_STANDARD)).metadata
     assert about == {b"unit": b"nats", b"axes": b"layer", b"shape": b"4"}
     assert column(STANDARD, KL_FROM_STANDARD) not in schema.names
+    about = schema.field(column(CONTROL, "lens_tokens")).metadata
+    assert about == {b"meaning": b"most likely token of each layer", b"axes": b"layer", b"shape": b"4"}
+
+
+def test_the_tokens_of_layers_are_recorded_where_they_are_asked_for_alone():
+    shape = view_model(make_model("gpt2")).shape
+    names = set(schema_of("gpt2").names) - set(shard_schema(replace(EVERYTHING, lens_tokens=False), shape, {}).names)
+    assert names == {
+        column(condition, name) for condition in (STANDARD, CONTROL) for name in ("lens_tokens", "lens_probabilities")
+    }
 
 
 # --- parts -------------------------------------------------------------------------------------------------------
