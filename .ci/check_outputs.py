@@ -26,6 +26,10 @@ def expected_files(settings: Settings) -> set[str]:
             for name in (*metrics, "token_probabilities"):
                 paths |= {f"{folder}/data/{model}_{name}.csv", f"{folder}/plots/{model}_{name}.png"}
             paths |= {f"{folder}/data/{model}.parquet", f"{folder}/predictions/{model}_predictions.csv"}
+        if settings.analysis.lens_tokens:
+            acting = [condition for condition in shown[1:] if condition.steering and condition.steering.strength]
+            folders = [shown[0].folder, *(condition.comparison_folder for condition in acting)]
+            paths |= {f"{folder}/plots/{model}_lens_grid.png" for folder in folders}
         for condition in shown[1:]:
             folder = condition.comparison_folder
             for metric in metrics:

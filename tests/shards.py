@@ -213,7 +213,13 @@ def _tokens(random, condition: Condition, shape: ModelShape, num: int, schema: p
     top = -np.sort(-random.dirichlet(np.ones(num_top + 3), num))[:, :num_top]
     rise = np.linspace(0, 1, shape.num_layers) ** random.uniform(1, 8, (num, num_tracked, 1))
     tracked = rise * -np.sort(-random.dirichlet(np.ones(num_tracked + 2), num))[:, :num_tracked, None]
-    return {
+    of_layers = {}
+    if column(condition.name, "lens_tokens") in schema.names:
+        of_layers = {
+            "lens_tokens": random.choice(words, (num, shape.num_layers)),
+            "lens_probabilities": random.beta(2, 4, (num, shape.num_layers)),
+        }
+    return of_layers | {
         "target_id": random.integers(0, shape.vocab_size, num),
         "target": random.choice(words, num).tolist(),
         "top_tokens": random.choice(words, (num, num_top)),

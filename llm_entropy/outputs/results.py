@@ -8,12 +8,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.places import Place, place_of_comparison, place_of_condition
 from llm_entropy.outputs.reading import read_comparison, read_doses, read_metric, read_placebos, read_summary
 from llm_entropy.outputs.report import REPORT, ReportPage
 from llm_entropy.outputs.shown import html_of_line, html_of_model, html_of_run, listed, tidy
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow
 from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Comparison, Condition, Mode, compared
+from llm_entropy.settings.plots import LENS_GRID
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,18 +62,28 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
     def _repr_html_(self) -> str:
         return html_of_line(repr(self))
 
-    def plot(self, metric: str) -> NotebookFigure:
+    def plot(self, metric: str, *, sentence: Optional[int] = None) -> NotebookFigure:
         """Return a metric over depth as a matplotlib figure; of a comparison both conditions, with the interval.
 
-        Raises:
-            KeyError: The run did not measure it.
-        """
-        from llm_entropy.outputs.replot import plot_comparison, plot_condition
+        Args:
+            metric: Its name; or `lens_grid`, each layer's own most likely token, of a comparison side by side.
+            sentence: `lens_grid`: whose positions are drawn, by its row in the tables, from 0 on; None: the first that
+                is read at several positions, or where each is read at one, several sentences.
 
-        if metric not in self.metrics:
-            raise KeyError(f"{metric!r}: the run has {', '.join(self.metrics)}")
+        Raises:
+            KeyError: The run did not measure it, or did not record it (`analysis.lens_tokens`).
+            ReportedError: There is no such sentence, or a metric was asked for of one.
+        """
+        from llm_entropy.outputs.replot import plot_comparison, plot_condition, plot_lens_grid
+
         assert self.of is not None
         run_dir, shown = self.of
+        if metric == LENS_GRID:
+            return plot_lens_grid(run_dir, self.place.model, shown, sentence)
+        if metric not in self.metrics:
+            raise KeyError(f"{metric!r}: the run has {', '.join(self.metrics)}")
+        if sentence is not None:
+            raise ReportedError(f"sentence: got {sentence}, but {metric} is drawn for all of them; leave it out")
         if isinstance(shown, Comparison):
             return plot_comparison(run_dir, self.place.model, shown, metric)
         return plot_condition(run_dir, self.place.model, shown, metric)
@@ -179,13 +191,22 @@ class ModelResult(Mapping[str, ConditionResult]):
     def _repr_html_(self) -> str:
         return html_of_line(repr(self)) + html_of_model(self.overview, self.effects)
 
-    def plot(self, metric: str) -> NotebookFigure:
+    def plot(self, metric: str, *, sentence: Optional[int] = None) -> NotebookFigure:
         """Return a metric of the first condition, the standard one where it was run, as a matplotlib figure.
 
+        Of `lens_grid` it is the first comparison, where the run compares: both conditions side by side.
+
+        Args:
+            metric: As in `ConditionResult.plot`.
+            sentence: Likewise.
+
         Raises:
-            KeyError: The run did not measure it.
+            KeyError: The run did not measure it, or did not record it.
+            ReportedError: As in `ConditionResult.plot`.
         """
-        return next(iter(self.values())).plot(metric)
+        shown = list(self.values())
+        compared_first = sorted(shown, key=lambda one: not (one.of and isinstance(one.of[1], Comparison)))
+        return (compared_first if metric == LENS_GRID else shown)[0].plot(metric, sentence=sentence)
 
     def tidy(self) -> pd.DataFrame:
         """Return all metrics of all conditions as one long table, as `ConditionResult.tidy`; without comparisons."""

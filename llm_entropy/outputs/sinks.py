@@ -33,6 +33,7 @@ from llm_entropy.outputs.effects import ModelEffects, SteeringFacts, write_doses
 from llm_entropy.outputs.groups import GroupBuilder, write_table
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
+from llm_entropy.outputs.lens_grids import ENTROPY, GridBuilder
 from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.places import (
     Place,
@@ -49,7 +50,7 @@ from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curve
 from llm_entropy.outputs.texts import FROM_TEXTS
 from llm_entropy.outputs.views import Pair, View, num_points
 from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
-from llm_entropy.schema import TRACKED_TOKENS, WORD_START, ModelShape, column
+from llm_entropy.schema import LENS_TOKENS, TRACKED_TOKENS, WORD_START, ModelShape, column
 from llm_entropy.settings import (
     ALL_METRICS,
     ANSWER_METRICS,
@@ -145,6 +146,10 @@ class ConditionSinks:
         if target.csv and target.data.keep_columns:
             self._sinks.append(SentenceCsv(place.sentences, target.data.keep_columns, target.compared_metrics))
         self._place = place
+        self.lens: Optional[GridBuilder] = None
+        if column(condition.name, LENS_TOKENS) in target.schema.names:
+            self.lens = GridBuilder(target.num_sentences, has_entropy=ENTROPY in target.metrics)
+            self._sinks.append(self.lens)
         self.groups: Optional[GroupBuilder] = None
         if target.data.group_column is not None:
             metrics, compares = target.compared_metrics, condition.role == "standard"
@@ -306,6 +311,7 @@ class ModelSinks:
             self._sampler.sample(),
             {name: own.answers.curves() for name, own in self._conditions.items() if own.answers is not None},
             {name: own.groups.curves() for name, own in self._conditions.items() if own.groups is not None},
+            {name: own.lens.grid() for name, own in self._conditions.items() if own.lens is not None},
         )
 
 

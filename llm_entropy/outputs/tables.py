@@ -66,6 +66,26 @@ class TokenTracks:
 
 
 @dataclass
+class LensGrid:
+    """Each layer's own most likely token, in a column for each position or sentence."""
+
+    sentence: Optional[str]
+    """Whose positions they are; None: each column is a sentence of its own."""
+    read: list[str]
+    """[column], the token that the model reads there; of several sentences their texts."""
+    targets: list[str]
+    """[column], the target token."""
+    tokens: list[list[str]]
+    """[column][layer], the most likely token."""
+    probabilities: npt.NDArray[np.float32]
+    """[column, layer], its probability."""
+    entropy: Optional[npt.NDArray[np.float32]]
+    """[column, layer], in nats; None where it was not measured."""
+    num_columns: int
+    """Number of the positions, or sentences, that there are; the first ones, or evenly spaced ones, are here."""
+
+
+@dataclass
 class SentenceSample:
     """Some sentences of a model, for the report."""
 
@@ -111,6 +131,9 @@ class ModelTables:
 
     groups: dict[str, dict[str, dict[str, GroupCurve]]] = field(default_factory=dict)
     """By condition, then by group, then by metric; none without groups."""
+
+    lens: dict[str, LensGrid] = field(default_factory=dict)
+    """By condition; none where `analysis.lens_tokens` is off."""
 
     @property
     def baselines(self) -> list[Condition]:

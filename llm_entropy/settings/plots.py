@@ -6,7 +6,7 @@ from llm_entropy.settings.metrics import COMPARISON_METRICS, METRICS
 
 TOKEN_PROBABILITIES, COMPARISON, DIFFERENCES = "token_probabilities", "comparison", "differences"
 LAYER_IMPACT, DOSE_RESPONSE, SUMMARY, MODELS = "layer_impact", "dose_response", "summary", "models"
-GENERATIONS, ANSWERS, GROUPS = "generations", "answers", "groups"
+GENERATIONS, ANSWERS, GROUPS, LENS_GRID = "generations", "answers", "groups", "lens_grid"
 
 PLOTS = (
     *METRICS,
@@ -22,6 +22,7 @@ PLOTS = (
         GENERATIONS,
         ANSWERS,
         GROUPS,
+        LENS_GRID,
     ),
 )
 """What can be chosen: a metric stands for all plots of it, a kind of plot for that plot of every metric."""

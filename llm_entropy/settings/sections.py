@@ -13,7 +13,7 @@ from llm_entropy.settings.control import ControlSettings
 from llm_entropy.settings.data import DataSettings
 from llm_entropy.settings.fields import check_at_least, make_plain_
 from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
-from llm_entropy.settings.plots import PLOTS, PlotFormat
+from llm_entropy.settings.plots import LENS_GRID, PLOTS, PlotFormat
 
 LEAST_FROM_SHANNON = 0.02
 """How near an order a of Rényi's entropy may come to 1: float32 leaves an error of about 1e-6 / abs(a - 1) nats."""
@@ -266,6 +266,10 @@ class Settings:
                     f"output.plots: got {name!r}, which the run does not measure; analysis.metrics has "
                     f"{', '.join(self.analysis.metrics)}"
                 )
+        if isinstance(self.output.plots, list) and LENS_GRID in self.output.plots and not self.analysis.lens_tokens:
+            raise ReportedError(
+                f"output.plots: got {LENS_GRID!r}, which the run does not record; set analysis.lens_tokens to true"
+            )
         if not self.models:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:

@@ -1,11 +1,11 @@
 """Tables -> figures: the only place that draws.
 
 `canvas` makes and saves figures, `layout` places their panel, `lettering` writes on them, `condition` draws one
-condition, `answers` its answers, `groups` groups of sentences, `comparative` what a condition changed, with `impact`,
-where it acts; `dose_response` and `overview` draw all comparisons of a model together, `generations` what they do to
-generated text, `side_by_side` the models of a run beside each other; `verdict` looks up how sure a difference is;
-`quality` draws how good extracted vectors are. `drawing` chooses figures and has several processes draw them, each of
-which runs `worker`.
+condition, `lens_grid` the token of each layer, `answers` its answers, `groups` groups of sentences, `comparative` what
+a condition changed, with `impact`, where it acts; `dose_response` and `overview` draw all comparisons of a model
+together, `generations` what they do to generated text, `side_by_side` the models of a run beside each other; `verdict`
+looks up how sure a difference is; `quality` draws how good extracted vectors are. `drawing` chooses figures and has
+several processes draw them, each of which runs `worker`.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from llm_entropy.outputs.plots.condition import figures_of_condition
 from llm_entropy.outputs.plots.dose_response import figures_of_doses
 from llm_entropy.outputs.plots.generations import figures_of_generations
 from llm_entropy.outputs.plots.groups import figures_of_groups
+from llm_entropy.outputs.plots.lens_grid import figures_of_lens
 from llm_entropy.outputs.plots.overview import figures_of_overview
 from llm_entropy.outputs.plots.side_by_side import figures_of_models
 from llm_entropy.outputs.tables import ModelTables
@@ -37,7 +38,14 @@ def figures_of_model(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     """
     figures = [figure for condition in tables.conditions for figure in figures_of_condition(tables, condition, run_dir)]
     figures += [figure for one in tables.comparisons.values() for figure in figures_of_comparison(tables, one, run_dir)]
-    of_all = (figures_of_answers, figures_of_groups, figures_of_doses, figures_of_overview, figures_of_generations)
+    of_all = (
+        figures_of_answers,
+        figures_of_groups,
+        figures_of_doses,
+        figures_of_overview,
+        figures_of_generations,
+        figures_of_lens,
+    )
     return [*figures, *(figure for make in of_all for figure in make(tables, run_dir))]
 
 
