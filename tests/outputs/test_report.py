@@ -25,7 +25,7 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.making import report_run
 from llm_entropy.outputs.report import REPORT, ReportPage, write_report
-from llm_entropy.outputs.report.numbers import MISSING, packed, short
+from llm_entropy.outputs.report.numbers import MISSING, packed, packed_places, short
 from llm_entropy.outputs.report.page import SENTENCE_BYTES, page_of
 from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, SentenceSampler, sentence_hashes
 from llm_entropy.outputs.report.sentences import pieces, shown_sentences
@@ -42,7 +42,7 @@ METRICS = ["entropy", "perplexity", "attention_entropy", "entropy_change"]
 @pytest.fixture(scope="module")
 def analysis() -> AnalysisSettings:
     """Five strengths and two placebos."""
-    return shards.dose(metrics=METRICS)
+    return shards.dose(metrics=METRICS, lens_tokens=True)
 
 
 @pytest.fixture(scope="module")
@@ -149,12 +149,20 @@ def test_sentences_have_the_numbers_of_their_records(reported: tuple[Path, Model
         if metric == "attention_entropy":
             expected = expected.reshape(len(table), SHAPE.num_blocks, -1).mean(axis=2)
         found = unpacked(own).reshape(len(own["conditions"]), *expected.shape)[place]
-        np.testing.assert_allclose(found, expected, atol=(own["high"] - own["low"]) / MISSING)
+        # The page has the ends of the scale in five digits.
+        budget = (own["high"] - own["low"]) / MISSING + 1e-5 * abs(own["high"])
+        np.testing.assert_allclose(found, expected, atol=budget)
     control = sample["conditions"]["control_+1"]
     named = [[sample["names"][token] for token in own] for own in control["tracked"]]
     assert named == table["control_+1/tracked_tokens"].to_pylist()
     expected = np.maximum(np.array(table["control_+1/tracked_probabilities"].to_pylist()).ravel(), 1e-9)
     np.testing.assert_allclose(unpacked(control["probabilities"]), expected, rtol=1e-3)
+    own = control["lens_tokens"]
+    places = np.frombuffer(base64.b64decode(own["codes"]), f"<u{own['size']}").reshape(-1, SHAPE.num_layers)
+    named = [[sample["names"][token] for token in layers] for layers in places]
+    assert named == table["control_+1/lens_tokens"].to_pylist()
+    expected = np.array(table["control_+1/lens_probabilities"].to_pylist()).ravel()
+    np.testing.assert_allclose(unpacked(control["lens_probabilities"]), expected, rtol=1e-3)
     first = sample["metrics"]["entropy_change"]
     assert np.isnan(unpacked(first).reshape(-1, SHAPE.num_layers)[:, 0]).all()
 
@@ -233,6 +241,10 @@ def test_numbers_are_short_and_not_finite_ones_are_told_apart():
     np.testing.assert_allclose(unpacked(packed(values, "linear")), [0.5, np.nan, 4.0, np.nan])
     np.testing.assert_allclose(unpacked(packed(np.array([1e-3, 0, 1e9]), "logarithmic")), [1e-3, np.nan, 1e9])
     assert set(unpacked(packed(np.full(3, 7.0), "linear"))) == {7.0}
+    for places, size in (([0, 65_535], 2), ([65_536, 1], 4), ([], 2)):
+        own = packed_places(places)
+        assert np.frombuffer(base64.b64decode(own["codes"]), f"<u{own['size']}").tolist() == places
+        assert own["size"] == size
 
 
 @pytest.fixture(scope="module")
@@ -356,12 +368,31 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert chips.evaluate_all(colours) != before
         assert page.locator("#sentence .lens th.chosen[scope=row]").first.inner_text() == "1"
 
+        assert_lens_grid(page, reported[1])
         page.locator("#curves fieldset input").first.uncheck()
         assert page.locator("#curves fieldset input").first.is_checked() is False
         page.locator("#theme").click()
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         assert said == []
         assert [url for url in asked if not url.startswith("data:")] == [reported[0].as_uri()]
+
+
+def assert_lens_grid(page: Any, tables: ModelTables) -> None:
+    """Fail unless each cell of the second sentence's grid has the most likely token of its layer, the last one on top.
+
+    Each panel is a condition's.
+    """
+    assert tables.sample is not None
+    table = tables.sample.records
+    assert table["sentence_id"].to_pylist()[:4] == [0, 1, 1, 1], "the second sentence has three records"
+    name = page.locator("#sentence .panels h3").nth(1).inner_text()
+    for panel, condition in enumerate(("standard", name)):
+        cells = page.locator("#sentence .lens").nth(panel).locator("tbody td bdi").all_text_contents()
+        shown = np.array(cells).reshape(SHAPE.num_layers, 3).T[:, ::-1].tolist()
+        signs = str.maketrans({"\n": "\u21b5", " ": "\u2423"})
+        tokens = table[f"{condition}/lens_tokens"].to_pylist()[1:4]
+        assert shown == [[token.translate(signs) for token in layers] for layers in tokens]
+    assert "the most likely token of each layer" in page.locator("#sentence > .note").first.inner_text()
 
 
 def test_a_reader_finds_answers_and_texts(browser: Any, runs: dict[str, RunResult]):
@@ -371,6 +402,9 @@ def test_a_reader_finds_answers_and_texts(browser: Any, runs: dict[str, RunResul
         page.on("pageerror", lambda error: said.append(str(error)))
         page.goto((runs["answers"].run_dir / REPORT).as_uri())
         assert page.locator("#answers svg[role=img]").count() == 2
+        note = page.locator("#sentence > .note").first.inner_text()
+        assert "of the tokens that the last layer ranks highest" in note
+        assert "analysis.lens_tokens: true" in note
         assert page.locator("#generated").count() == 0
         page.goto((runs["written"].run_dir / REPORT).as_uri())
         assert page.locator("#answers").count() == 0

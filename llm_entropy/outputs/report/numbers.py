@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -35,6 +36,16 @@ def short(value: Any) -> Any:
         return "inf" if value > 0 else "-inf"
     number = float(f"{value:.{DIGITS}g}")
     return int(number) if number.is_integer() and abs(number) < 1e15 else number
+
+
+def packed_places(places: Sequence[int]) -> dict[str, Any]:
+    """Return numbers from 0 on, such as places in a list, in base64.
+
+    Returns:
+        `codes`, little-endian, of `size` bytes each: 2, or 4 where one does not fit.
+    """
+    size = 2 if max(places, default=0) < 2**16 else 4
+    return {"codes": base64.b64encode(np.array(places, f"<u{size}").tobytes()).decode("ascii"), "size": size}
 
 
 def packed(values: npt.NDArray[np.floating[Any]], scale: Literal["linear", "logarithmic"]) -> dict[str, Any]:

@@ -622,6 +622,18 @@
     const own = model.sample.conditions[condition], tokens = own.tracked[record], probabilities = unpack(own.probabilities);
     return tokens.map((token, place) => ({ token: model.sample.names[token], probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
   }
+  /* What a layer itself would say; where the run has not recorded it, the best of the tokens that are tracked. */
+  function topAt(model, condition, record, layer) {
+    const own = model.sample.conditions[condition];
+    if (!own.lens_tokens) return trackedAt(model, condition, record, layer).reduce((a, b) => (b.probability > a.probability ? b : a));
+    if (!own.lens_tokens.array) {
+      const bytes = Uint8Array.from(atob(own.lens_tokens.codes), (letter) => letter.charCodeAt(0)), view = new DataView(bytes.buffer), size = own.lens_tokens.size;
+      own.lens_tokens.array = range(bytes.length / size).map((index) => (size === 2 ? view.getUint16(2 * index, true) : view.getUint32(4 * index, true)));
+    }
+    const at = record * model.num_layers + layer;
+    return { token: model.sample.names[own.lens_tokens.array[at]], probability: unpack(own.lens_probabilities)[at] };
+  }
+  const hasTops = (model) => Boolean(model.sample.conditions[data.conditions[0].name].lens_tokens);
   const seen = (token) => token === null ? "\u2026" : token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") || "\u2205";
   const textOf = (sentence) => sentence.pieces.map(([text]) => text).join("");
   const recordsOf = (sentence) => sentence.pieces.filter(([, token]) => token >= 0).map(([, token]) => sentence.first + token);
@@ -722,10 +734,10 @@
         const grid = h("table", { class: "lens" },
           h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((record) => h("th", { scope: "col", class: record === shown.record && records.length > 1 ? "chosen" : null, title: `position ${model.sample.positions[record]}` }, bdi(label(record)))))),
           h("tbody", {}, range(model.num_layers).reverse().map((at) => h("tr", {}, h("th", { scope: "row", class: at === layer ? "chosen" : null }, at ? String(at) : "emb."), records.map((record) => {
-            const best = trackedAt(model, name, record, at).reduce((a, b) => (b.probability > a.probability ? b : a)), value = valueOf(model, metric, name, record, at);
+            const best = topAt(model, name, record, at), value = valueOf(model, metric, name, record, at);
             const cell = h("td", { onclick: choose(record) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));
             return tipped(tint(cell, share(value), bounded), () => [`${at ? `Layer ${at}` : "Embeddings"}, token ${label(record)}`, `${metricName(metric)}: ${fmt(value)}`,
-              ...trackedAt(model, name, record, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
+              ...(hasTops(model) ? [`most likely: ${seen(best.token)} ${probability(best.probability)}`, "tracked:"] : []), ...trackedAt(model, name, record, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
           })))));
         return h("div", {}, h("h3", {}, bdi(name)), read, h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Lens, ${name}` }, grid));
       };
@@ -736,7 +748,8 @@
       detail.dataset.number = sentence.number;
       detail.replaceChildren(
         h("p", { class: "note" }, `${metricName(metric)}: `, h("span", { class: bounded ? "scale both" : "scale" }), bounded ? ` ${fmt(-most, 3)} to ${fmt(most, 3)}` : ` ${fmt(Math.abs(low) < 1e-4 * high ? 0 : low, 3)} to ${fmt(high, 3)}`, about(metric).unit ? ` ${about(metric).unit}` : "",
-          ". Text: at the layer chosen above. Grid: of the tokens that the last layer ranks highest, the most probable at each layer, with its probability, and the metric.",
+          ". Text: at the layer chosen above. Grid: ", hasTops(model) ? "the most likely token of each layer, with its probability, and the metric."
+            : "of the tokens that the last layer ranks highest, the most probable at each layer, with its probability, and the metric; with analysis.lens_tokens: true it shows the most likely token of each layer.",
           sentence.left ? ` The first ${count(records.length, "position")} are shown; ${fmt(sentence.left)} more are in the Parquet file.` : ""),
         h("div", { class: "panels" }, names.map(column)),
         h("h3", {}, "How the answer emerges at ", bdi(label(record))),

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.tables import SentenceSample
-from llm_entropy.schema import CONTINUATION, SENTENCE, SENTENCE_ID, column
+from llm_entropy.schema import CONTINUATION, LENS_TOKENS, SENTENCE, SENTENCE_ID, column
 from llm_entropy.settings import Condition
 
 MOST_SENTENCES = 200
@@ -21,6 +21,8 @@ MOST_TEXT = 2_000
 """Bytes that a text is taken to need at most; what is longer is cut."""
 NAME_BYTES = 24
 """What the names of a record's tokens are taken to need under a condition."""
+LAYER_NAME_BYTES = 1.5
+"""What the name of a layer's own token is taken to need: each is written once, and most occur often."""
 CODE_BYTES = 8 / 3
 """Of a number: two bytes, in base64."""
 
@@ -42,7 +44,9 @@ class SentenceSampler:
         names = [name for name in schema.names if "/" not in name or name.split("/")[0] in {c.name for c in conditions}]
         self._columns = names
         self._written = [name for name in names if name.endswith(column("", CONTINUATION))]
-        self._record_bytes = CODE_BYTES * sum(map(_width, map(schema.field, names))) + NAME_BYTES * len(conditions)
+        shown = [schema.field(name) for name in names]
+        self._record_bytes = CODE_BYTES * sum(map(_width, shown)) + NAME_BYTES * len(conditions)
+        self._record_bytes += (CODE_BYTES + LAYER_NAME_BYTES) * sum(map(_num_layer_tokens, shown))
         self._seed, self._room = seed, num_bytes
         self._limit = np.uint64(2**64 - 1)  # the lowest hash for which there was no room
         self._kept = pa.table({})
@@ -117,6 +121,11 @@ def sentence_hashes(ids: npt.NDArray[np.int64], seed: int) -> Hashes:
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _num_layer_tokens(field: pa.Field) -> int:
+    """Return how many tokens of layers a column has of a record."""
+    return field.type.list_size if field.name.endswith(column("", LENS_TOKENS)) else 0
 
 
 def _width(field: pa.Field) -> int:

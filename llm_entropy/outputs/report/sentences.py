@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
-from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed
+from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed, packed_places
 from llm_entropy.outputs.tables import ModelTables, SentenceSample
 from llm_entropy.outputs.views import View, mean_over_heads, num_points
 from llm_entropy.schema import (
     CONTINUATION,
+    LENS_PROBABILITIES,
+    LENS_TOKENS,
     POSITION,
     SENTENCE_ID,
     TARGET,
@@ -154,4 +156,18 @@ def _named(chunk: Chunk, condition: Condition, names: Names) -> dict[str, Any]:
         "targets": [names(target or "") for target in chunk.table[column(condition.name, TARGET)].to_pylist()],
         "tracked": [[names(token or "") for token in own] for own in tracked],
         "probabilities": packed(probabilities, "logarithmic"),
+        **_of_layers(chunk, condition, names),
+    }
+
+
+def _of_layers(chunk: Chunk, condition: Condition, names: Names) -> dict[str, Any]:
+    """Return the most likely token of each layer, by number, with its probability, [record, layer]; if recorded."""
+    own = column(condition.name, LENS_TOKENS)
+    if own not in chunk.table.schema.names:
+        return {}
+    tokens = chunk.table[own].combine_chunks().flatten().to_pylist()
+    probabilities = np.maximum(chunk.numbers(column(condition.name, LENS_PROBABILITIES)), LEAST_PROBABILITY)
+    return {
+        "lens_tokens": packed_places([names(token or "") for token in tokens]),
+        "lens_probabilities": packed(probabilities, "logarithmic"),
     }
