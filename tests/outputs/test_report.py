@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,17 +23,19 @@ from shards import SENTENCES, SHAPE
 
 from llm_entropy import run_analysis
 from llm_entropy.errors import ReportedError
+from llm_entropy.outputs import report
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.making import report_run
 from llm_entropy.outputs.report import REPORT, ReportPage, write_report
 from llm_entropy.outputs.report.numbers import MISSING, packed, packed_places, short
-from llm_entropy.outputs.report.page import SENTENCE_BYTES, page_of
+from llm_entropy.outputs.report.page import PROGRAM, SENTENCE_BYTES, page_of
 from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, SentenceSampler, sentence_hashes
 from llm_entropy.outputs.report.sentences import pieces, shown_sentences
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, ModelSettings, Settings, to_plain
 
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = '<script>document.title = "run"</script><img src=x onerror=alert(1)> & </script> is text'
 TEXTS = [SCRIPT, "مرحبا بالعالم", "a long line " * 2_000, "{{data}} <!-- ]]>", *SENTENCES]
 MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(600)]
@@ -111,6 +114,17 @@ def test_the_page_forbids_every_connection_and_all_programs_but_its_own(reported
     outside = re.findall(r"https?://[\w./]+", page.replace(json.dumps(data_of(reported[0])), ""))
     assert set(outside) <= {"http://www.w3.org/2000/svg"}, "the name of SVG, which nobody fetches"
     assert not re.search(r"innerHTML|insertAdjacentHTML|document\.write|\beval\b|XMLHttpRequest|fetch\(", program)
+
+
+def test_the_page_has_every_file_of_its_program_once_and_so_does_the_package(reported: tuple[Path, ModelTables]):
+    folder = Path(report.__file__).parent / "program"
+    assert sorted(PROGRAM) == sorted(path.stem for path in folder.iterdir())
+    page = reported[0].read_text(encoding="utf-8")
+    assert all(page.count((folder / f"{name}.js").read_text(encoding="utf-8")) == 1 for name in PROGRAM)
+    if (git := shutil.which("git")) and (ROOT / ".git").exists():  # a wheel leaves out what git leaves out
+        names = [str(path) for path in (*folder.iterdir(), *folder.parent.glob("page.*"))]
+        said = subprocess.run([git, "check-ignore", *names], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert said.stdout == ""
 
 
 def test_the_page_says_what_the_merge_found(reported: tuple[Path, ModelTables], analysis: AnalysisSettings):

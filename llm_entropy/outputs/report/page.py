@@ -18,6 +18,11 @@ from llm_entropy.settings import Settings
 from llm_entropy.store.files import write_text
 
 REPORT = "report.html"
+PROGRAM = (
+    *("elements", "format", "facts", "looks", "tip", "charts"),
+    *("verdict", "curves", "impact", "placebos", "doses", "answers", "generated", "sample", "sentences", "run", "main"),
+)
+"""The files of the program, in `program/`, in the order in which they stand on the page."""
 SENTENCE_BYTES = 1_000_000
 """What the sentences of all models may need on the page, before their texts are escaped."""
 HEIGHT = 900
@@ -66,7 +71,7 @@ def page_of(data: Any, name: str) -> str:
         data: What `content` returns.
         name: The run's.
     """
-    template, style, program = (_own(f"page.{suffix}") for suffix in ("html", "css", "js"))
+    template, style, program = _own("page.html"), _own("page.css"), _program()
     parts = {
         "title": html.escape(f"{name} \u00b7 llm_entropy"),
         "policy": f"default-src 'none'; script-src '{_hash(program)}'; style-src '{_hash(style)}'; img-src data:; "
@@ -78,6 +83,11 @@ def page_of(data: Any, name: str) -> str:
     pieces = template.split("{{")
     filled = [parts[name] + rest for name, rest in (piece.split("}}", 1) for piece in pieces[1:])]
     return pieces[0] + "".join(filled)
+
+
+def _program() -> str:
+    """Return the program in one piece: its files share their names, and nothing of them is seen outside."""
+    return '\n"use strict";\n(() => {\n' + "\n".join(_own(f"program/{name}.js") for name in PROGRAM) + "})();\n"
 
 
 def _own(name: str) -> str:

@@ -1,0 +1,27 @@
+/* Effect sizes by metric and layer. */
+
+function impact(folder) {
+  const shown = { condition: null };
+  const controls = h("div", { class: "controls" }), holder = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Effect sizes by metric and layer" });
+  folder.append(h("p", {}, "Where does a condition act? Each cell is the effect size d: the mean difference by the deviation of the differences between sentences."), controls, holder,
+    h("div", { class: "keys" }, h("span", {}, h("span", { class: "scale both" }), " falls \u2026 rises, up to |d| = 1.5"), h("span", {}, "\u2022 p < 0.05 after Holm's correction"), h("span", {}, h("span", { class: "within" }), " a placebo changes it at least as much"), h("span", {}, "grey: steering does not reach the layer"), h("span", {}, BLANK, " no such layer")));
+  return function draw(model) {
+    const own = acting(model);
+    folder.hidden = !own.length;
+    if (!own.length) return;
+    if (!own.some((one) => one.name === shown.condition)) shown.condition = strongest(own).name;
+    const condition = own.find((one) => one.name === shown.condition), metrics = Object.keys(model.summary[condition.name]).filter((name) => column(model, condition.name, name, "p_holm").length && !isOfText(name));
+    controls.replaceChildren(choice("Condition", own.map((one) => [one.name, one.name]), condition.name, (value) => { shown.condition = value; draw(model); }));
+    const untouched = model.untouched[condition.name] || 0;
+    holder.replaceChildren(h("table", { class: "impact" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Metric"), range(model.num_layers).map((layer) => h("th", { scope: "col" }, layer ? String(layer) : "emb.")))),
+      h("tbody", {}, metrics.map((metric) => h("tr", {}, h("th", { class: "text", scope: "row" }, metricName(metric)), range(model.num_layers).map((layer) => {
+        const at = { layer, block: layer - 1, text: layer - model.num_layers + 1 }[about(metric).axis], get = (name) => column(model, condition.name, metric, name)[at];
+        const size = real(get("effect_size")), p = get("p_holm");
+        if (at < 0 || size === null || size === undefined) return h("td", { class: "untouched" }, BLANK);
+        const within = larger(model, condition, metric, at), isReached = layer >= untouched;
+        const cell = h("td", { class: !isReached ? "untouched" : within && within.number ? "within" : null }, signed(size, 2) + (isNumber(p) && p < SIGNIFICANT ? " \u2022" : ""));
+        if (isReached && !(within && within.number)) tint(cell, size === Infinity ? 1 : size === -Infinity ? -1 : size / 1.5, true);
+        return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\n${beside(model, condition, metric, at)} placebos` : ""}${!isReached ? "\nsteering does not reach this layer" : ""}`);
+      }))))));
+  };
+}

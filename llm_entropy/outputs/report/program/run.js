@@ -1,0 +1,81 @@
+/* What ran, why to trust it, and the files beside the page. */
+
+function head() {
+  const run = data.run, num = data.models[0].num_sentences;
+  const others = steered().length, placebos = data.placebos.reduce((sum, one) => sum + one.count, 0);
+  const what = STANDARD && others ? "What language models believe at every layer, and what steering changes"
+    : others ? "What steered language models believe at every layer" : "What language models believe at every layer";
+  const ran = [count(data.models.length, "model"), count(num, "sentence"),
+    count(data.conditions.length, "condition") + (placebos ? ` and ${count(placebos, "placebo")}` : "")];
+  document.getElementById("top").append(
+    h("p", { class: "soft" }, "llm_entropy report"), h("h1", {}, what),
+    h("p", { class: "soft" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10)}`));
+}
+
+function whatRan(folder) {
+  const run = data.run, corpus = run.corpus;
+  const pairs = (own) => h("dl", {}, own.filter(([, value]) => value !== null && value !== undefined && value !== "").map(
+    ([name, value]) => [h("dt", {}, name), h("dd", {}, bdi(String(value)))]));
+  const lens = { logit: "logit lens: the model's own final norm and head at every layer", raw: "raw lens: the head alone, without the final norm", tuned: "tuned lens: a trained affine map, then final norm and head" };
+  folder.append(
+    h("p", {}, "Every layer of each model was read through a lens that turns it into a distribution over the vocabulary. "
+      + "The metrics below describe these distributions: how uncertain they are (entropy), how far from the final one, where the answer appears."),
+    h("div", { class: "cards" },
+      data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)), pairs([
+        ["model", model.name], ["kind", model.kind === "causal" ? "causal: predicts the next token" : "masked: fills in [MASK]"],
+        ["size", `${model.num_blocks} blocks, ${model.num_heads} heads, width ${model.hidden_size}`],
+        ["vocabulary", `${fmt(model.vocab_size)} tokens, ln V = ${fmt(Math.log(model.vocab_size))} nats`],
+        ["weights", model.dtype], ["revision", model.revision],
+        ["read", `${count(model.num_sentences, "sentence")}, ${count(model.num_records, "position")}`]]))),
+      h("div", { class: "card" }, h("h3", {}, "Corpus"), pairs([
+        ["source", corpus.source], ["sentences", `${fmt(corpus.num_sentences)} of ${fmt(corpus.num_rows)} rows`],
+        ["without text", corpus.num_skipped], ["seed", run.seed], ["fingerprint", corpus.fingerprint],
+        ["causal models", `read at ${({ all: "every token", generated: "every token that they write" })[run.positions] || "the last token"}`],
+        ["masked models", `mask: ${run.mask_strategy}`], ["lens", lens[run.lens]],
+        ["temperature", run.temperature], ["target", run.use_sampling ? "sampled" : null]])),
+      h("div", { class: "card" }, h("h3", {}, "Conditions"), pairs([
+        ...data.conditions.map((one) => [one.name, one.role === "standard" ? "the model as it is"
+          : `vector ${one.vector}, strength ${fmt(one.strength)}, ${one.operator}`]),
+        ...data.placebos.map((one) => [`${one.kind} placebos`, `${one.count} of ${one.vector}, strength ${fmt(one.strength)}: vectors of the same size without its meaning`])])),
+      h("div", { class: "card" }, h("h3", {}, "Program"), pairs([
+        ...Object.entries(run.versions), ["commit", run.git_commit ? run.git_commit.slice(0, 12) : null],
+        ["precision", run.precision], ["device", run.machine.device], ["system", run.machine.platform]]))),
+    h("h3", {}, "Run it again"));
+  const command = run.command;
+  const copy = h("button", { type: "button", onclick: () => {
+    navigator.clipboard.writeText(command).then(() => { copy.textContent = "Copied"; }, () => { copy.textContent = "Select it, please"; });
+  } }, "Copy");
+  folder.append(h("p", { class: "note" }, "In the folder in which the run was started:"),
+    h("div", { class: "command" }, h("pre", { tabindex: 0 }, command), copy));
+  if (run.config) folder.append(h("details", {}, h("summary", {}, "The whole configuration"), h("pre", { tabindex: 0 }, run.config)));
+  return () => {};
+}
+
+function proofs(folder) {
+  folder.append(h("div", { class: "cards" }, data.models.map((model) => {
+    const attention = model.attention === "eager" ? "The model attends with full maps; attention entropies are read from them."
+      : model.attention === "sdpa_and_entropy" ? "Attention entropies are computed beside fused attention. At load they were compared with those of the model's own full attention maps; a model that differs is refused." : "No attention entropy was measured.";
+    return h("div", { class: "card" }, h("h3", {}, bdi(model.key)), h("ul", {},
+      h("li", {}, h("strong", {}, "Lens: "), `at load the last layer gave the model's own logits, to within ${fmt(model.lens_error_logits, 2)}. A model whose logits cannot be reproduced is refused.`),
+      h("li", {}, h("strong", {}, "Attention: "), attention),
+      h("li", {}, h("strong", {}, "Exactly once: "), `${count(model.num_sentences, "sentence")} with ${count(model.num_records, "record")} in ${count(model.num_parts, "checked part")}. The merge counts every record by sentence and position, and refuses one that is missing or there twice.`),
+      h("li", {}, h("strong", {}, "Left out: "), model.num_unread || model.num_cut || data.run.corpus.num_skipped
+        ? `${count(data.run.corpus.num_skipped, "row")} without text, ${count(model.num_unread, "sentence")} without a token to read, ${count(model.num_cut, "sentence")} cut at ${fmt(model.max_length)} tokens.` : "nothing: no row without text, no sentence cut.")));
+  })));
+  folder.append(h("p", { class: "note" }, "Steering is undone after every pass, and all conditions run on the same batches. Below the first steered block nothing changes, bit for bit."));
+  return () => {};
+}
+
+function fileList(folder) {
+  const groups = new Map();
+  for (const path of data.files) {
+    const parent = path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "run";
+    groups.set(parent, [...(groups.get(parent) || []), path]);
+  }
+  folder.append(h("p", {}, "These lie beside this page, in the folder of the run; the links work where the page was not moved away from it."));
+  for (const [parent, paths] of groups) {
+    folder.append(h("details", { open: parent === "run" }, h("summary", {}, parent === "run" ? "The run" : parent, ` (${paths.length})`),
+      h("ul", { class: "files" }, paths.map((path) => h("li", {}, h("a", { href: path.split("/").map(encodeURIComponent).join("/"), rel: "noreferrer" }, path.slice(path.lastIndexOf("/") + 1)))))));
+  }
+  return () => {};
+}
