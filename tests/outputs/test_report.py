@@ -33,7 +33,7 @@ from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, Sent
 from llm_entropy.outputs.report.sentences import pieces, shown_sentences
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, ModelSettings, Settings, to_plain
+from llm_entropy.settings import ALL_METRICS, TEXT_METRICS, AnalysisSettings, ModelSettings, Settings, to_plain
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = '<script>document.title = "run"</script><img src=x onerror=alert(1)> & </script> is text'
@@ -248,6 +248,12 @@ def test_a_text_is_cut_at_its_tokens(text: str, spans: list[tuple[int, int]], ex
     assert list(pieces(text, spans, [f"t{index}" for index in range(len(spans))])) == expected
 
 
+def test_the_page_says_what_every_metric_means():
+    program = (Path(report.__file__).parent / "program" / "meanings.js").read_text(encoding="utf-8")
+    table = program.split("MEANINGS = {")[1].split("};")[0]
+    assert set(re.findall(r"^  (\w+):", table, re.MULTILINE)) == set(ALL_METRICS)
+
+
 def test_numbers_are_short_and_not_finite_ones_are_told_apart():
     given = {"a": [1.23456789, float("nan"), float("inf"), -float("inf")], "b": np.array([2.0]), "c": "text", "d": None}
     assert short(given) == {"a": [1.2346, None, "inf", "-inf"], "b": [2], "c": "text", "d": None}
@@ -341,6 +347,59 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
+@pytest.fixture(scope="module")
+def opened(browser: Any) -> Iterator[Any]:
+    """A page for what needs no file."""
+    with browser.new_context(viewport={"width": 1280, "height": 900}, offline=True) as context:
+        yield context.new_page()
+
+
+@pytest.mark.parametrize(
+    ("p", "num_larger", "num_placebos", "kl_larger", "said"),
+    [
+        (0.01, 0, 20, 0, "✔ {}Yes, this vector does it: it raises {}, and none of 20 placebos does as much."),
+        (0.01, 1, 60, 0, "✔ {}Yes, this vector does it: it raises {}, and 1 of 60 placebos does as much."),
+        (0.01, 0, 5, 0, "? {}Probably: it raises {}, and none of 5 placebos does as much."),
+        (
+            0.01,
+            3,
+            20,
+            0,
+            "\u2013 {}Not this vector in particular: it raises {}, but 3 of 20 placebos change it at least as much.",
+        ),
+        (0.01, 0, 0, 0, "? {}A sure change without a placebo beside it: it raises {}."),
+        (0.2, 0, 20, 5, "\u2013 {}No sure change of {}."),
+        (
+            0.2,
+            0,
+            20,
+            0,
+            "? {}No sure change of {}, but it moves the predictions as a whole further than any of 20 placebos.",
+        ),
+        (None, 0, 20, 0, "\u2013 {}Not tested: steering does not reach entropy."),
+    ],
+)
+def test_the_verdict_is_what_the_numbers_say(
+    opened: Any,
+    reported: tuple[Path, ModelTables],
+    p: float | None,
+    num_larger: int,
+    num_placebos: int,
+    kl_larger: int,
+    said: str,
+):
+    data = data_of(reported[0])
+    (model,) = data["models"]
+    own = model["summary"]["control_-2"]
+    own["entropy"]["mean_difference"][-1], own["entropy"]["p_holm"][-1] = 0.5, p
+    for metric, number in (("entropy", num_larger), ("kl_from_standard", kl_larger)):
+        model["placebos"]["control"][metric] = [[0.0] * SHAPE.num_layers] * num_placebos
+        own[metric]["placebo_p"][-1] = (1 + number) / (1 + num_placebos) if num_placebos else None
+    opened.set_content(page_of(data, "judged"))
+    headline = opened.locator("#verdict .headline").first.inner_text().replace("\n", " ")
+    assert headline == said.format("control_-2 · ", "entropy at the last layer")
+
+
 def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
     browser: Any, reported: tuple[Path, ModelTables]
 ):
@@ -354,6 +413,9 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.title() == "<i>one</i> · llm_entropy"
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than a phone"
+
+        page.locator("#verdict select").select_option("attention_entropy")
+        assert "attention entropy at the last block" in page.locator("#verdict .headline").first.inner_text()
 
         rows = page.locator("#summary tbody tr")
         num_rows = rows.count()

@@ -31,8 +31,11 @@ function larger(model, condition, metric, layer) {
 }
 function beside(model, condition, metric, layer) {
   const found = larger(model, condition, metric, layer);
-  if (!found) return BLANK;
-  return found.number === 0 ? `beyond all ${found.total}` : `within (${found.number} of ${found.total})`;
+  return found ? `${found.number} of ${found.total}` : BLANK;
+}
+function placeboWords(model, condition, metric, layer) {
+  const found = larger(model, condition, metric, layer);
+  return found ? `${found.number || "none"} of ${found.total} as large` : "no placebos";
 }
 function largest(model, condition, metric) {
   const sizes = column(model, condition, metric, "effect_size").map(real);

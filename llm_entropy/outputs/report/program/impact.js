@@ -21,7 +21,7 @@ function impact(folder) {
         const within = larger(model, condition, metric, at), isReached = layer >= untouched;
         const cell = h("td", { class: !isReached ? "untouched" : within && within.number ? "within" : null }, signed(size, 2) + (isNumber(p) && p < SIGNIFICANT ? " \u2022" : ""));
         if (isReached && !(within && within.number)) tint(cell, size === Infinity ? 1 : size === -Infinity ? -1 : size / 1.5, true);
-        return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\n${beside(model, condition, metric, at)} placebos` : ""}${!isReached ? "\nsteering does not reach this layer" : ""}`);
+        return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\nplacebos: ${placeboWords(model, condition, metric, at)}` : ""}${!isReached ? "\nsteering does not reach this layer" : ""}`);
       }))))));
   };
 }

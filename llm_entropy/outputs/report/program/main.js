@@ -3,6 +3,7 @@
 /* A section is shown where its data is there: a row for each. */
 const SECTIONS = [
   ["verdict", "Findings", "What it found", verdict, true],
+  ["changes", "All changes", "All changes in numbers", summaryTable, data.models.some((model) => acting(model).length)],
   ["curves", "Curves", "Curves over depth", curves, true],
   ["impact", "Layers", "Layer impact", impact, data.models.some((model) => acting(model).length)],
   ["placebos", "Placebos", "Beside placebos", placebos, data.models.some((model) => Object.keys(model.placebos).length)],
@@ -10,6 +11,7 @@ const SECTIONS = [
   ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
   ["generated", "Texts", "Generated text", generated, data.models.some(isWritten)],
   ["text", "Sentences", "Sentence by sentence", sentences, data.models.some((model) => model.sample)],
+  ["glossary", "Glossary", "What the words and numbers mean", glossary, true],
   ["what", "What ran", "What ran", whatRan, true],
   ["proofs", "Proofs", "Why to trust it", proofs, true],
   ["files", "Files", "Files", fileList, data.files.length],
@@ -32,7 +34,7 @@ function bar(draw) {
 }
 
 const main = document.getElementById("main"), drawn = [];
-const draw = () => drawn.forEach((one) => one(state.model));
+const draw = (isResized = false) => drawn.forEach((one) => one(state.model, isResized));
 head();
 main.before(bar(draw));
 for (const [id, , title, make, isThere] of SECTIONS) {
@@ -47,5 +49,5 @@ addEventListener("resize", () => {
   if (innerWidth === width) return;
   width = innerWidth;
   clearTimeout(waiting);
-  waiting = setTimeout(draw, 150);
+  waiting = setTimeout(draw, 150, true);
 });

@@ -9,7 +9,16 @@ function head() {
     count(data.conditions.length, "condition") + (placebos ? ` and ${count(placebos, "placebo")}` : "")];
   document.getElementById("top").append(
     h("p", { class: "soft" }, "llm_entropy report"), h("h1", {}, what),
-    h("p", { class: "soft" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10)}`));
+    h("p", { class: "soft" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10)}`),
+    h("p", { class: "intro" }, sayWhatWasDone(num)));
+}
+
+/* For somebody who has never heard of the program. */
+function sayWhatWasDone(num) {
+  const placebos = data.placebos.length ? " Placebos, vectors of the same size that point anywhere, were added for comparison." : "";
+  return `A language model turns a text into a guess at the next token, layer by layer. In this run ${data.models.length > 1 ? "each of the models" : "the model"} read ${count(num, "sentence")}, and its guess was read at every layer: how uncertain it is, and what it expects.`
+    + (STANDARD && steered().length ? ` Then it read the same sentences again while a vector was added to its inner state (\u201csteering\u201d), and the two were compared.${placebos}` : steered().length ? " While it read, a vector was added to its inner state (\u201csteering\u201d)." : "")
+    + " The glossary below explains the words.";
 }
 
 function whatRan(folder) {

@@ -1,114 +1,132 @@
-/* What the run found: a sentence for each vector, and the table of what conditions change. */
+/* The first screen: for each model and condition, in plain words, whether steering did it and how surely. */
 
-function sayEffect(model, vector) {
-  const own = acting(model).filter((one) => one.vector === vector);
-  if (!own.length) return null;
-  const condition = strongest(own), metrics = Object.keys(model.summary[condition.name]);
-  const metric = metrics.includes("entropy") ? "entropy" : metrics[0], layer = numPoints(model, metric) - 1;
-  const get = (name) => column(model, condition.name, metric, name)[layer];
-  const change = get("mean_difference"), p = get("p_holm"), unit = about(metric).unit;
-  if (!isNumber(change)) return null;
-  const before = get("mean_standard"), isSure = isNumber(p) && p < SIGNIFICANT;
-  const verb = change > 0 ? "raises" : "lowers", what = `${about(metric).label} at the last ${about(metric).axis}`;
-  const placebos = larger(model, condition, metric, layer), numbers = `${fmt(before, 3)} to ${fmt(before + change, 3)}${unit ? ` ${unit}` : ""}`;
-  const sure = `95 % interval of the difference ${interval(get("ci_low"), get("ci_high"))}; p\u00a0${(p < 0.001 ? "" : "=\u00a0") + pvalue(p)} after Holm's correction`;
-  const text = [isSure ? ` ${verb} ${what} from ${numbers} on average (${sure}).`
-    : ` shows no sure change of ${what}: ${numbers} on average (${isNumber(p) ? sure : "not tested: steering does not reach it"}).`];
-  if (placebos && isSure) {
-    text.push(placebos.number === 0 ? ` None of its ${placebos.total} placebos, vectors of the same size without its meaning, changes it as much.`
-      : ` But ${placebos.number} of its ${placebos.total} placebos, vectors of the same size without its meaning, change it at least as much: this change does not need the vector's direction.`);
-  }
-  let best = null;
-  for (const one of metrics) {
-    const at = largest(model, condition.name, one);
-    if (at < 0) continue;
-    const size = column(model, condition.name, one, "effect_size")[at], other = larger(model, condition, one, at);
-    if ((other && other.number) || !(column(model, condition.name, one, "p_holm")[at] < SIGNIFICANT)) continue;
-    if (!best || Math.abs(size) > Math.abs(best.size)) best = { metric: one, at, size };
-  }
-  if (best) {
-    text.push(` Its largest sure effect${placebos ? " beyond all placebos" : ""} is on ${about(best.metric).label}${atPoint(best.metric, best.at)}: `
-      + `${signed(column(model, condition.name, best.metric, "mean_difference")[best.at])}${about(best.metric).unit ? ` ${about(best.metric).unit}` : ""}, d = ${signed(best.size, 2)}.`);
-  }
-  return h("li", {}, h("strong", {}, bdi(model.key)), ": ", h("strong", {}, bdi(condition.name)), text.join(""));
+const LEAST_PLACEBOS = 20;
+/* How large an effect size is called (Cohen 1988). */
+const SIZES = [[0.2, "very small"], [0.5, "small"], [0.8, "medium"], [Infinity, "large"]];
+
+const sizeName = (d) => SIZES.find(([most]) => Math.abs(real(d)) < most)?.[1] || "large";
+const unitOf = (metric) => (about(metric).unit ? ` ${about(metric).unit}` : "");
+
+/* What a verdict is about: right answers where there are some, else how uncertain the model is. */
+function verdictMetrics(models) {
+  const names = Object.keys(data.metrics).filter((name) => models.some((model) =>
+    acting(model).some((one) => column(model, one.name, name, "p_holm").some(isNumber))));
+  const first = ["preference", "entropy"].filter((name) => names.includes(name));
+  return [...first, ...names.filter((name) => !first.includes(name))];
 }
 
+/* Judge one condition by one metric at its last layer: `state` is yes, maybe or no; `headline` and `text` say why. */
+function judge(model, condition, metric) {
+  const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
+  const change = get("mean_difference"), p = get("p_holm"), label = about(metric).label;
+  if (!isNumber(change) || !isNumber(p)) return { state: "no", headline: `Not tested: steering does not reach ${label}`, text: "" };
+  const what = `${label}${isOfText(metric) ? "" : ` at the last ${about(metric).axis}`}`;
+  if (!(p < SIGNIFICANT)) return judgeUnsure(model, condition, what);
+  const does = `it ${change > 0 ? "raises" : "lowers"} ${what}`, found = larger(model, condition, metric, layer);
+  if (!found) {
+    return { state: "maybe", headline: `A sure change without a placebo beside it: ${does}`,
+      text: `Any vector of this size may do the same: nobody knows before placebos are run (--analysis.control.placebo.random ${LEAST_PLACEBOS}).` };
+  }
+  const rank = (1 + found.number) / (1 + found.total), so = `${found.number || "none"} of ${count(found.total, "placebo")}`;
+  if (rank < SIGNIFICANT) return { state: "yes", headline: `Yes, this vector does it: ${does}, and ${so} ${found.number > 1 ? "do" : "does"} as much`, text: "" };
+  if (!found.number) {
+    return { state: "maybe", headline: `Probably: ${does}, and ${so} does as much`, text: `${count(found.total, "placebo")} are too few to be sure; ${LEAST_PLACEBOS} are enough.` };
+  }
+  const text = "A push of this size is enough, whatever it points at." + (weaker(condition) ? " (Placebos have the largest strength of the vector, this condition a smaller one.)" : "");
+  return { state: "no", headline: `Not this vector in particular: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`, text };
+}
+
+/* The metric may stay where it is while other tokens take the place of the likely ones. */
+function judgeUnsure(model, condition, what) {
+  const moved = larger(model, condition, "kl_from_standard", model.num_layers - 1);
+  const isFar = moved && (1 + moved.number) / (1 + moved.total) < SIGNIFICANT;
+  return isFar ? { state: "maybe", headline: `No sure change of ${what}, but it moves the predictions as a whole further than ${moved.number ? moved.total - moved.number : "any"} of ${count(moved.total, "placebo")}`, text: "" }
+    : { state: "no", headline: `No sure change of ${what}`, text: "" };
+}
+
+const weaker = (condition) => aboutPlacebos(condition).some((one) => Math.abs(one.strength) > Math.abs(condition.strength));
+
+/* The numbers behind a judgement: name, number, and what it is. */
+function verdictFacts(model, condition, metric) {
+  const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
+  const change = get("mean_difference"), before = get("mean_standard"), found = larger(model, condition, metric, layer);
+  if (!isNumber(change)) return [];
+  const moves = ((model.curves[condition.name] || {}).kl_from_standard || {}).mean || [], moved = larger(model, condition, "kl_from_standard", moves.length - 1);
+  return [
+    ["Mean change", `${signed(change)}${unitOf(metric)}`, `${fmt(before, 3)} \u2192 ${fmt(before + change, 3)}, ${count(get("n"), "sentence")}`],
+    ["95\u00a0% interval", interval(get("ci_low"), get("ci_high")), `rises in ${percent(get("share_increased"))} of the sentences`],
+    ["p (Holm)", pvalue(get("p_holm")), "of no change"],
+    ["Effect size d", signed(get("effect_size"), 2), sizeName(get("effect_size"))],
+    found ? ["Placebos as large", `${found.number} of ${found.total}`, `rank p = ${((1 + found.number) / (1 + found.total)).toFixed(3)}`] : null,
+    isNumber(moves[moves.length - 1]) ? ["Predictions move by", `${fmt(moves[moves.length - 1], 3)} nats`, `KL${moved ? `; ${moved.number} of ${moved.total} placebos as far` : " from standard"}`] : null,
+  ].filter(Boolean);
+}
+
+/* Where the condition acts most, of all metrics and layers, beyond its placebos. */
+function sayLargest(model, condition) {
+  let best = null;
+  for (const one of Object.keys(model.summary[condition.name])) {
+    const at = largest(model, condition.name, one);
+    if (at < 0) continue;
+    const size = real(column(model, condition.name, one, "effect_size")[at]), other = larger(model, condition, one, at);
+    if ((other && other.number) || !(column(model, condition.name, one, "p_holm")[at] < SIGNIFICANT)) continue;
+    if (!best || Math.abs(size) > Math.abs(best.size)) best = { metric: one, at, size, other };
+  }
+  if (!best) return "";
+  const change = column(model, condition.name, best.metric, "mean_difference")[best.at];
+  return ` Its largest sure effect${best.other ? " beyond all placebos" : ""} is on ${about(best.metric).label}${atPoint(best.metric, best.at)}: `
+    + `${signed(change)}${unitOf(best.metric)}, d = ${signed(best.size, 2)}.`;
+}
+
+const SIGNS = { yes: "\u2714", maybe: "?", no: "\u2013" };
+
+function verdictItem(model, condition, metric) {
+  const found = judge(model, condition, metric), facts = verdictFacts(model, condition, metric);
+  return h("li", { class: found.state }, h("p", { class: "headline" }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[found.state]),
+    h("span", {}, h("strong", {}, bdi(condition.name)), ` \u00b7 ${found.headline}.`)),
+    h("dl", { class: "facts" }, facts.map(([name, number, what]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("strong", {}, number), h("small", {}, what))))),
+    h("p", {}, `${found.text}${sayLargest(model, condition)}`));
+}
+
+/* A run that compares nothing: how the curve goes. */
 function sayCurve(model) {
   const name = Object.keys(model.curves)[0], metrics = Object.keys(model.curves[name] || {});
   if (!metrics.length) return null;
   const metric = metrics.includes("entropy") ? "entropy" : metrics[0], means = model.curves[name][metric].mean;
-  const firstAt = about(metric).first, top = means.reduce((best, value, at) => (isNumber(value) && (best < 0 || value > means[best]) ? at : best), -1);
-  const unit = about(metric).unit ? ` ${about(metric).unit}` : "";
-  return h("li", {}, h("strong", {}, bdi(model.key)), `, ${name}: ${about(metric).label} begins at ${fmt(means[firstAt], 3)}${unit}, is highest at ${pointName(metric, top)} (${fmt(means[top], 3)}), `
-    + `and ends at ${fmt(means[means.length - 1], 3)}${unit}${unit === " nats" ? `, ${percent(means[means.length - 1] / Math.log(model.vocab_size))} of ln V` : ""}.`);
+  const unit = unitOf(metric), last = means.length - 1;
+  const top = means.reduce((best, value, at) => (isNumber(value) && (best < 0 || value > means[best]) ? at : best), -1);
+  if (top < 0) return null;
+  const first = means.findIndex(isNumber), share = about(metric).unit === "nats" && isNumber(means[last])
+    ? `, ${percent(means[last] / Math.log(model.vocab_size))} of what it would be if all ${fmt(model.vocab_size)} tokens were equally likely` : "";
+  return h("li", {}, h("strong", {}, bdi(model.key)), `, ${name}: mean ${about(metric).label} is ${fmt(means[first], 3)}${unit} at ${pointName(metric, first)}, `
+    + `highest at ${pointName(metric, top)} (${fmt(means[top], 3)}${unit}), and ${fmt(means[last], 3)}${unit} at the last one${share}.`);
 }
 
 function verdict(folder) {
-  const said = data.models.flatMap((model) => {
-    const own = vectors(model).map((vector) => sayEffect(model, vector)).filter(Boolean);
-    return own.length ? own : [sayCurve(model)].filter(Boolean);
-  });
-  folder.append(h("ul", { class: "lead" }, said));
-  if (!data.models.some((model) => compared(model).length)) return () => {};
-  const shown = { text: "", model: "", condition: "", metric: "", at: "last", by: null, down: false };
-  const COLUMNS = [["model", "model", 1], ["condition", "condition", 1], ["metric", "metric", 1], ["layer", "layer", 0],
-    ["standard", "standard", 0], ["difference", "difference", 0], ["95 % interval", "interval", 0], ["effect size d", "effect", 0],
-    ["p (Holm)", "p", 0], ["sentences up", "up", 0], ["placebos", "placebos", 1]];
-  const rows = data.models.flatMap((model) => acting(model).flatMap((condition) => Object.keys(model.summary[condition.name]).flatMap((metric) => {
-    const most = largest(model, condition.name, metric), last = numPoints(model, metric) - 1;
-    const get = (name, layer) => column(model, condition.name, metric, name)[layer];
-    return range(last + 1).map((layer) => ({
-      at: [layer === last ? "last" : "", layer === most ? "largest" : ""], isTested: isNumber(get("p_holm", layer)),
-      keys: { model: model.key, condition: condition.name, metric: about(metric).label, layer, standard: get("mean_standard", layer),
-        difference: get("mean_difference", layer), interval: get("ci_low", layer), effect: real(get("effect_size", layer)),
-        p: get("p_holm", layer), up: get("share_increased", layer), placebos: get("placebo_p", layer) },
-      name: metric, cells: [bdi, bdi, String, (v) => (isOfText(metric) ? BLANK : String(v)), (v) => fmt(v), (v) => signed(v), () => interval(get("ci_low", layer), get("ci_high", layer)),
-        (v) => signed(v, 2), pvalue, percent, () => beside(model, condition, metric, layer)],
-      isSure: isNumber(get("p_holm", layer)) && get("p_holm", layer) < SIGNIFICANT,
-      isBeyond: (larger(model, condition, metric, layer) || {}).number === 0,
-    }));
-  })));
-  const body = h("tbody", {}), said2 = h("p", { class: "note", "aria-live": "polite" });
-  const headCells = COLUMNS.map(([label, key, isText]) => h("th", { scope: "col", class: isText ? "text" : null }, h("button", { type: "button", onclick: () => {
-    shown.down = shown.by === key ? !shown.down : false;
-    shown.by = key;
-    draw();
-  } }, label)));
+  const judged = data.models.filter((model) => acting(model).length), metrics = verdictMetrics(judged);
+  const others = data.models.filter((model) => !judged.includes(model) || !metrics.length);
+  if (others.length) folder.append(h("ul", { class: "lead" }, others.map(sayCurve).filter(Boolean)));
+  if (!metrics.length) return () => {};
+  const shown = { metric: metrics[0] }, holder = h("div", {}), meaning = h("p", { class: "note" });
+  folder.append(h("p", {}, "Did steering do it, and how surely? A vector is convincing where the change is sure (p < 0.05) and "
+    + "placebos, vectors of the same size that point anywhere, do not change as much."),
+    h("div", { class: "controls" }, choice("Judged by", metrics.map((name) => [name, withUnit(name)]), shown.metric, (value) => { shown.metric = value; draw(); })),
+    meaning, holder);
   function draw() {
-    const words = shown.text.toLowerCase().split(/\s+/).filter(Boolean);
-    let kept = rows.filter((row) => (shown.at === "all" || row.at.includes(shown.at)) && (!shown.model || row.keys.model === shown.model)
-      && (!shown.condition || row.keys.condition === shown.condition) && (!shown.metric || row.name === shown.metric)
-      && words.every((word) => `${row.keys.model} ${row.keys.condition} ${row.keys.metric}`.toLowerCase().includes(word)));
-    if (shown.by) {
-      const direction = shown.down ? -1 : 1;
-      kept = kept.slice().sort((a, b) => {
-        const [one, two] = [a.keys[shown.by], b.keys[shown.by]];
-        if (typeof one === "string") return direction * one.localeCompare(two);
-        return (isNumber(two) || Math.abs(two) === Infinity) - (isNumber(one) || Math.abs(one) === Infinity) || direction * (one - two) || 0;
-      });
-    }
-    COLUMNS.forEach(([, key], index) => {
-      if (shown.by === key) headCells[index].setAttribute("aria-sort", shown.down ? "descending" : "ascending");
-      else headCells[index].removeAttribute("aria-sort");
-    });
-    body.replaceChildren(...kept.slice(0, MOST_ROWS).map((row) => h("tr", {}, COLUMNS.map(([, key, isText], index) => {
-      const isGood = (key === "p" && row.isSure) || (key === "placebos" && row.isBeyond);
-      return h("td", { class: [isText ? "text" : "", key === "metric" ? "wide" : "", isGood ? "yes" : ""].join(" ").trim() || null }, row.cells[index](row.keys[key]));
-    }))));
-    said2.textContent = `${count(kept.length, "row")}${kept.length > MOST_ROWS ? `, of which the first ${MOST_ROWS} are shown` : ""}. `
-      + "Difference: condition \u2212 standard, mean over the sentences. d: mean / deviation of the differences. p: of no difference, after Holm's correction over layers and conditions. "
-      + "Sentences up: share that increases. Placebos: how many vectors of the same size change at least as much. Bold green: p < 0.05; beyond all placebos.";
+    const metric = shown.metric, forests = [];
+    meaning.textContent = `${metricName(metric)}: ${MEANINGS[metric] || ""}`;
+    holder.replaceChildren(...judged.map((model) => {
+      const own = acting(model), main = own.filter((one) => Math.abs(one.strength) === Math.max(...own.filter((other) => other.vector === one.vector).map((other) => Math.abs(other.strength))));
+      const rest = own.filter((one) => !main.includes(one)), figure = h("div", {});
+      const drawable = own.filter((one) => isNumber(column(model, one.name, metric, "mean_difference")[numPoints(model, metric) - 1]));
+      if (drawable.length) forests.push([figure, model, drawable]);
+      return h("div", { class: "verdicts" }, h("h3", {}, bdi(model.key)),
+        drawable.length ? h("figure", {}, h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`), figure, forestKey(model, drawable, metric)) : null,
+        h("ul", { class: "lead sides" }, main.map((one) => verdictItem(model, one, metric))),
+        rest.length ? h("details", {}, h("summary", {}, `Weaker strengths (${rest.length})`), h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null);
+    }));
+    for (const [figure, model, own] of forests) forest(figure, model, own, metric, numPoints(model, metric) - 1);
   }
-  const pick = (label, key, names) => choice(label, [["", "all"], ...names], "", (value) => { shown[key] = value; draw(); });
-  folder.append(h("h3", {}, "What each condition changes, and how surely"),
-    h("div", { class: "controls" },
-      h("label", {}, "Filter", h("input", { type: "search", id: "filter", placeholder: "words, as: entropy control", oninput: (event) => { shown.text = event.target.value; draw(); } })),
-      data.models.length > 1 ? pick("Model", "model", data.models.map((one) => [one.key, one.key])) : null,
-      pick("Condition", "condition", [...new Set(rows.map((row) => row.keys.condition))].map((name) => [name, name])),
-      pick("Metric", "metric", [...new Set(rows.map((row) => row.name))].map((name) => [name, metricName(name)])),
-      choice("Layer", [["last", "the last"], ["largest", "of the largest effect"], ["all", "every layer"]], "last", (value) => { shown.at = value; draw(); })),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Summary of the conditions" },
-      h("table", { id: "summary" }, h("thead", {}, h("tr", {}, headCells)), body)), said2);
   draw();
-  return () => {};
+  return (_, isResized) => { if (isResized) draw(); };
 }
