@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import shards
@@ -29,8 +30,10 @@ from llm_entropy.outputs.making import report_run
 from llm_entropy.outputs.report import REPORT, ReportPage, write_report
 from llm_entropy.outputs.report.numbers import MISSING, packed, packed_places, short
 from llm_entropy.outputs.report.page import PROGRAM, SENTENCE_BYTES, page_of
+from llm_entropy.outputs.report.pieces import pieces
 from llm_entropy.outputs.report.sample import MOST_RECORDS, MOST_SENTENCES, SentenceSampler, sentence_hashes
-from llm_entropy.outputs.report.sentences import pieces, shown_sentences
+from llm_entropy.outputs.report.sentences import shown_sentences
+from llm_entropy.outputs.report.words import shown_words
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ALL_METRICS, TEXT_METRICS, AnalysisSettings, ModelSettings, Settings, to_plain
@@ -277,7 +280,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
     data = {"target_column": "target", "foil_column": "foil"}
     rows = [SCRIPT, *SENTENCES[:3]]
     return {
-        "answers": run_analysis(**about, data=data, num_sentences=30, output={**output, "run_name": "answers"}),
+        "answers": run_analysis(
+            **about, data=data, num_sentences=30, positions="all", words=True, output={**output, "run_name": "answers"}
+        ),
         "written": run_analysis(
             **about, sentences=rows, positions="generated", max_new_tokens=3, output={**output, "run_name": "written"}
         ),
@@ -297,6 +302,37 @@ def test_answers_are_on_the_page_as_the_table_has_them(runs: dict[str, RunResult
         assert (high > preference.mean(0)).all()
         assert sum(found["preferred_from"]) == len(preference)
     assert {"accuracy", "preference"} <= set(data["metrics"])
+
+
+def test_words_are_on_the_page_as_the_table_has_them(runs: dict[str, RunResult]):
+    result, sample = runs["answers"]["gpt2"], data_of(runs["answers"].run_dir / REPORT)["models"][0]["sample"]
+    shown, numbers = sample["words"], [one["number"] for one in sample["sentences"]]
+    for place, condition in enumerate(("standard", "control")):
+        table = result[condition].words
+        table = table[table.sentence_id.isin(numbers)].reset_index(drop=True)
+        assert shown["num_tokens"] == table.num_tokens.tolist()
+        for name, own in shown["metrics"].items():
+            expected = np.array([values if values is not None else [np.nan] * 6 for values in table[name]], float)
+            found = unpacked(own).reshape(2, *expected.shape)[place]
+            np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-6)
+    assert set(shown["metrics"]) == {"surprisal", "corrected_surprisal", "entropy_before"}
+    for words, sentence in zip(shown["sentences"], sample["sentences"], strict=True):
+        own = [text for text, word in words["pieces"] if word >= 0]
+        assert own == table[table.sentence_id == sentence["number"]].word.tolist()
+        assert "".join(text for text, _ in words["pieces"]) == "".join(text for text, _ in sentence["pieces"])
+
+
+def test_a_word_that_may_be_cut_is_not_shown(runs: dict[str, RunResult]):
+    (part,) = (runs["answers"].run_dir / "shards").rglob("part-*.parquet")
+    whole = pq.read_table(part)
+    whole = whole.filter(whole["token"].is_valid())  # what is left is answers
+    first = whole.filter(pc.equal(whole["sentence_id"], whole["sentence_id"][0]))
+    conditions = shards.comparative().run_conditions
+    chunk = Chunk(first.slice(0, len(first) - 1), "causal", SHAPE._replace(num_blocks=5))
+    all_shown, cut = (shown_words(chunk, [total], conditions) for total in (len(chunk.table), len(first)))
+    texts = [[text for text, word in one["sentences"][0]["pieces"] if word >= 0] for one in (all_shown, cut)]
+    assert texts[1] == texts[0][:-1]
+    assert len(cut["num_tokens"]) == len(texts[1])
 
 
 def test_texts_that_were_written_are_on_the_page_cut_where_they_are_long(runs: dict[str, RunResult]):
@@ -445,6 +481,19 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.locator("#sentence .lens th.chosen[scope=row]").first.inner_text() == "1"
 
         assert_lens_grid(page, reported[1])
+        cells = page.locator("#impact tbody tr").first.locator("td")
+        cells.first.focus()
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowDown")
+        assert page.locator("#tip").inner_text().startswith("Perplexity, layer 1\ndifference ")
+        page.keyboard.press("Escape")
+        assert page.locator("#tip").is_hidden()
+        page.locator("#sentence .lens").first.locator("td").first.focus()
+        page.keyboard.press("ArrowDown")
+        assert page.locator("#tip").inner_text().startswith("Layer 3, token ")
+        page.keyboard.press("Enter")
+        assert page.locator("#sentence .lens td:focus").count() == 1, "the focus stays where it was"
+
         page.locator("#curves fieldset input").first.uncheck()
         assert page.locator("#curves fieldset input").first.is_checked() is False
         page.locator("#theme").click()
@@ -482,7 +531,21 @@ def test_a_reader_finds_answers_and_texts(browser: Any, runs: dict[str, RunResul
         assert "of the tokens that the last layer ranks highest" in note
         assert "analysis.lens_tokens: true" in note
         assert page.locator("#generated").count() == 0
+        assert page.locator("#words").count() == 1
+        page.locator("#words select").first.select_option(index=2)
+        shown = data_of(runs["answers"].run_dir / REPORT)["models"][0]["sample"]
+        text = "".join(piece for piece, _ in shown["sentences"][2]["pieces"])
+        assert page.locator("#words .read").first.inner_text() == text
+        assert page.locator("#sentence .read").first.inner_text() == text, "both sections show the same sentence"
+        assert (
+            page.locator("#word-table tbody tr").count() == page.locator("#words .read").first.locator(".word").count()
+        )
+        page.locator("#words .word").first.focus()
+        page.keyboard.press("ArrowRight")
+        second = page.locator("#words .word").nth(1).inner_text()
+        assert page.locator("#tip").inner_text().startswith(f"{second}\nstandard, layer 5\nSurprisal ")
         page.goto((runs["written"].run_dir / REPORT).as_uri())
+        assert page.locator("#words").count() == 0
         assert page.locator("#answers").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is wider than a phone"
         rows = page.locator("#generated .texts tbody tr")

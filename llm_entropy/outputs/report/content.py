@@ -139,7 +139,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         "doses": _doses(tables),
         "untouched": tables.untouched,
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
-        "sample": None if tables.sample is None else shown_sentences(tables, tables.sample, settings.analysis.metrics),
+        "sample": tables.sample and shown_sentences(tables, tables.sample, settings.analysis.metrics, about["kind"]),
     }
 
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.tables import SentenceSample
-from llm_entropy.schema import CONTINUATION, LENS_TOKENS, SENTENCE, SENTENCE_ID, column
-from llm_entropy.settings import Condition
+from llm_entropy.schema import CONTINUATION, LENS_TOKENS, SENTENCE, SENTENCE_ID, WORD_START, column
+from llm_entropy.settings import LOG_BOUNDARY, Condition
 
 MOST_SENTENCES = 200
 MOST_RECORDS = 128
@@ -45,7 +45,11 @@ class SentenceSampler:
         self._columns = names
         self._written = [name for name in names if name.endswith(column("", CONTINUATION))]
         shown = [schema.field(name) for name in names]
-        self._record_bytes = CODE_BYTES * sum(map(_width, shown)) + NAME_BYTES * len(conditions)
+        num_numbers = sum(map(_width, shown))
+        self._has_words = WORD_START in names
+        if self._has_words:  # at most as many as tokens; a third of their numbers has the room of what they are made of
+            num_numbers += 2 * sum(_width(schema.field(column(one.name, LOG_BOUNDARY))) for one in conditions)
+        self._record_bytes = CODE_BYTES * num_numbers + NAME_BYTES * len(conditions)
         self._record_bytes += (CODE_BYTES + LAYER_NAME_BYTES) * sum(map(_num_layer_tokens, shown))
         self._seed, self._room = seed, num_bytes
         self._limit = np.uint64(2**64 - 1)  # the lowest hash for which there was no room
@@ -72,7 +76,7 @@ class SentenceSampler:
         place = table.schema.get_field_index(SENTENCE)
         table = table.set_column(place, SENTENCE, texts.take(owners))
         lengths = np.array([len(text.as_buffer()) for text in texts], np.float64)
-        costs = counts * self._record_bytes + np.minimum(lengths, MOST_TEXT)
+        costs = counts * self._record_bytes + np.minimum(lengths, MOST_TEXT) * (1 + self._has_words)
         firsts = pa.array(chunk.starts[wanted])
         for name in self._written:
             own = pc.binary_length(chunk.table[name].combine_chunks().take(firsts)).fill_null(0).to_numpy()

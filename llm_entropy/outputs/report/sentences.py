@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,8 @@ import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed, packed_places
+from llm_entropy.outputs.report.pieces import pieces, shortened
+from llm_entropy.outputs.report.words import shown_words
 from llm_entropy.outputs.tables import ModelTables, SentenceSample
 from llm_entropy.outputs.views import View, mean_over_heads, num_points
 from llm_entropy.schema import (
@@ -24,15 +26,13 @@ from llm_entropy.schema import (
     TOKEN_START,
     TRACKED_PROBABILITIES,
     TRACKED_TOKENS,
+    WORD_START,
     column,
 )
-from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Condition
+from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Condition, Kind
 
 SAME_AS_ENTROPY = ("perplexity", "kl_divergence")
 """Metrics that are entropy on another scale: of single tokens it alone is shown."""
-HEAD, TAIL = 150, 500
-"""Letters of a long text between tokens that are kept, at its beginning and its end."""
-GAP = " \u2026 "
 
 
 class Names:
@@ -51,15 +51,18 @@ class Names:
         return list(self._places)
 
 
-def shown_sentences(tables: ModelTables, sample: SentenceSample, metrics: Sequence[str]) -> dict[str, Any]:
+def shown_sentences(
+    tables: ModelTables, sample: SentenceSample, metrics: Sequence[str], kind: Kind = "causal"
+) -> dict[str, Any]:
     """Return the sampled sentences as the page holds them.
 
     Args:
         tables: What the merge made of the model.
         sample: What the merge collected.
         metrics: Of the run.
+        kind: Of the model.
     """
-    chunk, names = Chunk(sample.records, "causal", tables.shape), Names()
+    chunk, names = Chunk(sample.records, kind, tables.shape), Names()
     table = sample.records
     spans = np.stack([table[TOKEN_START].to_numpy(), table[TOKEN_END].to_numpy()], axis=1).tolist()
     tokens = table[TOKEN].fill_null("").to_pylist()  # what is written is each condition's own: targets have it
@@ -86,6 +89,9 @@ def shown_sentences(tables: ModelTables, sample: SentenceSample, metrics: Sequen
         "positions": table[POSITION].to_pylist(),
         "metrics": _metrics(chunk, tables, shown),
         "conditions": {one.name: _named(chunk, one, names) for one in tables.conditions},
+        "words": shown_words(chunk, sample.num_records, tables.conditions)
+        if WORD_START in table.schema.names
+        else None,
         "written": {one.name: own for one in tables.conditions if (own := _written(chunk, one)) is not None},
         "least_probability": LEAST_PROBABILITY,
         "names": names.all,
@@ -98,38 +104,7 @@ def _written(chunk: Chunk, condition: Condition) -> list[str] | None:
     if name not in chunk.table.schema.names:
         return None
     texts = chunk.table[name].combine_chunks().take(pa.array(chunk.starts)).to_pylist()
-    return [_shortened(text or "", keeps_end=False) for text in texts]
-
-
-def pieces(text: str, spans: Sequence[Sequence[int]], tokens: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield a text in pieces, each with the token that it is, or -1 between them.
-
-    A token without a place in the text is shown by its own name; of tokens that share letters (the bytes of an emoji)
-    the first has them, and the others are empty.
-
-    Args:
-        text: The sentence.
-        spans: [token], first letter and one past the last; -1 where they are not known.
-        tokens: [token], their names.
-    """
-    done = 0
-    for index, ((start, end), token) in enumerate(zip(spans, tokens, strict=True)):
-        if start < 0:
-            yield token, index
-            continue
-        if start > done:
-            yield _shortened(text[done:start], keeps_end=True), -1
-        yield text[max(start, done) : end], index
-        done = max(done, end)
-    if done < len(text):
-        yield _shortened(text[done:], keeps_end=False), -1
-
-
-def _shortened(text: str, *, keeps_end: bool) -> str:
-    """Leave out the middle of a long text; or its end, where no token follows."""
-    if len(text) <= HEAD + TAIL + len(GAP):
-        return text
-    return text[:HEAD] + GAP + text[-TAIL:] if keeps_end else text[:TAIL] + GAP
+    return [shortened(text or "", keeps_end=False) for text in texts]
 
 
 def _metrics(chunk: Chunk, tables: ModelTables, metrics: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 /* What the data of the page says: of metrics, conditions, placebos and the summary's columns. */
 
 const data = JSON.parse(document.getElementById("data").textContent);
-const state = { model: data.models[0] };
+const state = { model: data.models[0], number: null, picked: [] };
 const STANDARD = data.conditions.find((one) => one.role === "standard");
 
 const about = (metric) => data.metrics[metric];
@@ -12,6 +12,7 @@ const numPoints = (model, metric) => ({ layer: model.num_layers, block: model.nu
 const isOfText = (metric) => about(metric).axis === "text";
 const pointName = (metric, index) =>
   isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+const layerText = (layer) => (layer ? `layer ${layer}` : "the embeddings");
 const atPoint = (metric, index) => (isOfText(metric) ? "" : ` at ${pointName(metric, index)}`);
 const steered = () => data.conditions.filter((one) => one.role !== "standard");
 const compared = (model) => steered().filter((one) => model.summary[one.name]);

@@ -29,4 +29,8 @@ function probability(value) {
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 const shorten = (text, most) => ([...text].length > most ? [...text].slice(0, most - 1).join("") + "\u2026" : text);
+function matcher(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  return (other) => { const whole = other.toLowerCase(); return words.every((word) => whole.includes(word)); };
+}
 const range = (number) => [...Array(number).keys()];

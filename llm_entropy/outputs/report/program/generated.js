@@ -8,10 +8,10 @@ function generated(folder) {
   const found = h("p", { class: "note", "aria-live": "polite" }), texts = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Generated texts" }), counted = h("div", {});
   folder.append(h("p", {}, "What the model writes behind each sentence, under every condition."), search, found, texts, counted);
   function drawTexts(model) {
-    const own = data.conditions.filter((one) => model.sample.written[one.name]), words = shown.text.toLowerCase().split(/\s+/).filter(Boolean);
+    const own = data.conditions.filter((one) => model.sample.written[one.name]), isFound = matcher(shown.text);
     const rows = model.sample.sentences.map((sentence, place) => [textOf(sentence), ...own.map((one) => model.sample.written[one.name][place])])
-      .filter((row) => { const text = row.join(" ").toLowerCase(); return words.every((word) => text.includes(word)); });
-    found.textContent = `${count(rows.length, "sentence")}${words.length ? " found" : rows.length < model.num_sentences ? ` of ${fmt(model.num_sentences)}, drawn by the seed` : ""}; all texts are in the CSV files, whole.`;
+      .filter((row) => isFound(row.join(" ")));
+    found.textContent = `${count(rows.length, "sentence")}${shown.text.trim() ? " found" : rows.length < model.num_sentences ? ` of ${fmt(model.num_sentences)}, drawn by the seed` : ""}; all texts are in the CSV files, whole.`;
     texts.replaceChildren(h("table", { class: "texts" }, h("thead", {}, h("tr", {}, ["sentence", ...own.map((one) => one.name)].map((name) => h("th", { class: "text", scope: "col" }, bdi(name))))),
       h("tbody", {}, rows.map((row) => h("tr", {}, row.map((text, index) => h(index ? "td" : "th", { class: "text", dir: "auto", scope: index ? null : "row" }, text || "\u2205")))))));
   }

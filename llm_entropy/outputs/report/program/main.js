@@ -11,6 +11,7 @@ const SECTIONS = [
   ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
   ["generated", "Texts", "Generated text", generated, data.models.some(isWritten)],
   ["text", "Sentences", "Sentence by sentence", sentences, data.models.some((model) => model.sample)],
+  ["words", "Words", "Words", words, data.models.some(hasWords)],
   ["glossary", "Glossary", "What the words and numbers mean", glossary, true],
   ["what", "What ran", "What ran", whatRan, true],
   ["proofs", "Proofs", "Why to trust it", proofs, true],

@@ -23,6 +23,12 @@ function trackedAt(model, condition, record, layer) {
   const own = model.sample.conditions[condition], tokens = own.tracked[record], probabilities = unpack(own.probabilities);
   return tokens.map((token, place) => ({ token: model.sample.names[token], probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
 }
+/* Show another sentence wherever one is shown. */
+function pickSentence(number) {
+  state.number = number;
+  state.picked.forEach((follow) => follow());
+}
+
 const seen = (token) => token === null ? "\u2026" : token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") || "\u2205";
 const textOf = (sentence) => sentence.pieces.map(([text]) => text).join("");
 const recordsOf = (sentence) => sentence.pieces.filter(([, token]) => token >= 0).map(([, token]) => sentence.first + token);

@@ -26,10 +26,10 @@ function summaryTable(folder) {
     draw();
   } }, label)));
   function draw() {
-    const words = shown.text.toLowerCase().split(/\s+/).filter(Boolean);
+    const isFound = matcher(shown.text);
     let kept = rows.filter((row) => (shown.at === "all" || row.at.includes(shown.at)) && (!shown.model || row.keys.model === shown.model)
       && (!shown.condition || row.keys.condition === shown.condition) && (!shown.metric || row.name === shown.metric)
-      && words.every((word) => `${row.keys.model} ${row.keys.condition} ${row.keys.metric}`.toLowerCase().includes(word)));
+      && isFound(`${row.keys.model} ${row.keys.condition} ${row.keys.metric}`));
     if (shown.by) {
       const direction = shown.down ? -1 : 1;
       kept = kept.slice().sort((a, b) => {

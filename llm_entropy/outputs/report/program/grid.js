@@ -1,0 +1,23 @@
+/* The lens grid of a sentence: a row for each layer, a column for each position. */
+
+function lensGrid(view, name, record, choose) {
+  const { model, metric, layer, records, label } = view, isChosen = (one) => one === record && records.length > 1;
+  const cell = (one, at) => {
+    const best = trackedAt(model, name, one, at).reduce((a, b) => (b.probability > a.probability ? b : a)), value = valueOf(model, metric, name, one, at);
+    const made = h("td", { onclick: () => choose(one) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));
+    return tipped(tint(made, view.share(value), view.isDiverging), () => [`${capital(layerText(at))}, token ${label(one)}`, `${metricName(metric)}: ${fmt(value)}`,
+      ...trackedAt(model, name, one, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
+  };
+  const table = h("table", { class: "lens" },
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((one) => h("th", { scope: "col", class: isChosen(one) ? "chosen" : null, title: `position ${model.sample.positions[one]}` }, bdi(label(one)))))),
+    h("tbody", {}, range(model.num_layers).reverse().map((at) => h("tr", {}, h("th", { scope: "row", class: at === layer ? "chosen" : null }, at ? String(at) : "emb."), records.map((one) => cell(one, at))))));
+  return h("div", { class: "scroll", role: "region", "aria-label": `Lens, ${name}; the arrow keys go from cell to cell` }, roving(table, "td"));
+}
+
+/* Bring the column of the chosen token into sight. */
+function showChosen(folder) {
+  for (const head of folder.querySelectorAll(".lens thead th.chosen")) {
+    const holder = head.closest(".scroll");
+    if (head.offsetLeft < holder.scrollLeft + 60 || head.offsetLeft + head.offsetWidth > holder.scrollLeft + holder.clientWidth) holder.scrollLeft = head.offsetLeft - holder.clientWidth / 2;
+  }
+}
