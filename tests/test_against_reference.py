@@ -354,7 +354,7 @@ def test_the_other_lenses_are_those_of_the_reference(family: str, lens: Any, tmp
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_lens_of_every_family_proves_itself(family: str) -> None:
     subject(family).view.model.to(DEVICE)
-    assert check_lens(subject(family).view, family) < 1e-4
+    assert check_lens(subject(family).view, family).error < 1e-4
 
 
 def damaged(view: ModelView) -> dict[str, ModelView]:

@@ -151,7 +151,7 @@ def open_model(
     with borrowed(source, needs_attention=True):
         view = view_model(source.loaded)
         check_attention(view, where)
-        return LanguageModel(source, view, Lens(view, lens, plan.lens_path), check_lens(view, where))
+        return LanguageModel(source, view, Lens(view, lens, plan.lens_path), check_lens(view, where).error)
 
 
 def key_of(model: Any) -> str:

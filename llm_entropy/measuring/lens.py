@@ -7,7 +7,7 @@ import logging
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Literal, NamedTuple, Optional
 
 import torch
 from safetensors import SafetensorError
@@ -142,8 +142,17 @@ def _read_parameters(folder: Path) -> dict[str, Tensor]:
     return parameters
 
 
+class LensProof(NamedTuple):
+    """How well the lens gives a model's own logits."""
+
+    error: float
+    """The largest difference, in logits."""
+    allowed: float
+    """The largest one that is taken for rounding, in logits."""
+
+
 @torch.inference_mode()
-def check_lens(view: ModelView, name: str) -> float:
+def check_lens(view: ModelView, name: str) -> LensProof:
     """Prove that the logit lens at the last layer gives the model's own logits, on a few random tokens.
 
     Args:
@@ -151,7 +160,7 @@ def check_lens(view: ModelView, name: str) -> float:
         name: The model, for the message.
 
     Returns:
-        The largest error, in logits.
+        The largest error, and what is allowed.
 
     Raises:
         ReportedError: It does not: the family's row, or the checkpoint, is not what it seems.
@@ -159,15 +168,15 @@ def check_lens(view: ModelView, name: str) -> float:
     decoder = view.decoder
     probes = [_probe(view, name, seed, lengths) for seed, lengths in enumerate(PROBES)]
     seen, truth = (torch.cat(logits) for logits in zip(*probes, strict=True))
-    error, wrong = _compare(seen, truth, decoder.weight.dtype)
+    proof, wrong = _compare(seen, truth, decoder.weight.dtype)
     if wrong is not None:
         raise ReportedError(
-            f"{name}: the logit lens at the last layer misses the model's own logits by {error:.3g} ({wrong}), so that "
-            f"no layer would be measured rightly; found by tracing: {view.found}; what else the model does to the "
-            "stream or to the logits was not found"
+            f"{name}: the logit lens at the last layer misses the model's own logits by {proof.error:.3g} ({wrong}), "
+            f"so that no layer would be measured rightly; found by tracing: {view.found}; what else the model does to "
+            "the stream or to the logits was not found"
         )
-    log.debug("%s: the lens reproduces the model's logits within %.3g", name, error)
-    return error
+    log.debug("%s: the lens reproduces the model's logits within %.3g", name, proof.error)
+    return proof
 
 
 def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -194,7 +203,7 @@ def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> t
     return seen, truth
 
 
-def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[float, Optional[str]]:
+def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[LensProof, Optional[str]]:
     """Compare logits that were computed in float32 with those of a model.
 
     Rounding hides an error of one logit, but not what thousands have in common: errors of half precision have a known
@@ -206,11 +215,11 @@ def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[float, Op
         dtype: The model's, to which `truth` was rounded.
 
     Returns:
-        The largest error, in logits, and what is wrong; None if nothing is.
+        The largest error and what is allowed, and what is wrong; None if nothing is.
     """
     masked = truth < MASKED
     if not torch.equal(seen < MASKED, masked):
-        return float("inf"), "other tokens are masked"
+        return LensProof(float("inf"), 0.0), "other tokens are masked"
     kept = ~masked.any(dim=0)
     seen, truth = seen[:, kept], truth[:, kept]
     difference, rounding = truth - seen, seen.to(dtype).float() - seen
@@ -220,14 +229,15 @@ def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[float, Op
     error, largest = float(difference.abs().max()), float(seen.abs().max())
     typical, usual = _root_mean_square(difference), _root_mean_square(seen)
     of_rounding = ROUNDINGS * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+    proof = LensProof(error, LARGEST_ERROR * max(1.0, largest) + of_rounding * largest)
     for what, value, allowed in (
-        ("largest error", error, LARGEST_ERROR * max(1.0, largest) + of_rounding * largest),
+        ("largest error", *proof),
         ("root mean square", typical, TYPICAL_ERROR * max(1.0, usual) + ROUNDINGS * _root_mean_square(rounding)),
         ("error of the scale", abs(scale - 1.0), SCALE_ERROR),
     ):
         if not value <= allowed:
-            return error, f"{what} {value:.3g}, at most {allowed:.3g} expected"
-    return error, None
+            return proof, f"{what} {value:.3g}, at most {allowed:.3g} expected"
+    return proof, None
 
 
 def _root_mean_square(values: Tensor) -> float:

@@ -256,6 +256,9 @@ class ModelView:
     """Whether a part of a row of its attention maps goes to what is no token."""
     counts_weights: bool = False
     """Whether the tokens that a row may see are those with a weight: its modules are given no mask that tells them."""
+    attention_error: Optional[float] = None
+    """Largest difference between attention entropies read beside fused attention and those of the model's own maps, in
+    nats; None where they are read from the maps, or not read."""
     found: str = ""
     """What tracing has found, in words, for a message."""
 

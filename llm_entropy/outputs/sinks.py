@@ -312,6 +312,7 @@ class ModelSinks:
             {name: own.answers.curves() for name, own in self._conditions.items() if own.answers is not None},
             {name: own.groups.curves() for name, own in self._conditions.items() if own.groups is not None},
             {name: own.lens.grid() for name, own in self._conditions.items() if own.lens is not None},
+            self._effects.strengths(),
         )
 
 

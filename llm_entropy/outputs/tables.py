@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 import numpy.typing as npt
@@ -134,6 +134,8 @@ class ModelTables:
 
     lens: dict[str, LensGrid] = field(default_factory=dict)
     """By condition; none where `analysis.lens_tokens` is off."""
+    strengths: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the table of doses that say how strong each steered condition is: keys are columns of that table."""
 
     @property
     def baselines(self) -> list[Condition]:

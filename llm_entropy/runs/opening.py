@@ -11,7 +11,7 @@ from datasets import Dataset
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
-from llm_entropy.measuring.lens import Lens, check_lens
+from llm_entropy.measuring.lens import Lens, LensProof, check_lens
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.cached import check_cache
 from llm_entropy.models.families import ModelView, view_model
@@ -30,8 +30,8 @@ class OpenedModel(NamedTuple):
     """Its parts, by what they are for."""
     lens: Lens
     """How a layer becomes logits."""
-    lens_error: float
-    """Largest difference between the lens's logits of the last layer and the model's own, in logits."""
+    proof: LensProof
+    """How well the lens gives the model's own logits at the last layer."""
 
 
 def open_model(

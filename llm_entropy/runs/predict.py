@@ -13,6 +13,7 @@ import torch
 from llm_entropy.corpus.datamodule import SentenceDataModule
 from llm_entropy.measuring.budget import CPU_TOKENS, gpu_tokens
 from llm_entropy.measuring.generated import measuring_module
+from llm_entropy.models.attention import PROBE_TOLERANCE
 from llm_entropy.models.attention.interface import EAGER, attention_implementation
 from llm_entropy.models.families import ModelView
 from llm_entropy.runs.beginning import create
@@ -144,7 +145,10 @@ def _describe(plan: Plan, opened: OpenedModel, tokens: int) -> dict[str, Any]:
         "shape": view.shape._asdict(),
         "dtype": str(view.decoder.weight.dtype).removeprefix("torch."),
         "attention": attention_implementation(view.model),
-        "lens_error_logits": opened.lens_error,
+        "attention_error_nats": view.attention_error,
+        "attention_allowed_nats": None if view.attention_error is None else PROBE_TOLERANCE,
+        "lens_error_logits": opened.proof.error,
+        "lens_allowed_logits": opened.proof.allowed,
         "max_length": plan.max_length,
         "tokens_per_batch": tokens,
         "steering": {

@@ -29,7 +29,7 @@ def states_for(family: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_lens_of_every_family_gives_the_models_own_logits(family: str):
-    assert check_lens(view_model(make_model(family)), family) < 1e-4
+    assert check_lens(view_model(make_model(family)), family).error < 1e-4
 
 
 def without_steps(view: ModelView, *numbers: int) -> ModelView:
@@ -79,7 +79,7 @@ LARGEST_LOGIT = 40.0
 def test_a_scale_that_is_off_by_one_percent_is_refused_in_every_precision(family: str, dtype: torch.dtype):
     for seed in range(4):
         view = view_model(make_model(family, seed).to(dtype))
-        assert check_lens(view, "right") <= 2 * torch.finfo(dtype).eps * LARGEST_LOGIT
+        assert check_lens(view, "right").error <= 2 * torch.finfo(dtype).eps * LARGEST_LOGIT
         for wrong in (0.99, 1.01):
             with pytest.raises(ValueError, match=r"mine: .* misses the model's own logits by"):
                 check_lens(dataclasses.replace(view, scale=wrong * view.scale), "mine")
@@ -124,7 +124,7 @@ def test_masked_tokens_are_compared_as_such(least: str, dtype: torch.dtype):
     view = view_model(make_model("phi").to(dtype))
     with torch.no_grad():
         view.decoder.bias[-30:] = -torch.inf if least == "minus infinity" else torch.finfo(dtype).min
-    assert check_lens(view, "right") < 1.0
+    assert check_lens(view, "right").error < 1.0
     with pytest.raises(ValueError, match="misses the model's own logits"):
         check_lens(dataclasses.replace(view, scale=0.99), "mine")
     with pytest.raises(ValueError, match="other tokens are masked"):

@@ -133,7 +133,7 @@ def test_a_family_that_nobody_knew_is_found_and_proved():
     assert view.attentions == (None, None, None)
     assert view.found == "3 blocks from stack.0 (Mixer), then last, then out, then logits times 0.8"
     check_parts(view, "mine")
-    assert check_lens(view, "mine") < 1e-4
+    assert check_lens(view, "mine").error < 1e-4
 
 
 BROKEN = {

@@ -267,7 +267,8 @@ def test_the_manifest_counts_rows_that_were_skipped_and_sentences_that_were_cut(
         assert about["max_length"] == 60
         assert about["steering"]["control"]["first_layer"] == 1
         assert len(about["steering"]["control"]["added_norms"]) == about["shape"]["num_blocks"] + 1
-        assert about["lens_error_logits"] < 1e-4
+        assert 0 <= about["lens_error_logits"] < 1e-4 < about["lens_allowed_logits"]
+        assert 0 <= about["attention_error_nats"] < about["attention_allowed_nats"] == 1e-4
         (process,) = about["processes"]
         assert process["num_records"] == about["num_records"] == len(READ)
         assert process["tokens_per_second"] > 0

@@ -146,7 +146,7 @@ def open_attention(view: ModelView, name: str) -> ModelView:
         name: The model, for the log.
     """
     try:
-        check_attention(view, name)
+        view = replace(view, attention_error=check_attention(view, name))
     except ReportedError as error:
         log.info("%s", error)
         if attention_implementation(view.model) == EAGER:
@@ -175,7 +175,7 @@ def open_attention(view: ModelView, name: str) -> ModelView:
 
 
 @torch.inference_mode()
-def check_attention(view: ModelView, name: str) -> None:
+def check_attention(view: ModelView, name: str) -> Optional[float]:
     """Prove, on a few random tokens, that every block's attention is read, and that it is what eager attention shows.
 
     In float32, whatever the model's type: eager attention of half precision rounds scores and weights by more than a
@@ -186,12 +186,15 @@ def check_attention(view: ModelView, name: str) -> None:
         view: A model that was loaded to read its attention.
         name: The model, for the message.
 
+    Returns:
+        The largest error, in nats; None where the model shows its own maps, and there is nothing to compare.
+
     Raises:
         ReportedError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
     """
     advice = "; leave attention_entropy and attended_entropy out of analysis.metrics, or correct its attention"
     if not any(view.attentions):
-        return
+        return None
     is_eager = attention_implementation(view.model) == EAGER  # it shows its own maps: there is nothing to compare
     with nullcontext() if is_eager else in_float32(view.model):
         num_read, read = _probe(view)
@@ -201,7 +204,7 @@ def check_attention(view: ModelView, name: str) -> None:
             f"{name}: attention was read of {num_read} blocks, {expected} of the model have one{advice}"
         )
     if is_eager:
-        return
+        return None
     with eager_attention(view.model), in_float32(view.model):
         _, truth = _probe(view)
     has_attention = torch.tensor([module is not None for module in view.attentions], device=read.device)
@@ -212,6 +215,7 @@ def check_attention(view: ModelView, name: str) -> None:
             f"{PROBE_TOLERANCE:.3g} expected), so that it would be measured wrongly{advice}"
         )
     log.debug("%s: attention entropy is that of eager attention within %.3g nats", name, error)
+    return error
 
 
 @torch.inference_mode()

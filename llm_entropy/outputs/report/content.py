@@ -28,7 +28,7 @@ SUMMARY_COLUMNS = (
     *("n", "mean_standard", "mean_difference", "ci_low", "ci_high", "effect_size", "p_holm", "share_increased"),
     "placebo_p",
 )
-DOSE_COLUMNS = ("slope", "slope_ci_low", "slope_ci_high", "share_negative")
+DOSE_COLUMNS = ("slope", "slope_ci_low", "slope_ci_high", "share_negative", "spearman", "residual")
 
 
 def content(run_dir: Path, settings: Settings, about: Mapping[str, Any], tables: Sequence[ModelTables]) -> Any:
@@ -119,7 +119,10 @@ def _metrics(tables: Sequence[ModelTables]) -> list[str]:
 
 def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
     counts = ("num_sentences", "num_records", "num_tokens", "num_cut", "num_own_start", "num_unread", "num_parts")
-    names = ("name", "revision", "model_type", "kind", "dtype", "attention", "lens_error_logits", "max_length")
+    names = (
+        *("name", "revision", "model_type", "kind", "dtype", "attention", "max_length"),
+        *("lens_error_logits", "lens_allowed_logits", "attention_error_nats", "attention_allowed_nats"),
+    )
     curves = {name: dict(own) for name, own in tables.curves.items()}
     for name, compared in tables.comparisons.items():
         curves[name] |= compared.between
@@ -137,6 +140,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
             vector: {metric: list(means) for metric, means in own.items()} for vector, own in tables.placebos.items()
         },
         "doses": _doses(tables),
+        "strengths": _strengths(tables.strengths),
         "untouched": tables.untouched,
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
         "sample": tables.sample and shown_sentences(tables, tables.sample, settings.analysis.metrics, about["kind"]),
@@ -176,6 +180,18 @@ def _doses(tables: ModelTables) -> dict[str, dict[str, dict[str, Any]]]:
     if doses is not None:
         for (vector, metric), places in _rows_by(doses.vector, doses.metric).items():
             found.setdefault(vector, {})[metric] = {name: getattr(doses, name)[places] for name in DOSE_COLUMNS}
+    return found
+
+
+def _strengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return how strong each condition is: its relative dose by block, where it is known, and KL at the last layer."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        own = found.setdefault(row["condition"], {})
+        if "relative_dose" in row:
+            own.setdefault("relative_dose", []).append(row["relative_dose"])
+        else:
+            own |= {name: row[name] for name in ("kl_mean", "kl_p95")}
     return found
 
 

@@ -7,7 +7,7 @@ const SECTIONS = [
   ["curves", "Curves", "Curves over depth", curves, true],
   ["impact", "Layers", "Layer impact", impact, data.models.some((model) => acting(model).length)],
   ["placebos", "Placebos", "Beside placebos", placebos, data.models.some((model) => Object.keys(model.placebos).length)],
-  ["doses", "Doses", "Doses", doses, data.models.some((model) => Object.keys(model.doses).length)],
+  ["doses", "Doses", "Doses", doses, data.models.some((model) => Object.keys(model.strengths).length)],
   ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
   ["generated", "Texts", "Generated text", generated, data.models.some(isWritten)],
   ["text", "Sentences", "Sentence by sentence", sentences, data.models.some((model) => model.sample)],

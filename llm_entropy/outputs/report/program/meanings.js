@@ -11,6 +11,7 @@ const MEANINGS = {
   target_rank: "how many tokens the model takes to be likelier than the target. 0: it is the first choice.",
   varentropy: "how uneven the uncertainty is: the variance of the surprisal of a token drawn from the distribution.",
   residual_norm: "the length of the vector that is handed from block to block.",
+  sink_mass: "the share of attention that goes to no token at all, but to a sink. 0: none.",
   entropy_change: "entropy minus that of the layer before. Above 0: options are added; below 0: they are ruled out.",
   top1_agreement: "the share of positions at which the layer's most likely token is already the last layer's. 1: always.",
   attended_entropy: "attention entropy as a share of its largest possible value. 1: attention is even over all tokens.",
@@ -40,7 +41,7 @@ const WORDS = [
   ["95 % interval", "Where the mean over all sentences of this kind is likely to lie. An interval without 0 speaks for a change.", () => steered().length],
   ["p (Holm)", "How often chance alone would give so large a mean difference; corrected for the number of layers and conditions tried. Below 0.05 is called sure here.", () => steered().length],
   ["effect size d", "The mean difference divided by how much it varies between sentences. 0.2 is small, 0.5 medium, 0.8 large.", () => steered().length],
-  ["relative dose", "How long the added vector is beside the state it is added to. 0.1 is a light push, 1 as much as was there.", () => Object.values(data.models).some((model) => Object.keys(model.doses).length)],
+  ["relative dose", "How long the added vector is beside the state it is added to. 0.1 is a light push, 1 as much as was there.", () => data.models.some((model) => Object.keys(model.strengths).length)],
 ];
 
 function glossary(folder) {

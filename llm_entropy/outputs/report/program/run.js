@@ -28,7 +28,7 @@ function whatRan(folder) {
   const lens = { logit: "logit lens: the model's own final norm and head at every layer", raw: "raw lens: the head alone, without the final norm", tuned: "tuned lens: a trained affine map, then final norm and head" };
   folder.append(
     h("p", {}, "Every layer of each model was read through a lens that turns it into a distribution over the vocabulary. "
-      + "The metrics below describe these distributions: how uncertain they are (entropy), how far from the final one, where the answer appears."),
+      + "The metrics describe these distributions: how uncertain they are (entropy), how far from the final one, where the answer appears."),
     h("div", { class: "cards" },
       data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)), pairs([
         ["model", model.name], ["kind", model.kind === "causal" ? "causal: predicts the next token" : "masked: fills in [MASK]"],
@@ -60,29 +60,56 @@ function whatRan(folder) {
   return () => {};
 }
 
+/* What was held against the model's own numbers when it was loaded. */
+function proofLines(model) {
+  const allowed = (error, most, unit) => `largest error ${fmt(error, 2)} ${unit}${isNumber(most) ? `, ${fmt(most, 2)} allowed` : ""}. `;
+  const attention = model.attention === "eager" ? "read from the model's own full attention maps, so that there is nothing to compare."
+    : model.attention !== "sdpa_and_entropy" ? "no attention entropy was measured."
+      : `${isNumber(model.attention_error_nats) ? allowed(model.attention_error_nats, model.attention_allowed_nats, "nats") : ""}Attention entropies are computed beside fused attention; at load they were compared with those of the model's own full attention maps. A model that differs is refused.`;
+  return [
+    ["Lens", `${allowed(model.lens_error_logits, model.lens_allowed_logits, "logits")}At load, the last layer read through the lens gave the model's own logits. A model whose logits cannot be reproduced is refused.`],
+    ["Attention", attention],
+    ["Steering", "At load, what is added behind each block showed at the next layer and at none before it. It is undone after every pass, and all conditions run on the same batches."],
+    ["Padding", "At load, a padded batch gave every layer what its sentences give one by one."],
+  ];
+}
+
+/* From the rows of the corpus to the records: what was read, and what was left out. */
+function countRows() {
+  const corpus = data.run.corpus, line = (name, get) => [name, ...data.models.map((model) => { const value = get(model); return isNumber(value) ? value.toLocaleString("en-US") : BLANK; })];
+  return [
+    line("Rows in the corpus", () => corpus.num_rows),
+    line("\u2026 without text, skipped", () => corpus.num_skipped),
+    line("Sentences to be read", () => corpus.num_sentences),
+    line("\u2026 without a token to read", (model) => model.num_unread),
+    line("Sentences read, once each", (model) => model.num_sentences),
+    line("\u2026 cut at the longest text that is read", (model) => model.num_cut),
+    line("Positions read (records), once each", (model) => model.num_records),
+    line("Files they were checked in", (model) => model.num_parts),
+  ];
+}
+
 function proofs(folder) {
-  folder.append(h("div", { class: "cards" }, data.models.map((model) => {
-    const attention = model.attention === "eager" ? "The model attends with full maps; attention entropies are read from them."
-      : model.attention === "sdpa_and_entropy" ? "Attention entropies are computed beside fused attention. At load they were compared with those of the model's own full attention maps; a model that differs is refused." : "No attention entropy was measured.";
-    return h("div", { class: "card" }, h("h3", {}, bdi(model.key)), h("ul", {},
-      h("li", {}, h("strong", {}, "Lens: "), `at load the last layer gave the model's own logits, to within ${fmt(model.lens_error_logits, 2)}. A model whose logits cannot be reproduced is refused.`),
-      h("li", {}, h("strong", {}, "Attention: "), attention),
-      h("li", {}, h("strong", {}, "Exactly once: "), `${count(model.num_sentences, "sentence")} with ${count(model.num_records, "record")} in ${count(model.num_parts, "checked part")}. The merge counts every record by sentence and position, and refuses one that is missing or there twice.`),
-      h("li", {}, h("strong", {}, "Left out: "), model.num_unread || model.num_cut || data.run.corpus.num_skipped
-        ? `${count(data.run.corpus.num_skipped, "row")} without text, ${count(model.num_unread, "sentence")} without a token to read, ${count(model.num_cut, "sentence")} cut at ${fmt(model.max_length)} tokens.` : "nothing: no row without text, no sentence cut.")));
-  })));
-  folder.append(h("p", { class: "note" }, "Steering is undone after every pass, and all conditions run on the same batches. Below the first steered block nothing changes, bit for bit."));
+  const heads = ["", ...data.models.map((model) => model.key)];
+  folder.append(h("div", { class: "cards" }, data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)),
+    h("ul", {}, proofLines(model).map(([name, text]) => h("li", {}, h("strong", {}, `${name}: `), text)))))),
+    h("h3", {}, "Every sentence exactly once"),
+    h("p", {}, "Each file carries a checksum. The merge counts every record by sentence and position, and refuses a run in which one is missing or there twice."),
+    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Counts of sentences and records" }, h("table", { id: "counts" },
+      h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index ? null : "text" }, bdi(name))))),
+      h("tbody", {}, countRows().map((row) => h("tr", {}, row.map((cell, index) => h(index ? "td" : "th", { scope: index ? null : "row", class: index ? null : "text" }, cell))))))));
   return () => {};
 }
 
 function fileList(folder) {
-  const groups = new Map();
+  const groups = new Map([["run", []]]);
   for (const path of data.files) {
     const parent = path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "run";
     groups.set(parent, [...(groups.get(parent) || []), path]);
   }
   folder.append(h("p", {}, "These lie beside this page, in the folder of the run; the links work where the page was not moved away from it."));
   for (const [parent, paths] of groups) {
+    if (!paths.length) continue;
     folder.append(h("details", { open: parent === "run" }, h("summary", {}, parent === "run" ? "The run" : parent, ` (${paths.length})`),
       h("ul", { class: "files" }, paths.map((path) => h("li", {}, h("a", { href: path.split("/").map(encodeURIComponent).join("/"), rel: "noreferrer" }, path.slice(path.lastIndexOf("/") + 1)))))));
   }
