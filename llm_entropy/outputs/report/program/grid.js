@@ -3,10 +3,10 @@
 function lensGrid(view, name, record, choose) {
   const { model, metric, layer, records, label } = view, isChosen = (one) => one === record && records.length > 1;
   const cell = (one, at) => {
-    const best = trackedAt(model, name, one, at).reduce((a, b) => (b.probability > a.probability ? b : a)), value = valueOf(model, metric, name, one, at);
+    const best = topAt(model, name, one, at), value = valueOf(model, metric, name, one, at);
     const made = h("td", { onclick: () => choose(one) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));
     return tipped(tint(made, view.share(value), view.isDiverging), () => [`${capital(layerText(at))}, token ${label(one)}`, `${metricName(metric)}: ${fmt(value)}`,
-      ...trackedAt(model, name, one, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
+      ...(hasTops(model) ? [`most likely: ${seen(best.token)} ${probability(best.probability)}`, "tracked:"] : []), ...trackedAt(model, name, one, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
   };
   const table = h("table", { class: "lens" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((one) => h("th", { scope: "col", class: isChosen(one) ? "chosen" : null, title: `position ${model.sample.positions[one]}` }, bdi(label(one)))))),

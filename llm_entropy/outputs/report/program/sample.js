@@ -23,6 +23,19 @@ function trackedAt(model, condition, record, layer) {
   const own = model.sample.conditions[condition], tokens = own.tracked[record], probabilities = unpack(own.probabilities);
   return tokens.map((token, place) => ({ token: model.sample.names[token], probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
 }
+/* What a layer itself would say; where the run has not recorded it, the best of the tokens that are tracked. */
+function topAt(model, condition, record, layer) {
+  const own = model.sample.conditions[condition];
+  if (!own.lens_tokens) return trackedAt(model, condition, record, layer).reduce((a, b) => (b.probability > a.probability ? b : a));
+  if (!own.lens_tokens.array) {
+    const bytes = Uint8Array.from(atob(own.lens_tokens.codes), (letter) => letter.charCodeAt(0)), view = new DataView(bytes.buffer), size = own.lens_tokens.size;
+    own.lens_tokens.array = range(bytes.length / size).map((index) => (size === 2 ? view.getUint16(2 * index, true) : view.getUint32(4 * index, true)));
+  }
+  const at = record * model.num_layers + layer;
+  return { token: model.sample.names[own.lens_tokens.array[at]], probability: unpack(own.lens_probabilities)[at] };
+}
+const hasTops = (model) => Boolean(model.sample.conditions[data.conditions[0].name].lens_tokens);
+
 /* Show another sentence wherever one is shown. */
 function pickSentence(number) {
   state.number = number;
