@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from llm_entropy.settings import Condition
+from llm_entropy.settings.conditions import Steering
 from llm_entropy.steering.placebo import SHUFFLED, placebo_directions, shuffled_directions
 from llm_entropy.steering.plan import SteeringPlan, plan_steering
 from llm_entropy.steering.tokens import NO_SPECIAL, SpecialTokens
@@ -47,17 +48,7 @@ def plan_conditions(
         if steering is None:
             continue
         if steering.source not in whole:
-            chosen = choose_vector(steering.control, steering.key)
-            vector = resolve_vector(
-                chosen.value,
-                key=chosen.key,
-                model=model,
-                num_blocks=num_blocks,
-                hidden_size=hidden_size,
-                operator=steering.control.operator,
-            )
-            plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
-            whole[steering.source] = replace(plan, special=special), vector.ndim == 1
+            whole[steering.source] = _whole_plan(steering, model, num_blocks, hidden_size, special)
         plan, is_one_direction = whole[steering.source]
         if (placebo := steering.placebo) is not None:
             if placebo.kind == SHUFFLED:
@@ -76,3 +67,20 @@ def plan_conditions(
             plan = replace(plan, directions=directions)
         plans[condition.name] = plan.at_strength(steering.strength, steering.key)
     return plans
+
+
+def _whole_plan(
+    steering: Steering, model: str, num_blocks: int, hidden_size: int, special: SpecialTokens
+) -> tuple[SteeringPlan, bool]:
+    """Return the plan of a vector at strength 1, and whether it is one direction, the same at every layer."""
+    chosen = choose_vector(steering.control, steering.key)
+    vector = resolve_vector(
+        chosen.value,
+        key=chosen.key,
+        model=model,
+        num_blocks=num_blocks,
+        hidden_size=hidden_size,
+        operator=steering.control.operator,
+    )
+    plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
+    return replace(plan, special=special), vector.ndim == 1
