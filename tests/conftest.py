@@ -18,6 +18,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+import datasets
 from devices import DEVICE
 
 from llm_entropy.outputs.plots import canvas, drawing
@@ -50,6 +51,14 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
         started = Launcher(folder)
     with started:
         yield started
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves anything in the cache of data sets of whoever tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_cache"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

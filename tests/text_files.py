@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 
 from llm_entropy.corpus.corpus import Corpus
@@ -27,13 +26,6 @@ def left_files_are_closed_here() -> Iterator[None]:
     """Collect what streams leave open before another module, which does not expect it, starts."""
     yield
     gc.collect()
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "hf_cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    return cache
 
 
 def load(path: Any, num_sentences: Any = None, **settings: Any) -> Corpus:

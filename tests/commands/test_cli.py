@@ -9,12 +9,10 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import huggingface_hub
 import numpy as np
 import pytest
@@ -34,15 +32,6 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "datasets", "pandas", "pyarrow", "matplotlib", "lightning", "numpy")
 HUB_MODELS = {"gpt2": "gpt2", "google-bert/bert-base-uncased": "bert"}
 """The names of the published configuration, and the tiny family that stands behind each here."""
-
-"""The configuration as it is published (design, section 6)."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterable[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_cache"))
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import datasets
 import pytest
 import yaml
 from datasets import Dataset, DatasetDict
+from text_files import STREAMS_LEFT_OPEN, texts
 
 import llm_entropy.builtin
 from llm_entropy.corpus.corpus import Corpus
@@ -33,27 +34,12 @@ HARD = [
     "a tab\there",
 ]
 
-# Where a stream is left before its end, `datasets` does not close its files.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    cache = tmp_path / "hf_cache"
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
-    return cache
+pytestmark = STREAMS_LEFT_OPEN
 
 
 def load(path: Any, num_sentences: Any = None, seed: int = 0, **settings: Any) -> Corpus:
     data = DataSettings(path=None if path is None else str(path), **settings)
     return load_corpus(data, num_sentences, seed, quiet=True)
-
-
-def texts(corpus: Corpus) -> list[str]:
-    return [text for window in corpus.windows(Task()) for text in window.sentences]
 
 
 def ids(corpus: Corpus) -> list[int]:

@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
-from text_files import (  # noqa: F401, the fixtures are used by themselves
+from text_files import (  # noqa: F401, the fixture is used by itself
     STREAMS_LEFT_OPEN,
     both_ways,
     left_files_are_closed_here,
     load,
-    own_cache,
     texts,
     written,
 )

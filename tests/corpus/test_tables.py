@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from text_files import (  # noqa: F401, the fixtures are used by themselves
+from text_files import (  # noqa: F401, the fixture is used by itself
     STREAMS_LEFT_OPEN,
     both_ways,
     left_files_are_closed_here,
     load,
-    own_cache,
     texts,
     written,
 )

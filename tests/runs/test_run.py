@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -68,13 +67,6 @@ METRICS = ["entropy", "surprisal", "attention_entropy"]
 STEERING = ControlSettings(
     control_vector=[0.4, -0.9, 0.7], strength=1.5, layer_weights=[1.0, 0.2], token_weights=[1.0, 0.5, 2.0]
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterable[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("hf_cache"))
-        yield
 
 
 @pytest.fixture(scope="module")
