@@ -101,7 +101,7 @@ def compared(folders: dict[str, str], corpus: str, tmp_path_factory: pytest.Temp
     return run(settings, quiet=True)
 
 
-def analyse(models: dict[str, str], output: Path, *, plots: bool = False, parquet: bool = False, **words: Any) -> Any:
+def analyse(models: dict[str, str], output: Path, *, plots: Any = False, parquet: bool = False, **words: Any) -> Any:
     """Run over the tiny sentences, entropy alone and without plots unless asked otherwise."""
     words.setdefault("where", OutputSettings(dir=str(output / "runs"), plots=plots, parquet=parquet))
     words = {"metrics": ["entropy"], "output": words.pop("where"), **words}
@@ -414,7 +414,9 @@ def test_a_zero_vector_gives_the_standard_run(folders: dict[str, str], tmp_path:
 @pytest.mark.gpu
 def test_two_strengths_in_one_run_have_the_bytes_of_two_runs_with_one_each(folders: dict[str, str], tmp_path: Path):
     control = {"control_vector": [0.4, -0.9, 0.7], "layer_weights": [0.0, 1.0, 0.5], "token_weights": [1.0, 2.0]}
-    options = {"metrics": METRICS, "compare_control": True, "positions": "all", "plots": True, "parquet": True}
+    options = {"metrics": METRICS, "compare_control": True, "positions": "all", "parquet": True}
+    # every plot of one metric: what the conditions beside it change would show in each
+    options["plots"] = ["attention_entropy", "token_probabilities", *COMPARISON_METRICS]
     conditions = {"dose": {**control, "strengths": [-1, 1]}}
     both = analyse(folders, tmp_path, conditions=conditions, **options).run_dir
     for name, strength in (("dose_-1", -1), ("dose_+1", 1)):
