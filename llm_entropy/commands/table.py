@@ -20,8 +20,8 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 """Exit status after SIGINT, as shells have it."""
 
-QUIET = "Show warnings and errors alone; standard output is the run's folder."
-OPEN = "Open the report in the browser when it is there."
+QUIET = "Show only warnings and errors, and print only the run's folder."
+OPEN = "Open the report in the browser at the end."
 RUN_DIR = "Folder of the run, as analysis_outputs/run_..."
 
 
@@ -36,11 +36,15 @@ class Command(NamedTuple):
 
 COMMANDS = (
     Command("predict", "run the models over the corpus (the default command)", "llm_entropy.commands.predict"),
-    Command("plan", "say what a run will take, before any weight is read", "llm_entropy.commands.plan"),
+    Command("plan", "estimate the cost of a run, without reading weights", "llm_entropy.commands.plan"),
     Command("merge", "make a run's tables and plots, from the shards of all its tasks", "llm_entropy.commands.merge"),
-    Command("report", "make a run's report.html anew, and open it with --open", "llm_entropy.commands.report"),
-    Command("status", "say what of a run is missing, and how to run just that", "llm_entropy.commands.status"),
-    Command("extract", "make control vectors from contrastive pairs, and judge them", "llm_entropy.commands.extract"),
+    Command("report", "make a run's report.html again; --open opens it", "llm_entropy.commands.report"),
+    Command("status", "show what is missing of a run, and how to compute it", "llm_entropy.commands.status"),
+    Command(
+        "extract",
+        "make control vectors from contrastive pairs, and test them on left-out pairs",
+        "llm_entropy.commands.extract",
+    ),
     Command(
         "convert-vector", "write a control vector in another program's format", "llm_entropy.commands.convert_vector"
     ),

@@ -41,7 +41,7 @@ class PlaceboSettings:
     orthogonal: int = 0
     """The same, at right angles to the vector."""
     shuffled: int = 0
-    """Vectors of `llm-entropy extract` from permuted labels; they are in the vector's file."""
+    """Vectors that `llm-entropy extract` made from permuted labels and keeps in the vector's file."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "analysis.control.placebo")
@@ -61,18 +61,18 @@ class ControlSettings:
     control_vector: Optional[VectorLike] = field(default=None, metadata=ARRAYS)
     """A file (.pt, .safetensors, .npy, .gguf; `{model}` in it stands for the model's key), or numbers."""
     control_vectors: Optional[ControlVectors] = None
-    """A pair to choose from by `direction`; `control_vector` goes before it."""
+    """A pair, from which `direction` chooses one. `control_vector` takes precedence."""
     direction: Literal["positive", "negative"] = "positive"
-    """Which of `control_vectors` acts; for a single `control_vector`, negative turns its sign."""
+    """Which of `control_vectors` acts. With a single `control_vector`, negative reverses its sign."""
     strength: float = 1.0
     """Factor on every vector."""
     strengths: Optional[list[float]] = None
-    """Several factors, instead of `strength`: each is a condition of its own, as control_-1, control_+0.5."""
+    """Several factors, instead of `strength`. Each makes a condition, such as control_-1 or control_+0.5."""
     target_kl: Optional[float] = None
     """Search, for each model, the strength at which the 95th percentile of KL(standard, condition) over positions is
-    this many nats; `strength` and `strengths` are then multiples of it; null: none is searched."""
+    this many nats. `strength` and `strengths` are then multiples of it. null: no search."""
     found_strengths: Optional[dict[str, float]] = None
-    """By model, the strength that `target_kl` has led to. A run writes it down; what stands here is not searched."""
+    """Strengths that `target_kl` found, by model. A run writes them here; a resume does not search them again."""
     layer_weights: Optional[list[float]] = None
     """A factor for each block (or one more, the first for the embeddings); other lengths are interpolated."""
     token_weights: Optional[list[float]] = None
@@ -82,9 +82,9 @@ class ControlSettings:
     cap: Optional[float] = None
     """Largest component along the vector that `operator: cap` leaves."""
     blocks: Optional[Union[str, list[int]]] = None
-    """Which blocks are steered: their numbers, or a slice as "8:12" (in quotes); null: all that the vector has."""
+    """Which blocks are steered: a list of numbers, or a slice such as "8:12" (in quotes); null: all of the vector's."""
     tokens: str = "all"
-    """Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice of them as "5:"."""
+    """Which tokens of a sentence are steered, without padding: all, last, prompt, no_special, or a slice as "5:"."""
     placebo: PlaceboSettings = field(default_factory=PlaceboSettings)
     """Placebos that are run beside the vector, at the largest of its strengths; needs compare_control."""
 

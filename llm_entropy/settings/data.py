@@ -20,37 +20,37 @@ class DataSettings:
     text_column: Optional[str] = None
     """Column that holds the sentences; null: the only text column."""
     keep_columns: list[str] = field(default_factory=list)
-    """Columns, of any type, that come back in Parquet, in `{model}_sentences.csv`, and with words and texts."""
+    """Columns to copy into Parquet, into `{model}_sentences.csv`, and into the tables of words and texts."""
     target_column: Optional[str] = None
-    """Column of answers: text whose surprisal is read behind its sentence, or at the masks of a masked model."""
+    """Column of right answers. Their surprisal is read after the sentence, or at the mask of a masked model."""
     foil_column: Optional[str] = None
-    """Column of wrong answers, to which those of `target_column` are compared."""
+    """Column of wrong answers, which are compared with `target_column`."""
     group_column: Optional[str] = None
     """Column of groups (at most 12). Curves are drawn by group; the groups of the standard run are compared."""
     pair_column: Optional[str] = None
     """Column that says which sentences of different groups belong together; null: groups are compared unpaired."""
     answer_delimiter: str = " "
-    """What stands between a sentence and its answer where neither has white space there."""
+    """Text between a sentence and its answer, if neither has white space there."""
     delimiter: Optional[str] = None
-    """csv, tsv: the character between fields, or `tab`; null: found among `,` `;` `|` and the tab."""
+    """csv, tsv: the character between fields, or `tab`; null: detected among `,` `;` `|` and the tab."""
     quoting: Literal["auto", "minimal", "backslash", "none"] = "auto"
-    """csv, tsv: fields may stand in quotes; the same, with a backslash before quotes in them; quotes are text."""
+    """csv, tsv: minimal: fields may be quoted; backslash: quotes in them follow a backslash; none: quotes are text."""
     header: Union[bool, Literal["auto"]] = "auto"
-    """csv, tsv: whether the first line names the columns; auto: found."""
+    """csv, tsv: whether the first line names the columns; auto: detected."""
     encoding: Optional[str] = None
-    """csv, tsv, json, jsonl, txt: of the files, such as cp1252; null: UTF-8, or what a byte order mark says."""
+    """Encoding of csv, tsv, json, jsonl and txt, such as cp1252; null: UTF-8, or what a byte order mark says."""
     streaming: bool = False
-    """Read rows as they come, instead of fetching the whole data set first: for corpora larger than the disk."""
+    """Read rows as they come, instead of fetching the whole data set first, for corpora larger than the disk."""
     max_length: Optional[int] = None
-    """Most tokens of a sentence; null: what the model allows. Longer sentences are cut and counted."""
+    """Largest number of tokens of a sentence; null: the model's. Longer sentences are cut and counted."""
     tokens_per_batch: Union[int, Literal["auto"]] = "auto"
-    """How many tokens, padding included, fill a batch; auto: by the cache of a CPU, by the memory of a GPU."""
+    """Number of tokens in a batch, padding included; auto: by the cache of a CPU or the memory of a GPU."""
     num_workers: int = 0
     """Processes that read and tokenise beside each process that runs a model."""
     num_shards: int = 1
-    """Number of array tasks of this run. Each task does its share of the corpus; none of several merges."""
+    """Number of array tasks of this run. With several, `llm-entropy merge` makes the outputs at the end."""
     shard_index: Optional[int] = None
-    """Number of this array task, from 0 on; null: SLURM_ARRAY_TASK_ID."""
+    """Number of this array task, counted from 0; null: SLURM_ARRAY_TASK_ID."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "data")

@@ -16,17 +16,17 @@ class ExtractSettings:
     """How pairs become vectors, and how these are judged."""
 
     method: Method = "mean_difference"
-    """Mean difference of the pairs, or the first component of their differences, centred over pairs or in each pair."""
+    """Mean difference of the pairs, or a first principal component, centred over all pairs or within each pair."""
     position: TokenChoice = "last"
-    """Which tokens give a text's state: the last, the mean over all of its own, or over those behind the prompt."""
+    """Where a text's state is read: at its last token, or as a mean over its tokens, or over those after the prompt."""
     test_share: float = 0.2
     """Share of the pairs that is left out of the vectors, and on which they are judged."""
     splits: int = 200
-    """How often the other pairs are split into halves, for the reliability; 0: it is not measured."""
+    """How often the other pairs are split into halves, to measure reliability; 0: never."""
     shuffled: int = 10
     """How many vectors are extracted again from permuted labels, for control.placebo.shuffled."""
     positive_label: Optional[str] = None
-    """Of texts with labels: which label is positive; null: the larger number, or the later in the alphabet."""
+    """The positive label of labelled texts; null: the larger number, or the later in the alphabet."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "extract")
@@ -38,7 +38,7 @@ class ExtractSettings:
 
 @dataclass
 class ExtractionSettings(Settings):
-    """One extraction, whole: what its `config.yaml` holds. Its run is a run like any other, but for the analysis."""
+    """All settings of an extraction, as its `config.yaml` holds them."""
 
     COMMAND: ClassVar[str] = "extract"
     analysis: ClassVar[AnalysisSettings] = AnalysisSettings(num_sentences=None, metrics=["entropy"])  # type: ignore[misc]

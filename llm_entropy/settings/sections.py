@@ -27,23 +27,23 @@ class AnalysisSettings:
     """What is measured, where, and under which conditions."""
 
     num_sentences: Optional[Union[int, Literal["auto"]]] = "auto"
-    """How many sentences, picked by `seed`, in corpus order; null: all; auto: all of a corpus, 10 built-in ones."""
+    """Number of sentences, picked by `seed`, in corpus order; null: all; auto: all of a corpus, 10 built-in ones."""
     temperature: float = 1.0
     """Every logit is divided by it."""
     use_sampling: bool = False
-    """Take a sampled token, instead of the most likely one, where a token is predicted or written."""
+    """Sample the tokens that are predicted or written, instead of taking the most likely ones."""
     compare_control: bool = False
-    """Run standard and control and compare them; false: run what is enabled alone."""
+    """Compare control with standard; false: run control alone if it is enabled, otherwise standard alone."""
     positions: Literal["last", "all", "generated"] = "last"
-    """Causal models: the last token, or every token, of a sentence; or every token that the model writes behind it."""
+    """Where causal models are read: at the last token, at all tokens, or at the tokens that they write (generated)."""
     max_new_tokens: Optional[int] = None
-    """`positions: generated`: most tokens that are written; null: 32."""
+    """`positions: generated`: largest number of tokens to write; null: 32."""
     top_p: Optional[float] = None
-    """`positions: generated` with `use_sampling`: the most likely tokens of this probability are sampled; null: all."""
+    """`positions: generated`: sample among the most likely tokens that together have this probability; null: all."""
     mask_strategy: Literal["last", "random", "each", "within_word_l2r"] = "last"
-    """Masked models: which token is masked; within_word_l2r: each in turn, with the rest of its word."""
+    """Which token masked models mask; each: each in turn; within_word_l2r: each in turn, with the rest of its word."""
     words: bool = False
-    """Make a table of words; needs positions: all (causal models), mask_strategy: within_word_l2r (masked models)."""
+    """Make a table of words. Causal models need positions: all, masked ones mask_strategy: within_word_l2r."""
     lens: Literal["logit", "raw", "tuned"] = "logit"
     """How a layer becomes logits: the model's own norm and head, the head alone, or a trained affine map first."""
     lens_path: Optional[str] = None
@@ -61,7 +61,7 @@ class AnalysisSettings:
     control: ControlSettings = field(default_factory=ControlSettings)
     """The control condition."""
     conditions: dict[str, ControlSettings] = field(default_factory=dict)
-    """Further steered conditions, by name: each with all keys of `control`."""
+    """Further steered conditions, by name; each has all keys of `control`."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "analysis")
@@ -148,15 +148,15 @@ class ModelSettings:
     revision: Optional[str] = None
     """Branch, tag or commit of a hub model."""
     gguf_file: Optional[str] = None
-    """A GGUF file in that folder or hub repository, whose weights are read and dequantised; or name the file itself."""
+    """A GGUF file in the folder or hub repository `name`; it is dequantised. `name` may also be the file itself."""
     adapter: Optional[str] = None
-    """A PEFT adapter (LoRA, ...), a folder or hub name, which is merged into the model in float32."""
+    """A PEFT adapter (LoRA, ...): a folder or hub name. It is merged into the model in float32."""
     dtype: Optional[Literal["float32", "bfloat16", "float16", "auto"]] = None
     """Type of the weights; auto: that of the checkpoint; null: what `trainer.precision` says."""
     trust_remote_code: bool = False
     """Run code that lies beside the model's weights, from the hub or its folder; false: such a model is refused."""
     output_hidden_states: bool = True
-    """Accepted, without effect: layers are always read."""
+    """Has no effect; it is accepted because older configurations have it."""
 
     def __post_init__(self) -> None:
         make_plain_(self, self.KEY)
@@ -169,13 +169,13 @@ class TrainerSettings:
     accelerator: str = "auto"
     """cpu, gpu, ... or auto."""
     devices: Union[int, list[int], str] = "auto"
-    """How many, or which, devices of each node."""
+    """Number of devices on each node, or a list of them."""
     num_nodes: int = 1
-    """How many nodes."""
+    """Number of nodes."""
     strategy: str = "auto"
     """Lightning's strategy."""
     precision: Literal["32-true", "bf16-true", "16-true"] = "32-true"
-    """Type of the weights and of the forward pass; the statistics are float32 always."""
+    """Type of the weights and of the forward pass. The statistics are always float32."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "trainer")
@@ -190,19 +190,19 @@ class OutputSettings:
     run_name: Optional[str] = None
     """Name of this run's folder; null: run_{timestamp}_{id}."""
     csv: bool = True
-    """Whether metrics, token probabilities and predictions are written as CSV; too large beyond a million sentences."""
+    """Whether tables and predictions are also written as CSV. Turn it off beyond a million sentences."""
     plots: Union[bool, list[str]] = True
-    """Whether plots are drawn; or which: metrics (all plots of each) and kinds of plot, as [layer_impact, entropy]."""
+    """Whether plots are drawn, or a list of metrics and kinds of plot, as [layer_impact, entropy]."""
     plot_format: PlotFormat = "png"
-    """How plots are written: png, or as vectors svg or pdf."""
+    """File format of the plots."""
     parquet: bool = True
-    """Whether every record is written as Parquet beside the CSV files."""
+    """Whether every record is written as Parquet."""
     report: bool = True
-    """Whether report.html is made: one page with what the run found, which opens from the disk without a network."""
+    """Whether report.html is made, one page with the findings of the run."""
     part_megabytes: float = 16.0
-    """Size at which a process writes the records it has collected to a shard file."""
+    """Megabytes of records that a process collects before it writes them to a shard file."""
     part_seconds: float = 60.0
-    """Longest time between two shard files of a process, which is what a kill loses; 0: a file after every batch."""
+    """Most seconds between two shard files of a process, which a kill can lose; 0: a file after every batch."""
 
     def __post_init__(self) -> None:
         make_plain_(self, "output")
@@ -237,13 +237,13 @@ def default_models() -> dict[str, Union[str, ModelSettings]]:
 
 @dataclass
 class Settings:
-    """One run, whole: what `config.yaml` holds."""
+    """All settings of a run, as its `config.yaml` holds them."""
 
     COMMAND: ClassVar[str] = "predict"
     """The command that runs it."""
 
     seed: int = 0
-    """Of every random choice: which sentences, masks and tokens, placebos, resamples."""
+    """Seed of every random choice: sentences, masks, tokens, placebos, resamples."""
     analysis: AnalysisSettings = field(default_factory=AnalysisSettings)
     models: dict[str, Union[str, ModelSettings]] = field(default_factory=default_models)
     data: DataSettings = field(default_factory=DataSettings)
