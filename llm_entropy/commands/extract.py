@@ -33,5 +33,9 @@ def run(chosen: Namespace) -> int:
 
     result = run_extraction(settings, quiet=chosen.quiet, resume=chosen.resume)
     if result.is_global_zero:
-        print(result.run_dir)
+        if chosen.quiet or not result.models:  # a task of an array has nothing to show
+            print(result.run_dir)
+        else:
+            print(f"Vectors and their quality: {result.run_dir / 'vectors'}")
+            print(f"Steer with them: --control-vector '{result.run_dir}/vectors/{{model}}.safetensors'")
     return DONE

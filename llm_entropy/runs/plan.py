@@ -135,8 +135,8 @@ def _most_tokens(source: ModelSource, analysis: AnalysisSettings) -> Optional[in
         return source.most_tokens
     if source.architecture.kind == "masked":
         raise ReportedError(
-            f"analysis.positions: got generated, but {source.key} ({source.name}) is a masked model, which does not go "
-            "on with a text; leave it out of the models, or set the positions to last"
+            f"analysis.positions: got generated, but {source.key} ({source.name}) is a masked model, which does not "
+            "continue texts; leave it out of the models, or set the positions to last"
         )
     if source.most_tokens is None:
         return None

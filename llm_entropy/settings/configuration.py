@@ -30,6 +30,8 @@ SHORT_NAMES = {
 """Short names of keys that are typed often."""
 SWITCHES = frozenset({"--use-sampling", "--compare-control"})
 """Short names that may stand alone, for true."""
+LIKENESS = 0.6
+"""How like a known option an unknown one must be to be taken for it."""
 
 
 class CommandParser(ArgumentParser):
@@ -91,7 +93,11 @@ class SettingsParser(CommandParser):
         """Leave it to the settings, which check the same when they are made, and say it better."""
 
     def _checked(self, arguments: Sequence[str]) -> list[str]:
-        return super()._checked(_long_names(arguments))
+        return super()._checked(_long_names(arguments, self._short_names()))
+
+    def _short_names(self) -> dict[str, str]:
+        """Return the short names of keys that these settings have."""
+        return {name: long for name, long in SHORT_NAMES.items() if long in self._option_string_actions}
 
     def _check_option(self, name: str) -> None:
         """Refuse an option that is not known: no key, and nothing below a key that holds mappings or settings."""
@@ -100,7 +106,7 @@ class SettingsParser(CommandParser):
         while above and above not in known:
             above = above.rpartition(".")[0]
         if not above or (above != name and (is_dataclass(self._type_of(above)) or self._type_of(name) is None)):
-            _refuse_option(name, [*SHORT_NAMES, *known])
+            _refuse_option(name, [*self._short_names(), *known])
 
     def _checked_value(self, name: str, value: str) -> str:
         if name == CONFIG:
@@ -111,6 +117,8 @@ class SettingsParser(CommandParser):
         read = _read_word(value)
         if is_dataclass(declared) and isinstance(read, str):  # the parser takes a section from a file, too
             read = _read_file(value, key)
+        if isinstance(read, Mapping):
+            _refuse_doubles(value, key)
         is_whole = isinstance(read, (Mapping, list)) and not is_single(declared)
         plain = plain_value(read if is_whole else value, declared, key, _read_word)
         # As plain as it is: the parser takes no single word for a list, and a pipe can be read only once.
@@ -118,7 +126,7 @@ class SettingsParser(CommandParser):
 
     def _checked_file(self, path: str) -> str:
         """Return what a configuration file holds, as text for the parser."""
-        config = _read_file(path, "config")
+        config = _read_file(path, "config", refuse_doubles=True)
         switches = {action.dest for action in self._actions if action.const is True}  # --print_config prints them too
         own = {name: plain_value(config.pop(name), bool, name, _read_word) for name in switches & set(config)}
         return _to_yaml({**plain_value(config, self.kind, "", _read_word), **own})
@@ -175,19 +183,26 @@ def read_config(path: Path) -> Settings:
     return kind(**plain_value(config, kind, "", _read_word))
 
 
-def _long_names(arguments: Sequence[str]) -> list[str]:
+def _long_names(arguments: Sequence[str], short_names: Mapping[str, str]) -> list[str]:
     """Replace short names by the keys they stand for."""
     long: list[str] = []
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
-        long.append(SHORT_NAMES.get(name, name) + equals + value)
-        if name in SWITCHES and not equals and list(arguments[index + 1 : index + 2]) not in (["true"], ["false"]):
+        long.append(short_names.get(name, name) + equals + value)
+        if (
+            name in SWITCHES & set(short_names)
+            and not equals
+            and list(arguments[index + 1 : index + 2]) not in (["true"], ["false"])
+        ):
             long.append("true")
     return long
 
 
 def _refuse_option(name: str, known: Iterable[str]) -> NoReturn:
-    raise ReportedError(f"got the option {name}, which is not known; {nearest_known(name, known, 'option')}")
+    hint = nearest_known(name, known, "option", LIKENESS)
+    if hint.startswith("the known"):  # far too many to list
+        hint = "--help lists the options"
+    raise ReportedError(f"got the option {name}, which is not known; {hint}")
 
 
 def _read_word(text: str) -> Any:
@@ -198,8 +213,13 @@ def _read_word(text: str) -> Any:
         return text
 
 
-def _read_file(path: str, key: str) -> dict[Any, Any]:
+def _read_file(path: str, key: str, *, refuse_doubles: bool = False) -> dict[Any, Any]:
     """Return the keys and values of a YAML file.
+
+    Args:
+        path: Of the file.
+        key: What it is for, for messages.
+        refuse_doubles: Whether a key that stands there twice is refused. What a program wrote has none, and is long.
 
     Raises:
         ReportedError: It cannot be read, or holds something else.
@@ -207,6 +227,10 @@ def _read_file(path: str, key: str) -> dict[Any, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         config = get_loader("yaml")(text)
+        if refuse_doubles:
+            _refuse_doubles(text, f"{key}: {path}")
+    except ReportedError:
+        raise
     except UnicodeDecodeError as error:
         raise ReportedError(f"{key}: {path}: is not UTF-8 text; expected a YAML file") from error
     except (OSError, ValueError) as error:
@@ -218,6 +242,23 @@ def _read_file(path: str, key: str) -> dict[Any, Any]:
         held = "nothing" if config is None else repr(config)[:SHOWN]
         raise ReportedError(f"{key}: {path}: holds {held}; expected keys and values, as  analysis: {{top_k: 5}}")
     return config
+
+
+def _refuse_doubles(text: str, where: str) -> None:
+    """Refuse YAML in which a key stands twice in one section: YAML would take the last one without a word."""
+    nodes: list[Any] = [yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))]
+    for node in nodes:
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        lines: dict[str, int] = {}
+        for name, value in node.value:
+            word, line = str(name.value), name.start_mark.line + 1
+            if word in lines:
+                places = f", in lines {lines[word]} and {line}" if line > lines[word] else ""
+                raise ReportedError(f"{where}: got the key {word!r} twice{places}; keep one of them")
+            lines[word] = line
+            if not any(value is known for known in nodes):  # an alias is the same node once more
+                nodes.append(value)
 
 
 def _fault_of(error: yaml.YAMLError) -> str:

@@ -25,6 +25,7 @@ from tiny_models import CAUSAL_VOCAB, HIDDEN, SENTENCES, save_model
 from llm_entropy.commands.cli import _command, main
 from llm_entropy.commands.table import COMMANDS, DEFAULT, Command
 from llm_entropy.errors import ReportedError
+from llm_entropy.outputs.extraction.result import ExtractionResult
 from llm_entropy.settings import DEFAULT_METRICS
 from llm_entropy.settings.configuration import SHORT_NAMES, to_settings
 
@@ -86,6 +87,8 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (room / "outside.yaml").write_text("num_sentences: 5\n")
     (room / "above.yaml").write_text("analysis: {strengths: [1, 2]}\n")
     (room / "nothing.yaml").touch()
+    control = "  control: {operator: add}\n"
+    (room / "twice.yaml").write_text(f"analysis:\n{control}  conditions: &a {{b: *a}}\n{control}")
     (room / "type.yaml").write_text("analysis: {top_k: many}\n")
     (room / "taken").mkdir()
     return room
@@ -130,6 +133,10 @@ BAD_INPUT = {
     "a key outside of a section in a section": Bad(
         ("--config", "{room}/above.yaml"), ("analysis: got the key 'strengths'", "it belongs below analysis.control")
     ),
+    "a section twice in a file": Bad(
+        ("--config", "{room}/twice.yaml"), ("twice.yaml: got the key 'control' twice, in lines 2 and 4; keep one",)
+    ),
+    "a model twice as an option": Bad(("--models", "{{a: gpt2, a: bert}}"), ("models: got the key 'a' twice; keep",)),
     "an empty configuration": Bad(
         ("--config", "{room}/nothing.yaml"), ("nothing.yaml: holds nothing; expected keys and values",)
     ),
@@ -263,6 +270,14 @@ def test_bad_input_is_one_line_and_leaves_nothing(name: str, room: Path, capfd: 
     assert list((room / "taken").iterdir()) == []
 
 
+def test_an_option_of_another_command_is_not_offered(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["extract", "--control-vector", "x.pt"])
+    assert capsys.readouterr().err == (
+        "llm-entropy: error: got the option --control-vector, which is not known; --help lists the options\n"
+    )
+
+
 def test_merging_what_is_no_run_is_one_line(room: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as end:
         main(["merge", str(room)])
@@ -341,6 +356,26 @@ def test_what_a_run_will_do_is_said_before_anything_heavy_is_imported():
         "and 20 placebos; output: analysis_outputs/one; loading ..."
     )
     assert "import of torch halted" in rest[-1]
+
+
+@pytest.mark.parametrize(
+    ("quiet", "said"),
+    [
+        (["--quiet"], "runs/tense\n"),
+        (
+            [],
+            "Vectors and their quality: runs/tense/vectors\n"
+            "Steer with them: --control-vector 'runs/tense/vectors/{model}.safetensors'\n",
+        ),
+    ],
+)
+def test_an_extraction_ends_with_where_its_vectors_are(
+    quiet: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    ended = ExtractionResult(Path("runs/tense"), ("gpt2",))
+    monkeypatch.setattr("llm_entropy.runs.extract.run_extraction", lambda *_, **__: ended)
+    main(["extract", "--data.path", "builtin:pairs/tense", *quiet])
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(("option", "rank"), [("--quiet", "0"), ("--seed=0", "1")])

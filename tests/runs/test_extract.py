@@ -189,7 +189,7 @@ def test_a_run_leaves_vectors_quality_and_a_plot(usual: ExtractionResult) -> Non
     assert said["method"] == "mean_difference"
     assert said["data_fingerprint"] == about["corpus"]["fingerprint"]
     assert said["quality"]["auroc"] == usual["gpt2"].quality["auroc"].tolist()
-    assert f"gpt2: best block {said['best']} of 0 to 2: AUROC" in (run_dir / "run.log").read_text()
+    assert f"gpt2: best block {said['best']} (of 0 to 2): AUROC" in (run_dir / "run.log").read_text()
 
 
 def test_the_file_is_a_control_vector_at_once(usual: ExtractionResult, tmp_path: Path) -> None:

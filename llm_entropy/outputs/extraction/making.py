@@ -112,7 +112,7 @@ def _make_model(
         place = quality_plot_path(run_dir, key).with_suffix(f".{settings.output.plot_format}")
         draw_quality(table, line, place)
     log.info(
-        "%s: best block %d of 0 to %d: AUROC %.3f, d' %.2f on %d pairs left out, %.2g of the stream's norm; %s",
+        "%s: best block %d (of 0 to %d): AUROC %.3f, d' %.2f on %d left-out pairs, norm %.2g of the stream's; %s",
         *(key, best.block, len(rows) - 1, best.auroc, best.d_prime, counts["num_left_out"], best.relative_norm),
         vector_path(run_dir, key),
     )
