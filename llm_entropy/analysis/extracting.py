@@ -39,34 +39,35 @@ def extract(
     resume: bool = False,
     quiet: bool = False,
 ) -> ExtractionResult:
-    """Make a vector for every block of models from contrastive pairs, and judge it on pairs that are left out.
+    """Make a vector for every block of each model from contrastive pairs, and test it on left-out pairs.
 
     The same as `llm-entropy extract`; every argument is a key of the configuration, with its default.
 
     Args:
-        models: As of `run_analysis`.
+        models: As in `run_analysis`.
         pairs: The pairs themselves, instead of `data`: a list of (positive, negative), or a data frame, a data set or a
-            list of mappings with the columns that `data` has.
-        data: A file, glob, folder, hub name or `builtin:pairs/tense`, or settings: columns `positive`, `negative` and,
-            where both share one, `prompt`; or `text` and `label` of two values.
+            list of mappings with the same columns as `data`.
+        data: A file, glob, folder, hub name or `builtin:pairs/tense`, or settings. Columns: `positive`, `negative`, and
+            `prompt` if both begin alike; or `text`, and `label` with two values.
         method: `mean_difference`, `pca_difference` or `pca_center`.
-        position: Which tokens give a text's state: `last`, `mean` over its own, `completion`: mean behind the prompt.
+        position: Where a text's state is read: `last` token, `mean` over its tokens, or `completion`, the mean over its
+            tokens after the prompt.
         test_share: Share of the pairs that is left out.
-        splits: How often the other pairs are split into halves, for the reliability.
-        shuffled: How many vectors are extracted again from permuted labels, for `placebo={"shuffled": ...}`.
+        splits: How often the other pairs are split into halves, to measure reliability.
+        shuffled: Number of vectors that are extracted from permuted labels, for `placebo={"shuffled": ...}`.
         positive_label: Which label is positive; None: the larger number, or the later in the alphabet.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         trainer: Devices, nodes, precision.
         output: The folder of runs, or settings.
         resume: Continue the run `output.run_name` if it exists: only what is missing is computed.
-        quiet: Whether the terminal shows warnings and errors alone.
+        quiet: Whether the terminal shows only warnings and errors.
 
     Returns:
         `result["gpt2"].vector` is [blocks, hidden], `result["gpt2"].quality` a data frame with a row per block, and
         `result["gpt2"].path` what `run_analysis(control_vector=...)` takes.
 
     Raises:
-        ReportedError: Something is wrong, said in one line; nothing is left behind.
+        ReportedError: An argument is wrong; the message says which. No files are left behind.
     """
     settings = ExtractionSettings(
         seed=seed,

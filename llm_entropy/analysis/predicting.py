@@ -80,23 +80,25 @@ def run_analysis(
     The same as `llm-entropy predict`; every argument is a key of the configuration, with its default.
 
     Args:
-        models: By a key that names files, a hub name, folder or `builtin:...`, or settings; or one or several of these
-            without a key, which is then the last part of the name; default: gpt2 and bert. Or a model that is loaded:
-            what `open_model` returns, the model itself, or (model, tokenizer); in one process, and left as it was.
-        sentences: The corpus itself, instead of `data`: a list, an iterator, which is read once, a column, or a data
-            frame or data set, whose text column is found as that of a file is, or named by `data={"text_column": ...}`.
-            Missing values of a column are skipped and counted. Of an `IterableDataset` the first `num_sentences` are
-            read, or all.
-        num_sentences: How many, picked by `seed`; None: all; auto: all of `sentences` or `data`, 10 built-in ones.
+        models: A mapping of keys to models. A key names the model's files. A model is a hub name, folder or
+            `builtin:...`, settings, or a loaded model: what `open_model` returns, the model itself, or (model,
+            tokenizer). Loaded models run in one process, and afterwards are as they were. Without keys, one or several
+            names; the keys are then the last parts of the names. Default: gpt2 and bert.
+        sentences: The corpus itself, instead of `data`: a list, an iterator (read once), a column, or a data frame or
+            data set. Its text column is found as in a file, or named by `data={"text_column": ...}`. Missing values of
+            a column are skipped and counted. From an `IterableDataset` the first `num_sentences` are read, or all.
+        num_sentences: Number of sentences, picked by `seed`; None: all; auto: all of `sentences` or `data`, or 10 of
+            the built-in sentences.
         temperature: Every logit is divided by it.
-        use_sampling: Take a sampled token where a token is predicted or written.
-        compare_control: Run standard and control and compare them; false: control alone where a vector is given.
-        positions: Causal models: the last token, or every one; or every token that the model writes behind it.
-        max_new_tokens: `positions="generated"`: most tokens that are written; None: 32.
-        top_p: `positions="generated"` with `use_sampling`: the most likely tokens of this probability are sampled.
-        mask_strategy: Masked models: which token of a sentence without a mask is masked; within_word_l2r: each, with
-            those behind it in its word.
-        words: Whether there is a table of words; causal models need `positions="all"`, masked ones
+        use_sampling: Sample the tokens that are predicted or written, instead of taking the most likely ones.
+        compare_control: Compare control with standard; false: control alone if a vector is given, else standard alone.
+        positions: Where causal models are read: at the last token, at all tokens, or at the tokens that they write.
+        max_new_tokens: `positions="generated"`: largest number of tokens to write; None: 32.
+        top_p: `positions="generated"` with `use_sampling`: sample among the most likely tokens that together have this
+            probability.
+        mask_strategy: Which token masked models mask in a sentence without a mask; each: each in turn;
+            within_word_l2r: each in turn, with the rest of its word.
+        words: Whether to make a table of words; causal models need `positions="all"`, masked ones
             `mask_strategy="within_word_l2r"`.
         lens: How a layer becomes logits.
         lens_path: Folder of a tuned lens.
@@ -109,30 +111,31 @@ def run_analysis(
         control_vector: A file, or [hidden], [blocks, hidden], [blocks + 1, hidden] with row 0 for the embeddings: a
             tensor or array of floating-point numbers, or a list of numbers or of rows.
         control_vectors: `positive` and `negative`, of which `direction` chooses.
-        direction: See there; it turns the sign of a single `control_vector`.
+        direction: Which of them acts; with a single `control_vector`, negative reverses its sign.
         strength: Factor on every vector.
-        strengths: Several factors, instead of `strength`: each is a condition, as `control_-1`, `control_+0.5`.
+        strengths: Several factors, instead of `strength`. Each makes a condition: `control_-1`, `control_+0.5`.
         target_kl: Search, for each model, the strength at which the 95th percentile of KL(standard, condition) at the
-            last layer is this many nats; `strength` and `strengths` are then multiples of it.
+            last layer is this many nats. `strength` and `strengths` are then multiples of it.
         layer_weights: [blocks], or [blocks + 1] with the first for the embeddings; other lengths are interpolated.
         token_weights: Interpolated over the real tokens of each sentence.
         operator: What happens to the stream; `llm_entropy.steering.operators` has the formulas.
-        cap: Of the operator `cap`: the largest component along the vector that is left.
-        blocks: Which blocks are steered: numbers, or a slice as "8:12"; None: all that the vector has.
-        tokens: Which real tokens of a sentence are steered: all, last, prompt, no_special, or a slice as "5:".
-        placebo: How many placebos of each kind are run beside the vector, as `{"random": 20}`; needs `compare_control`.
+        cap: For the operator `cap`: the largest component along the vector that remains.
+        blocks: Which blocks are steered: a list of numbers, or a slice as "8:12"; None: all of the vector's.
+        tokens: Which tokens of a sentence are steered, without padding: all, last, prompt, no_special, or a slice.
+        placebo: Number of placebos of each kind beside the vector, as `{"random": 20}`; needs `compare_control`.
         conditions: Further steered conditions, by name: each a mapping with `control_vector` or `control_vectors`, and
             any of `direction`, `strength`, `strengths`, `target_kl`, `layer_weights`, `token_weights`, `operator`,
             `cap`, `blocks`, `tokens`, `placebo`.
-        seed: Of every random choice.
+        seed: Seed of every random choice.
         data: A file, glob, folder or hub name, or settings.
         trainer: Devices, nodes, precision.
         output: The folder of runs, or settings.
         resume: Continue the run `output.run_name` if it exists: only what is missing is computed.
-        quiet: Whether the terminal shows warnings and errors alone.
+        quiet: Whether the terminal shows only warnings and errors.
 
     Returns:
-        `result["gpt2"]["standard"]["entropy"]` is a data frame, a row per sentence in corpus order, a column per layer.
+        The tables of the run. `result["gpt2"]["standard"]["entropy"]` is a data frame with a row per sentence, in
+        corpus order, and a column per layer.
 
     Raises:
         ReportedError: Something is wrong, said in one line; nothing is left behind.

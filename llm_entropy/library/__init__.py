@@ -1,4 +1,4 @@
-"""A library, not only a program: models that are loaded are proved, measured and steered in memory, no folder."""
+"""Measuring and steering models in memory, without a run's folder."""
 
 from llm_entropy.library.measuring import COLUMNS, measure
 from llm_entropy.library.opening import LanguageModel, Openable, key_of, open_model

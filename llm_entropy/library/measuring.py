@@ -34,7 +34,7 @@ from llm_entropy.store.windows import plan_batches
 log = logging.getLogger("llm_entropy")
 
 COLUMNS = ("model", "condition", "sentence_id", "position", "token", "metric", "layer", "value")
-"""Of the frame that `measure` returns."""
+"""Columns of the frame that `measure` returns."""
 
 
 def measure(
@@ -51,33 +51,33 @@ def measure(
     tokens_per_batch: int = CPU_TOKENS,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Measure what a model believes at every layer, in memory: a row for each number. Nothing is written.
+    """Measure what a model believes at every layer, in memory. No files are written.
 
-    The numbers are those of a run. For a corpus that does not fit, for several devices, and for tests and intervals,
-    there is `run_analysis`.
+    The numbers are the same as in a run. Use `run_analysis` for tests and intervals, for several devices, and for a
+    corpus that does not fit into memory.
 
     Args:
         lm: As `open_model` returns it.
-        sentences: Texts: a list, an iterator, a column, or a data frame or data set with a text column. One that is
-            blank or missing has no rows.
+        sentences: Texts: a list, an iterator, a column, or a data frame or data set with a text column. A blank or
+            missing text has no rows.
         metrics: Name or names, keys of `llm_entropy.METRICS`.
-        positions: Causal models: the last token, or every one.
-        conditions: Ways of steering, by name: each a vector (a file, a tensor or array, numbers), or a mapping with
-            `control_vector` and any other key of `analysis.control`. The model as it is, `standard`, is always there.
+        positions: Where causal models are read: at the last token, or at all tokens.
+        conditions: Steered conditions, by name: each a vector (a file, a tensor or array, numbers), or a mapping with
+            `control_vector` and any other key of `analysis.control`. `standard`, the model as it is, is always there.
         temperature: Every logit is divided by it.
-        mask_strategy: Masked models: which token of a sentence without a mask is masked.
+        mask_strategy: Which token masked models mask in a sentence without a mask.
         renyi_order: Of the metric `renyi_entropy`.
-        max_length: Most tokens of a sentence; None: what the model allows.
-        tokens_per_batch: How many tokens, padding included, go through the model together.
-        seed: Of random masks and placebos.
+        max_length: Largest number of tokens of a sentence; None: the model's.
+        tokens_per_batch: Number of tokens in a batch, padding included.
+        seed: Seed of random masks and placebos.
 
     Returns:
-        Columns model, condition, sentence_id (number of the text), position, token, metric, layer, value. Metrics of
-        the attention have blocks 0..L-1 as layers, and the mean over the heads as value. Beside the metrics asked for,
-        steered conditions have `kl_from_standard` and `top1_changed`.
+        A row for each condition, position, metric and layer. Columns: model, condition, sentence_id (number of the
+        text), position, token, metric, layer, value. For metrics of the attention, layer is the block, 0..L-1, and
+        value the mean over the heads. Steered conditions also have `kl_from_standard` and `top1_changed`.
 
     Raises:
-        ReportedError: Something that was given is wrong.
+        ReportedError: An argument is wrong.
     """
     analysis = AnalysisSettings(
         temperature=temperature,

@@ -28,7 +28,7 @@ from llm_entropy.settings.fields import plain_value
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model that has proved, on a few random tokens, that it is read as it computes. `open_model` makes it."""
+    """A model whose logits and attention can be reproduced, as was checked on a few random tokens; see `open_model`."""
 
     source: ModelSource
     """What it is."""
@@ -56,7 +56,7 @@ class LanguageModel:
 
     @property
     def num_layers(self) -> int:
-        """L + 1: the embeddings' output, and what each block hands on."""
+        """L + 1: the output of the embeddings, and of each of L blocks."""
         return self.view.shape.num_layers
 
     @torch.no_grad()
@@ -123,25 +123,27 @@ def open_model(
     lens: Literal["logit", "raw", "tuned"] = "logit",
     lens_path: Union[str, Path, None] = None,
 ) -> LanguageModel:
-    """Open a model, and prove that its layers, its logits and its attention are read as it computes them.
+    """Open a model, and check that its logits and its attention can be reproduced from its layers.
 
-    A model that is loaded is not copied, and is left as it was: whatever is done to it for a forward pass (evaluation
-    mode, another attention) is undone behind it.
+    A loaded model is not copied. What a forward pass changes in it (evaluation mode, another attention) is undone
+    afterwards.
 
     Args:
-        model: One of transformers that is loaded, with its language-model head, or a hub name, folder or `builtin:...`.
-        tokenizer: Of a model that is loaded; None: what lies where it was loaded from.
-        name: What frames and messages call it; None: the last part of its name, or its class.
+        model: A loaded model of transformers with its language-model head, or a hub name, folder or `builtin:...`.
+        tokenizer: Of a loaded model; None: the tokenizer in the place from which the model was loaded.
+        name: Its name in frames and messages; None: the last part of its name, or its class.
         lens: How a layer becomes logits: the model's own final norm and head, the head alone, or a trained map first.
         lens_path: Folder of a tuned lens.
 
     Raises:
-        ReportedError: It cannot be loaded, its family is not known, or a proof fails.
+        ReportedError: It cannot be loaded, it is no language model that can be measured, or a check fails.
     """
     key = key_of(model) if name is None else name
     if isinstance(model, (str, os.PathLike, Mapping, ModelSettings)):
         if tokenizer is not None:
-            raise ReportedError("tokenizer: got one beside the name of a model; it is read from where the model lies")
+            raise ReportedError(
+                "tokenizer: got one beside the name of a model, which has its own; leave it out, or give a loaded model"
+            )
         source = _loaded_by_name(key, model)
     else:
         source = loaded_source(key, model, tokenizer)

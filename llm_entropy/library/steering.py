@@ -25,19 +25,19 @@ def steer(
     operator: Literal["add", "add_keep_norm", "project_out", "cap"] = "add",
     cap: Optional[float] = None,
 ) -> Iterator[None]:
-    """Steer whatever runs the model inside of the `with`: your own loop, or `lm.model.generate`.
+    """Steer every forward pass of the model inside of the `with`, such as your own loop or `lm.model.generate`.
 
-    Every token of every forward pass is steered, in generation the prompt and what follows. The weights are not
-    touched; gradients flow through.
+    Every token is steered; in generation this means the prompt and the tokens after it. The weights do not change, and
+    gradients flow through.
 
     Args:
         lm: As `open_model` returns it.
         vector: A file, a tensor or array, or numbers: [hidden], [L, hidden] or [L + 1, hidden].
-        strength: Factor on the vector; below 0 the other way.
-        blocks: Which blocks are steered: numbers, or a slice as "8:12"; None: all that the vector has.
+        strength: Factor on the vector; a negative one reverses it.
+        blocks: Which blocks are steered: a list of numbers, or a slice as "8:12"; None: all of the vector's.
         layer_weights: A factor for each block, or one more, the first for the embeddings.
         operator: What happens to the stream; `llm_entropy.steering.operators` has the formulas.
-        cap: Of the operator `cap`: the largest component along the vector that is left.
+        cap: For the operator `cap`: the largest component along the vector that remains.
 
     Raises:
         ReportedError: The vector does not fit, or something else that was given is wrong.

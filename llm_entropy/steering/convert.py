@@ -1,4 +1,4 @@
-"""Control vectors for other programs: one file or folder in, a file of another format out."""
+"""Convert control vectors into the formats of other programs."""
 
 from __future__ import annotations
 
