@@ -332,8 +332,8 @@ def test_the_built_in_corpus_has_answers_for_both_kinds_of_models(tmp_path: Path
         ({"target_column": "some", "foil_column": "right"}, "data.foil_column: row 1, .* has a wrong answer"),
         ({"target_column": None, "foil_column": "wrong"}, "data.foil_column: got 'wrong' without right answers"),
         ({"target_column": "none"}, "data.target_column: 'none' of .* holds no answer at all"),
-        ({"keep_columns": ["entropy"]}, "data.keep_columns: the outputs have a column 'entropy' of their own"),
-        ({"keep_columns": ["foil"]}, "data.keep_columns: the tables of answers have a column 'foil' of their own"),
+        ({"keep_columns": ["entropy"]}, "data.keep_columns: the outputs already have a column 'entropy'"),
+        ({"keep_columns": ["foil"]}, "data.keep_columns: the tables of answers already have a column 'foil'"),
         ({"target_column": "long"}, "data.max_length: the right answer .* to sentence 0 does not fit into 256 tokens"),
     ],
 )

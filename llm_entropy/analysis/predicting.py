@@ -138,7 +138,7 @@ def run_analysis(
         corpus order, and a column per layer.
 
     Raises:
-        ReportedError: Something is wrong, said in one line; nothing is left behind.
+        ReportedError: An argument is wrong; the message says which. No files are left behind.
     """
     by_key, loaded = loaded_apart(default_models() if models is None else models_by_key(models))
     data = section_of(data, "data", DataSettings, "path", "what is in memory is given as sentences")

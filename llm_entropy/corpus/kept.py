@@ -85,7 +85,7 @@ def _check_column(key: str, name: str, types: dict[str, pa.DataType], source: st
         raise ReportedError(f"data.{key}: {source} has no column {name!r}{hint}; it has {', '.join(types)}")
     if key == "keep_columns" and name in OF_OUTPUTS:
         raise ReportedError(
-            f"data.keep_columns: the outputs have a column {name!r} of their own; rename that of {source}"
+            f"data.keep_columns: the outputs already have a column {name!r}; rename the column of {source}"
         )
     if key in ("target_column", "foil_column"):
         held = types[name]

@@ -69,7 +69,7 @@ def load_pairs(data: DataSettings, positive_label: Optional[str], *, quiet: bool
         families = ", ".join(f"{builtin.PREFIX}{name}" for name in builtin.PAIR_FAMILIES)
         raise ReportedError(f"data.path: got null; {EXPECTED}, in a file or data set, or one of {families}")
     if data.text_column is not None:
-        raise ReportedError(f"data.text_column: got {data.text_column!r}, which says nothing of pairs; leave it out")
+        raise ReportedError(f"data.text_column: got {data.text_column!r}, which has no effect on pairs; leave it out")
     with progress_bars(shown=not quiet):
         return _pairs_of(open_rows(data, data.path), positive_label)
 

@@ -77,7 +77,8 @@ def _read_tables(data: DataSettings, files: Sequence[Path]) -> Read:
     names = _columns_of(files, dialect)
     said = tables.assumptions(dialect, plain[0], tables.first_row(files[0], dialect))
     if said:
-        log.info("%s: %s; see data.delimiter, data.quoting, data.header, data.encoding", files[0].name, "; ".join(said))
+        settings = ", ".join(f"data.{key}" for key in _DIALECT)
+        log.info("%s: %s; if this is wrong, set one of %s", files[0].name, "; ".join(said), settings)
     # Read as text whatever it looks like: a type guessed from the first rows fails at a later one.
     options |= {"features": Features({name: Value("string") for name in names})}
     return Read("csv", options, dialect.encoding, partial(_check_table, dialect))
@@ -215,4 +216,4 @@ def refuse_unused(data: DataSettings, name: str, used: Sequence[str] = ()) -> No
     plain = DataSettings()
     for key in _DIALECT:
         if key not in used and getattr(data, key) != getattr(plain, key):
-            raise ReportedError(f"data.{key}: got {getattr(data, key)!r}, which says nothing of {name}; leave it out")
+            raise ReportedError(f"data.{key}: got {getattr(data, key)!r}, which has no effect on {name}; leave it out")

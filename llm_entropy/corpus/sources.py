@@ -58,8 +58,8 @@ def open_rows(data: DataSettings, path: str) -> Rows:
             return _open_folder(data, local, path)
         if mode and (not stat.S_ISREG(mode) or str(local).startswith(_STREAMS)):
             raise ReportedError(
-                f"data.path: {path!r} is a pipe or a device, which can be read but once; a run reads its corpus again "
-                "for each process, and to resume: write it to a file first, and name that"
+                f"data.path: {path!r} is a pipe or a device, which can be read only once, and a run reads its corpus "
+                "several times; write it to a file first, and give that file"
             )
         if mode:
             return _open_files(data, {"train": [local]}, f"file {path}")

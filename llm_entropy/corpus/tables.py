@@ -209,7 +209,7 @@ def _with_delimiter(readings: Sequence[_Reading], path: Path) -> _Reading:
             return several[0]
         if several:
             names = " or ".join(DELIMITERS[reading.delimiter] for reading in several)
-            raise ReportedError(f"data.delimiter: the fields of {path.name} may end in {names}; set data.delimiter")
+            raise ReportedError(f"data.delimiter: {path.name} may be separated by {names}; set data.delimiter")
     if plain.width > 1:
         return plain
     # A few rows are not like the others; they are found, and reported, when the file is read.

@@ -151,7 +151,7 @@ class EntropyModule(L.LightningModule):
                 size = self._most_rows = size // 2
                 log.warning(
                     "out of memory with a batch of %d sentences: %d at a time from here on; "
-                    "a smaller data.tokens_per_batch does without this",
+                    "a smaller data.tokens_per_batch avoids this",
                     stop - start,
                     size,
                 )

@@ -206,7 +206,7 @@ def report_reading(model: dict[str, Any]) -> None:
         log.warning("%s: %d sentences were cut at %s tokens", model["name"], model["num_cut"], model["max_length"])
     if model["num_own_start"]:
         log.warning(
-            "%s: %d sentences begin with the special token (BOS) that the tokenizer adds; it stands there once",
+            "%s: %d sentences begin with the special token (BOS) that the tokenizer adds; it was not added again",
             model["name"],
             model["num_own_start"],
         )

@@ -38,7 +38,7 @@ def finish(state: RunState, plans: Sequence[Plan]) -> RunResult:
         return RunResult(session.run_dir, mode, {}, is_global_zero=session.rank == 0)
     about = manifest.read_manifest(session.run_dir)
     if not state.has_predicted and about["status"] == "complete" and about["output"] == made_of(settings):
-        log.info("%s: is complete", session.run_dir)
+        log.info("%s is complete", session.run_dir)
         return read_result(session.run_dir, settings, about)
     return make_outputs(session.run_dir, settings, about, ledgers)
 
@@ -70,7 +70,8 @@ def complete_ledgers(state: RunState, plans: Sequence[Plan]) -> Optional[dict[st
         raise lost_work(state, f"records of {', '.join(lost)} are missing: another process of this run was lost")
     if session.task.count > 1:
         task = session.task
-        log.info("task %d of %d is done; when all are: llm-entropy merge %s", task.index, task.count, session.run_dir)
+        words = "task %d of %d is done; when all tasks are, run: llm-entropy merge %s"
+        log.info(words, task.index, task.count, session.run_dir)
         return None
     return ledgers
 

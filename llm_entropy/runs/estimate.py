@@ -78,7 +78,7 @@ class Estimate:
         return (
             f"{self.model}: {count} condition{'s' if count > 1 else ''}{of_these}; {whole} sentences, "
             f"about {self.num_tokens:,} tokens, {self.num_records:,} positions read; "
-            f"{self.num_forwards:.3g} forward passes a sentence, {self.num_lenses} lens products a position, "
+            f"{self.num_forwards:.3g} forward passes per sentence, {self.num_lenses} lens products per position, "
             f"{scaled(self.operations)}FLOP; about {scaled(self.shard_bytes)}B of shards"
         )
 
@@ -155,7 +155,7 @@ class Forecast(NamedTuple):
 
     def describe(self) -> str:
         """Return it in words."""
-        return f"{self.work.describe()}; at least {duration(self.least_seconds)} here"
+        return f"{self.work.describe()}; at least {duration(self.least_seconds)} on this machine"
 
 
 def forecast(plan: Plan, settings: Settings, corpus: Corpus, trainer: L.Trainer, *, measures: bool = False) -> Forecast:

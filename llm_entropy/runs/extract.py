@@ -122,6 +122,6 @@ def _finish(state: RunState, plans: Sequence[Plan]) -> ExtractionResult:
         return ExtractionResult(session.run_dir, is_global_zero=session.rank == 0)
     about = manifest.read_manifest(session.run_dir)
     if not state.has_predicted and about["status"] == "complete":
-        log.info("%s: is complete", session.run_dir)
+        log.info("%s is complete", session.run_dir)
         return ExtractionResult(session.run_dir, tuple(about["models"]))
     return make_vectors(session.run_dir, settings, about, ledgers)

@@ -274,7 +274,9 @@ class Settings:
             raise ReportedError("models: got none; expected at least one, as {gpt2: {name: gpt2}}")
         for key in self.models:
             if not key or not all(character.isalnum() or character in "-_." for character in key):
-                raise ReportedError(f"models: the key {key!r} names files; use letters, digits, '-', '_' and '.'")
+                raise ReportedError(
+                    f"models: the key {key!r} is used in file names; use only letters, digits, '-', '_' and '.'"
+                )
 
     def _refuse_columns_of_outputs(self) -> None:
         """Refuse to keep a column by the name of one that a table has; those of every run are refused as it is read."""
@@ -284,7 +286,7 @@ class Settings:
             for name in self.data.keep_columns:
                 if name in TABLE_COLUMNS[what]:
                     raise ReportedError(
-                        f"data.keep_columns: the tables of {what} have a column {name!r} of their own; rename that of "
+                        f"data.keep_columns: the tables of {what} already have a column {name!r}; rename the column of "
                         "the corpus"
                     )
 

@@ -229,6 +229,6 @@ def _weights_by_layer(given: Tensor | None, num_blocks: int, key: str) -> Tensor
     if len(given) == num_blocks + 1:
         return given
     if len(given) != num_blocks:
-        logger.warning("%s.layer_weights: got %d, interpolated over the %d blocks", key, len(given), num_blocks)
+        logger.warning("%s.layer_weights: got %d numbers, interpolated over the %d blocks", key, len(given), num_blocks)
         given = interpolate(given, num_blocks)
     return torch.cat([torch.ones(1, device=given.device), given])

@@ -119,7 +119,7 @@ def test_settings_go_before_what_is_found(tmp_path: Path, caplog: pytest.LogCapt
 
 
 TABLE_ERRORS: dict[str, tuple[str, str, dict[str, Any], str]] = {
-    "two delimiters would do": ("a.tsv", "a;b,c\n1;2,x\n", {}, r"a\.tsv may end in commas or semicolons; set data"),
+    "two delimiters would do": ("a.tsv", "a;b,c\n1;2,x\n", {}, r"a\.tsv may be separated by commas or semi"),
     "a row too long": ("a.csv", "id;text\n1;a\n2;b;c\n3;d\n", {}, r"line 3 of a\.csv has 3 fields, more fields than"),
     "prose with commas": ("a.csv", "text\nHello, you\nx\n", {}, r"line 2 .*more fields than the header.*named \.txt"),
     "a row too long below no header": ("a.csv", "1,It is.\n2,It was.\n3,a,b\n4,c\n", {}, r"line 3 of a\.csv has 3"),
@@ -190,8 +190,8 @@ def test_another_dialect_gives_another_fingerprint(tmp_path: Path):
         ({"delimiter": ", "}, r"data\.delimiter: got ', '; expected one character, or tab"),
         ({"encoding": "latin-99"}, r"data\.encoding: got 'latin-99'; expected a name such as"),
         ({"encoding": "base64"}, r"data\.encoding: got 'base64'"),
-        ({"delimiter": ";"}, r"data\.delimiter: got ';', which says nothing of a\.jsonl; leave it out"),
-        ({"header": False}, r"data\.header: got False, which says nothing of a\.jsonl"),
+        ({"delimiter": ";"}, r"data\.delimiter: got ';', which has no effect on a\.jsonl; leave it out"),
+        ({"header": False}, r"data\.header: got False, which has no effect on a\.jsonl"),
     ],
 )
 def test_a_setting_that_says_nothing_is_refused(tmp_path: Path, settings: dict[str, Any], message: str):

@@ -192,7 +192,7 @@ def test_columns_of_the_corpus_come_back_with_each_word(result: RunResult) -> No
 
 
 def test_a_kept_column_may_not_have_the_name_of_one_of_the_words(models: dict[str, str], tmp_path: Path) -> None:
-    with pytest.raises(ReportedError, match=r"data.keep_columns: the tables of words have a column 'start' of their"):
+    with pytest.raises(ReportedError, match=r"data.keep_columns: the tables of words already have a column 'start'"):
         analyse(models, tmp_path, data={"keep_columns": ["start"]})
     assert not list(tmp_path.iterdir())
 

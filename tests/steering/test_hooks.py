@@ -465,7 +465,7 @@ def test_only_other_numbers_of_layer_weights_are_interpolated_and_say_so(caplog:
         plan_of(ControlSettings(layer_weights=[1.0] * 4), ONE, num_blocks=3, sign=1)
         assert not caplog.records
         plan = plan_of(ControlSettings(layer_weights=[1.0, 1.2, 1.5]), ONE, num_blocks=6, sign=1)
-    assert caplog.messages == ["analysis.control.layer_weights: got 3, interpolated over the 6 blocks"]
+    assert caplog.messages == ["analysis.control.layer_weights: got 3 numbers, interpolated over the 6 blocks"]
     assert (plan.addends[1:, -1]).tolist() == pytest.approx([1, 1.05, 1.15, 1.275, 1.425, 1.5])
     assert not plan.addends[0].any()
 
