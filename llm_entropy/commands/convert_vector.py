@@ -28,12 +28,12 @@ def parser(program: str) -> CommandParser:
     )
     convert.add_argument("source", metavar="IN", help="A vector file, or a folder with a file for each block.")
     convert.add_argument("target", metavar="OUT", help="The file to write.")
-    convert.add_argument("--to", help=f"{FORMATS}, where OUT's suffix is not to decide.")
-    convert.add_argument("--model", help="The model that it is for: hub name, folder, or builtin:...; for its sizes.")
-    convert.add_argument("--num-blocks", type=int, help="How many blocks the model has, where no --model tells.")
-    convert.add_argument("--hidden-size", type=int, help="Width of the residual stream, where no --model tells.")
-    convert.add_argument("--blocks", help="Which blocks keep their vectors: a slice as 1:, or numbers as 3,5.")
-    convert.add_argument("--force", action="store_true", help="Replace OUT, if it is there.")
+    convert.add_argument("--to", help=f"{FORMATS}; by default OUT's suffix decides.")
+    convert.add_argument("--model", help="The model that the vector is for: a hub name, folder, or builtin:... Its sizes are read from it.")
+    convert.add_argument("--num-blocks", type=int, help="Number of blocks of the model, instead of --model.")
+    convert.add_argument("--hidden-size", type=int, help="Width of the residual stream, instead of --model.")
+    convert.add_argument("--blocks", help="Write only the vectors of these blocks: a slice as 1:, or numbers as 3,5.")
+    convert.add_argument("--force", action="store_true", help="Replace OUT if it exists.")
     return convert
 
 

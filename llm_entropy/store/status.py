@@ -106,7 +106,7 @@ def print_status(status: RunStatus, *, missing_only: bool = False) -> None:
     print(f"{status.run_dir}: {state} (run.json says {status.status})")
     of_all = "" if status.num_sentences is None else f" of {status.num_sentences:,}"
     for model in status.models:
-        counts = f"{model.num_sentences:,}{of_all} sentences in complete windows, {model.num_records:,} records"
+        counts = f"{model.num_sentences:,}{of_all} sentences done, {model.num_records:,} records"
         print(f"  {model.model}: {counts}")
         if model.missing:
             print(f"    missing: {_in_words(model.missing)}")
@@ -169,7 +169,7 @@ def how_to_go_on(run_dir: Path, settings: Settings, num_tasks: int, missing: Seq
 
 
 def resume_command(run_dir: Path, settings: Settings, task: Task, *, with_index: bool = True) -> str:
-    """Return the command that goes on with a run, ready for a shell; of models in memory, the call that does.
+    """Return the command that resumes a run, ready for a shell; for models in memory, the call that does.
 
     Args:
         run_dir: The run's folder.
