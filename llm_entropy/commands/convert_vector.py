@@ -29,7 +29,7 @@ def parser(program: str) -> CommandParser:
     convert.add_argument("source", metavar="IN", help="A vector file, or a folder with a file for each block.")
     convert.add_argument("target", metavar="OUT", help="The file to write.")
     convert.add_argument("--to", help=f"{FORMATS}; by default OUT's suffix decides.")
-    convert.add_argument("--model", help="The model that the vector is for: a hub name, folder, or builtin:... Its sizes are read from it.")
+    convert.add_argument("--model", help="The model of the vector, for its sizes: a hub name, folder, or builtin:...")
     convert.add_argument("--num-blocks", type=int, help="Number of blocks of the model, instead of --model.")
     convert.add_argument("--hidden-size", type=int, help="Width of the residual stream, instead of --model.")
     convert.add_argument("--blocks", help="Write only the vectors of these blocks: a slice as 1:, or numbers as 3,5.")
