@@ -212,8 +212,8 @@ def _format_of(path: Path) -> FileFormat:
 
 
 def refuse_unused(data: DataSettings, name: str, used: Sequence[str] = ()) -> None:
-    """Refuse settings of text files that say nothing of what is read."""
+    """Refuse settings of text files, or of hub data sets, that have no effect on what is read."""
     plain = DataSettings()
-    for key in _DIALECT:
+    for key in (*_DIALECT, "name"):
         if key not in used and getattr(data, key) != getattr(plain, key):
             raise ReportedError(f"data.{key}: got {getattr(data, key)!r}, which has no effect on {name}; leave it out")

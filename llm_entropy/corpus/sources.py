@@ -73,7 +73,7 @@ def open_rows(data: DataSettings, path: str) -> Rows:
     looks_local = local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1
     if looks_local or is_file_name(local) or (local.parent != Path() and local.parent.exists()):
         raise ReportedError(f"data.path: there is no file or folder {path!r}")
-    refuse_unused(data, path)
+    refuse_unused(data, path, ("name",))
     return _open_hub(data, path)
 
 

@@ -192,6 +192,7 @@ def test_another_dialect_gives_another_fingerprint(tmp_path: Path):
         ({"encoding": "base64"}, r"data\.encoding: got 'base64'"),
         ({"delimiter": ";"}, r"data\.delimiter: got ';', which has no effect on a\.jsonl; leave it out"),
         ({"header": False}, r"data\.header: got False, which has no effect on a\.jsonl"),
+        ({"name": "en"}, r"data\.name: got 'en', which has no effect on a\.jsonl; leave it out"),
     ],
 )
 def test_a_setting_that_says_nothing_is_refused(tmp_path: Path, settings: dict[str, Any], message: str):
