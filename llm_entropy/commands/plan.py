@@ -27,8 +27,8 @@ def parser(program: str) -> SettingsParser:
     """Return the parser of the command's arguments."""
     plan = settings_parser(
         prog=program,
-        description="Say what `predict` with the same arguments will do: its conditions, forward passes, lens "
-        "products, seconds and bytes. The corpus is opened, a sample of it is tokenised, and no weight is read.",
+        description="Estimate the cost of `predict` with the same arguments: conditions, forward passes, lens "
+        "products, seconds and bytes. It opens the corpus and tokenises a sample of it, but reads no weights.",
     )
     plan.add_argument("--measure", action="store_true", help=MEASURE)
     return plan

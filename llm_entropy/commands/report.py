@@ -14,7 +14,7 @@ def parser(program: str) -> CommandParser:
     """Return the parser of the command's arguments."""
     report = CommandParser(
         prog=program,
-        description="Make the report.html of a complete run anew, from its shards. No other file is written.",
+        description="Make the report.html of a complete run again, from its shards. No other file is written.",
         allow_abbrev=False,
     )
     report.add_argument("run_dir", type=Path, help=RUN_DIR)

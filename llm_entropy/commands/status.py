@@ -14,14 +14,14 @@ def parser(program: str) -> CommandParser:
     """Return the parser of the command's arguments."""
     status = CommandParser(
         prog=program,
-        description="Say what of a run is missing, and how to run just that. Ends with status 1 where anything is.",
+        description="Show what is missing of a run, and how to compute it. The exit status is 1 if records are missing.",
         allow_abbrev=False,
     )
     status.add_argument("run_dir", type=Path, help=RUN_DIR)
     status.add_argument(
         "--missing",
         action="store_true",
-        help="Print nothing but the tasks that are not complete, as --array takes them.",
+        help="Print only the numbers of the incomplete tasks, as --array takes them.",
     )
     return status
 

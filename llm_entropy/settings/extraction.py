@@ -24,7 +24,7 @@ class ExtractSettings:
     splits: int = 200
     """How often the other pairs are split into halves, to measure reliability; 0: never."""
     shuffled: int = 10
-    """How many vectors are extracted again from permuted labels, for control.placebo.shuffled."""
+    """Number of vectors to extract from permuted labels, for control.placebo.shuffled."""
     positive_label: Optional[str] = None
     """The positive label of labelled texts; null: the larger number, or the later in the alphabet."""
 
