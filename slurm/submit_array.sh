@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Submit an array and, behind it, the merge; called again with the same words, whatever of the array is missing.
+# Submit an array, and a merge that waits for it. Called again with the same words, it submits only what is missing.
 #
 #   slurm/submit_array.sh NUM_TASKS RUN_DIR [options of sbatch] -- [options of llm-entropy predict]
 #   slurm/submit_array.sh 16 analysis_outputs/my-run --gpus-per-node=1 --time=4:00:00 -- \
 #       --config configs/comparative.yaml --data.path corpus.jsonl --num-sentences null
 #
-# NUM_TASKS is the one place where the number of tasks is said; it stays the same for a run. --array=0-15%8 among the
-# options of sbatch is not needed: for at most 8 tasks at once set MAX_TASKS=8. The options of sbatch go to the array; the
-# merge takes SBATCH_* variables (SBATCH_PARTITION, SBATCH_ACCOUNT, ...), which both read.
-# A task that is killed makes the merge vanish; call this script again: tasks that are queued or running stay, those that
-# are lost are submitted, and a merge behind all of them. RUN_DIR must lie where all nodes see it.
+# NUM_TASKS is the number of tasks; it stays the same for a run. --array is not needed among the options of sbatch: for at
+# most 8 tasks at once set MAX_TASKS=8. The options of sbatch go to the array. Both array and merge read SBATCH_* variables
+# (SBATCH_PARTITION, SBATCH_ACCOUNT, ...).
+# If a task is killed, SLURM removes the merge. Then call this script again: queued and running tasks stay, lost tasks
+# are submitted, and a merge that waits for all of them. RUN_DIR must be on a file system that all nodes share.
 set -euo pipefail
 
 fail() { # what is wrong

@@ -14,7 +14,7 @@ def parser(program: str) -> CommandParser:
     """Return the parser of the command's arguments."""
     status = CommandParser(
         prog=program,
-        description="Show what is missing of a run, and how to compute it. The exit status is 1 if records are missing.",
+        description="Show which records of a run are missing, and how to compute them. Any missing: exit status 1.",
         allow_abbrev=False,
     )
     status.add_argument("run_dir", type=Path, help=RUN_DIR)
