@@ -144,7 +144,7 @@ class ConditionResult(Mapping[str, "pd.DataFrame"]):
 
     @property
     def words(self) -> pd.DataFrame:
-        """The words of a condition, one row each, as `analysis.words` and `output.parquet` have them written."""
+        """The words of a condition, one row each; the run needs `analysis.words` and `output.parquet`."""
         import pandas as pd
 
         return pd.read_parquet(self.place.words(".parquet"))
@@ -162,7 +162,7 @@ class ModelResult(Mapping[str, ConditionResult]):
     """The model's key."""
     analysis: AnalysisSettings
     overview: list[SummaryRow]
-    """Each metric in a few numbers, as the terminal shows it."""
+    """The means of each metric, as the terminal shows them."""
     effects: list[EffectRow]
     """What each condition changes at the last layer, and where it changes most; as the terminal shows it."""
 
