@@ -51,6 +51,7 @@ def steer(
         num_blocks=shape.num_blocks,
         hidden_size=shape.hidden_size,
         operator=operator,
+        model_type=lm.source.config.model_type,
     )
     plan = plan_steering(control, resolved, key="steer", num_blocks=shape.num_blocks, sign=1)
     plan = plan.at_strength(_control({"strength": strength}).strength, "steer")

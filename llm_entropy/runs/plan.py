@@ -109,6 +109,7 @@ def plan_model(key: str, model: str | ModelSettings, settings: Settings, loaded:
         hidden_size=shape.hidden_size,
         seed=settings.seed,
         special=special_tokens_of(source.tokenizer, source.architecture.kind),
+        model_type=source.config.model_type,
     )
     max_length = data.max_length or most_tokens
     encoder = Encoder(

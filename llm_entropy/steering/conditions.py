@@ -23,6 +23,7 @@ def plan_conditions(
     hidden_size: int,
     seed: int,
     special: SpecialTokens = NO_SPECIAL,
+    model_type: str = "",
 ) -> dict[str, SteeringPlan]:
     """Work out how each steered condition steers a model; a vector is read once for all of its conditions.
 
@@ -33,6 +34,7 @@ def plan_conditions(
         hidden_size: Width of the residual stream.
         seed: Of the run, for placebos.
         special: The model's special tokens.
+        model_type: Of the model, for a warning about vectors of another one; empty: it is not known.
 
     Returns:
         The plans, by the conditions' names.
@@ -48,7 +50,7 @@ def plan_conditions(
         if steering is None:
             continue
         if steering.source not in whole:
-            whole[steering.source] = _whole_plan(steering, model, num_blocks, hidden_size, special)
+            whole[steering.source] = _whole_plan(steering, model, num_blocks, hidden_size, special, model_type)
         plan, is_one_direction = whole[steering.source]
         if (placebo := steering.placebo) is not None:
             if placebo.kind == SHUFFLED:
@@ -70,7 +72,7 @@ def plan_conditions(
 
 
 def _whole_plan(
-    steering: Steering, model: str, num_blocks: int, hidden_size: int, special: SpecialTokens
+    steering: Steering, model: str, num_blocks: int, hidden_size: int, special: SpecialTokens, model_type: str
 ) -> tuple[SteeringPlan, bool]:
     """Return the plan of a vector at strength 1, and whether it is one direction, the same at every layer."""
     chosen = choose_vector(steering.control, steering.key)
@@ -81,6 +83,7 @@ def _whole_plan(
         num_blocks=num_blocks,
         hidden_size=hidden_size,
         operator=steering.control.operator,
+        model_type=model_type,
     )
     plan = plan_steering(steering.control, vector, key=steering.key, num_blocks=num_blocks, sign=chosen.sign)
     return replace(plan, special=special), vector.ndim == 1

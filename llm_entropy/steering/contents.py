@@ -26,6 +26,8 @@ HOOKED = "steering_vector"
 """Where lm-evaluation-harness keeps the vector of a hook point."""
 EXTRACTED, SHUFFLED = "control_vector", "shuffled"
 """Tensors of a file of `llm-entropy extract`: [L, hidden], and from permuted labels [number, L, hidden]."""
+EXTRACTION = "extraction"
+"""Key of such a file's metadata that holds, as JSON, what the vectors were made from."""
 _MEANT = {"axis": {"default_mean", "role_mean"}, EXTRACTED: {SHUFFLED}}
 """The tensor that is meant, and those beside it that are not: the assistant axis, and vectors of `extract`."""
 NESTS = ("layer_activations", "directions")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,7 +14,7 @@ from llm_entropy import builtin
 from llm_entropy.errors import ReportedError
 from llm_entropy.settings.fields import holds_arrays
 from llm_entropy.steering import placement
-from llm_entropy.steering.contents import EXTRACTED, SHUFFLED, Found, find_vectors, found_rows
+from llm_entropy.steering.contents import EXTRACTED, EXTRACTION, SHUFFLED, Found, find_vectors, found_rows
 from llm_entropy.steering.files import FORMATS, read_content
 from llm_entropy.steering.operators import PROJECTING
 from llm_entropy.steering.tensors import Array, as_row, as_vector
@@ -66,7 +67,14 @@ def choose_vector(control: ControlSettings, key: str) -> ChosenVector:
 
 
 def resolve_vector(
-    value: VectorSource, *, key: str, model: str, num_blocks: int, hidden_size: int, operator: str = "add"
+    value: VectorSource,
+    *,
+    key: str,
+    model: str,
+    num_blocks: int,
+    hidden_size: int,
+    operator: str = "add",
+    model_type: str = "",
 ) -> Tensor:
     """Return the vector that a user gave, checked against the model's sizes.
 
@@ -79,6 +87,7 @@ def resolve_vector(
         num_blocks: L.
         hidden_size: Width of the residual stream.
         operator: What is done with it: a file may be meant for another.
+        model_type: Of the model; a warning says if the vector was extracted from another one. Empty: it is not known.
 
     Returns:
         Float32 on the CPU: [hidden], [L, hidden], or [L + 1, hidden] whose row 0 acts on the embeddings.
@@ -92,6 +101,7 @@ def resolve_vector(
             path = vector_path(str(value).replace("{model}", model))
             source = f"{path}: "
             vector = read_vector(path, num_blocks=num_blocks, projects=operator in PROJECTING)
+            _warn_of_another_model(path, key, model, model_type)
         elif isinstance(value, (list, tuple)) and not holds_arrays(value):
             vector = _fill(as_vector(value), hidden_size, key=key, model=model)
         elif holds_arrays(value):
@@ -252,6 +262,20 @@ def _say_where(path: Path, found: Found) -> None:
         logger.warning("%s: %s is not read; the factor on a vector is the setting strength", path, factor)
     if found.ignored:
         logger.debug("%s: not read: %s", path, ", ".join(found.ignored))
+
+
+def _warn_of_another_model(path: Path, key: str, model: str, model_type: str) -> None:
+    """Warn if a vector of `llm-entropy extract` steers a model of another type, whose width may be the same."""
+    content = read_content(path) if model_type and path.is_file() else None
+    if not isinstance(content, dict) or EXTRACTED not in content or EXTRACTION not in content:
+        return
+    made_from = json.loads(content[EXTRACTION])
+    if made_from["model_type"] != model_type:
+        logger.warning(
+            "%s: %s was extracted from %s, a model of type %s, but %s is of type %s, where its directions mean "
+            "something else",
+            *(key, path, made_from["name"], made_from["model_type"], model, model_type),
+        )
 
 
 def _fill(vector: Tensor, hidden_size: int, *, key: str, model: str) -> Tensor:

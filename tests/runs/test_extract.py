@@ -29,7 +29,7 @@ from llm_entropy.runs.stopping import Stopped
 from llm_entropy.settings import ExtractionSettings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.steering.convert import convert_vector
-from llm_entropy.steering.vectors import read_vector
+from llm_entropy.steering.vectors import read_vector, resolve_vector
 from llm_entropy.store import windows
 from llm_entropy.store.status import run_status
 
@@ -198,6 +198,20 @@ def test_the_file_is_a_control_vector_at_once(usual: ExtractionResult, tmp_path:
     assert torch.equal(read_vector(path, num_blocks=3), vector)
     converted = convert_vector(path, tmp_path / "vector.npy")
     assert np.array_equal(np.load(converted), vector.numpy())
+
+
+def test_a_vector_of_another_type_of_model_is_warned_of(
+    usual: ExtractionResult, caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = {"key": "control_vector", "model": "mine", "num_blocks": 3, "hidden_size": HIDDEN}
+    path = usual["gpt2"].path
+    resolve_vector(path, **sizes, model_type="gpt2")
+    resolve_vector(path, **sizes)
+    assert caplog.messages == []
+    resolve_vector(path, **sizes, model_type="bert")
+    (said,) = caplog.messages
+    assert said.startswith(f"control_vector: {path} was extracted from ")
+    assert said.endswith("a model of type gpt2, but mine is of type bert, where its directions mean something else")
 
 
 def test_shuffled_placebos_are_the_files_with_the_vectors_norms(
