@@ -36,7 +36,7 @@ name="$(basename "$run_dir")"
 missing="0-$((num_tasks - 1))"
 if [ -e "$run_dir/run.json" ]; then
     grep -q "^  \"num_shards\": $num_tasks,\$" "$run_dir/run.json" ||
-        fail "$run_dir was begun with another number of tasks than $num_tasks: $(grep '^  "num_shards"' "$run_dir/run.json")"
+        fail "$run_dir was started with another number of tasks than $num_tasks: $(grep '^  "num_shards"' "$run_dir/run.json")"
     missing="$("$program" status "$run_dir" --missing)" || [ $? -eq 1 ]
 fi
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,6 +24,8 @@ from llm_entropy.store.windows import plan_scheme
 
 log = logging.getLogger("llm_entropy")
 
+_DIGEST = re.compile("[0-9a-f]{16}|[0-9a-f]{32}")
+"""A content's name in an identity; a commit is longer."""
 BATCHES = "batches."
 """Begins the keys of an identity that say how batches are made."""
 SAME_MINOR = ("llm_entropy", "torch", "transformers", "tokenizers")
@@ -117,7 +120,7 @@ def config_hash(identity: dict[str, Any]) -> str:
 
 
 def check_identity(about: Mapping[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Make sure that a run is gone on with as it was begun.
+    """Make sure that a run is resumed as it was started.
 
     Args:
         about: What `run.json` says.
@@ -128,23 +131,28 @@ def check_identity(about: Mapping[str, Any], now: dict[str, Any], where: Path) -
         ReportedError: They differ; all differences are named.
     """
     before, version = about["identity"], manifest.written_by(about)
-    other_program = f"resume it with the version that began it, llm_entropy {version}, or start another run"
+    other_program = f"resume it with the version that started it, llm_entropy {version}, or start another run"
     if not any(key.startswith(BATCHES) for key in before):
         raise ReportedError(
             f"{where}: run.json does not say how its batches are made, as this version does; {other_program}"
         )
     keys = [*before, *(key for key in now if key not in before)]
     differing = [key for key in keys if before.get(key) != now.get(key)]
-    differences = "; ".join(
-        f"{key} was {json.dumps(before.get(key))}, now {json.dumps(now.get(key))}" for key in differing
-    )
+    differences = "; ".join(_difference(key, before.get(key), now.get(key)) for key in differing)
     if any(key.startswith(BATCHES) for key in differing):
         raise ReportedError(f"{where}: this version of llm_entropy makes other batches: {differences}; {other_program}")
     if differing:
         raise ReportedError(
-            f"{where}: was begun with another configuration: {differences}; resume it with its own config.yaml, and "
+            f"{where}: was started with another configuration: {differences}; resume it with its own config.yaml, and "
             "with models, corpus and vectors as they were then, or start another run"
         )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    """Return in words how a key differs; of a digest only that it does, since nobody can read one."""
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (before, now)):
+        return f"{key} has changed"
+    return f"{key} was {json.dumps(before)}, now {json.dumps(now)}"
 
 
 def check_versions(about: Mapping[str, Any], now: Mapping[str, str], where: Path) -> None:
@@ -168,10 +176,10 @@ def check_versions(about: Mapping[str, Any], now: Mapping[str, str], where: Path
     if any(_minor(before[name]) != _minor(now[name]) for name in differing if name in SAME_MINOR):
         wanted = " ".join(f"{name}=={before[name].partition('+')[0]}" for name in differing)
         raise ReportedError(
-            f"{where}: was begun with other versions: {words}; records of both in one run could not be compared; "
+            f"{where}: was started with other versions: {words}; records of both in one run could not be compared; "
             f"resume it with: pip install {wanted}, or start another run"
         )
-    log.warning("%s: was begun with other versions: %s; records may differ in their last digits", where, words)
+    log.warning("%s: was started with other versions: %s; records may differ in their last digits", where, words)
 
 
 def _minor(version: str) -> list[str]:

@@ -125,11 +125,11 @@ def take_found(state: RunState, about: Mapping[str, Any], run_dir: Path) -> None
         for model, strength in (_control(condition).found_strengths or {}).items():
             if strength != found[model][source]:
                 raise ReportedError(
-                    f"{_key(condition)}.found_strengths.{model}: got {json.dumps(strength)}, but {run_dir} was begun "
+                    f"{_key(condition)}.found_strengths.{model}: got {json.dumps(strength)}, but {run_dir} was started "
                     f"with {json.dumps(found[model][source])}; leave it out, or resume the run with its own config.yaml"
                 )
     if state.found and found != state.found:
-        log.info("%s: was begun by another task, whose strengths count: %s", run_dir, json.dumps(found))
+        log.info("%s: was started by another task, whose strengths count: %s", run_dir, json.dumps(found))
     state.found = found
 
 

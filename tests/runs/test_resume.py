@@ -348,8 +348,8 @@ CHANGES: list[tuple[str, Any, str]] = [
     ),
     ("analysis.control.placebo", {"random": 1}, r'now \["standard", "control", "control_random_1"\]'),
     ("analysis.conditions", {"tense": {"control_vector": [1.0]}}, r'now \["standard", "control", "tense"\]'),
-    ("analysis.control.control_vector", torch.ones(HIDDEN), r'models.gpt2.steering.control was "\w+", now "\w+"'),
-    ("analysis.num_sentences", 9, r'corpus was "\w+", now "\w+"; analysis.num_sentences was null, now 9'),
+    ("analysis.control.control_vector", torch.ones(HIDDEN), r"models.gpt2.steering.control has changed"),
+    ("analysis.num_sentences", 9, r"corpus has changed; analysis.num_sentences was null, now 9"),
     ("data.tokens_per_batch", 65, "data.tokens_per_batch was 64, now 65"),
     ("data.max_length", 9, "models.gpt2.max_length was 60, now 9"),
     ("trainer.precision", "bf16-true", 'trainer.precision was "32-true", now "bf16-true"'),
@@ -359,7 +359,7 @@ CHANGES: list[tuple[str, Any, str]] = [
 def test_a_changed_configuration_is_refused_and_the_difference_named(settings_of_whole: Settings, whole: RunResult):
     before = everything_in(whole.run_dir)
     for key, value, words in CHANGES:
-        with pytest.raises(ReportedError, match=f"was begun with another configuration: .*{words}"):
+        with pytest.raises(ReportedError, match=f"was started with another configuration: .*{words}"):
             run(changed(settings_of_whole, key, value), quiet=True, resume=True)
     assert everything_in(whole.run_dir) == before
 
@@ -370,11 +370,11 @@ def test_other_weights_and_other_sentences_are_refused(settings: Settings, corpu
     other = save_model("gpt2", tmp_path / "gpt2", seed=1)
     run(changed(settings, "models", {"gpt2": str(other)}), quiet=True)
     save_model("gpt2", other, seed=2)
-    with pytest.raises(ValueError, match=r'configuration: models.gpt2.content was "\w+", now "\w+";'):
+    with pytest.raises(ValueError, match=r"configuration: models.gpt2.content has changed;"):
         run(changed(settings, "models", {"gpt2": str(other)}), quiet=True, resume=True)
     save_model("gpt2", other, seed=1)
     corpus.write_text(corpus.read_text().replace("3", "4"))
-    with pytest.raises(ValueError, match=r'configuration: corpus was "\w+", now "\w+";'):
+    with pytest.raises(ValueError, match=r"configuration: corpus has changed;"):
         run(changed(settings, "models", {"gpt2": str(other)}), quiet=True, resume=True)
 
 
@@ -384,7 +384,7 @@ def test_a_run_whose_batches_would_be_made_otherwise_is_refused_and_the_version_
     run_dir = run(settings, quiet=True).run_dir
     before = everything_in(run_dir)
     version = metadata.version("llm_entropy")
-    program = rf"resume it with the version that began it, llm_entropy {version}( \(commit \w+\+?\w*\))?, or start"
+    program = rf"resume it with the version that started it, llm_entropy {version}( \(commit \w+\+?\w*\))?, or start"
     for name, value in (("BATCHES_PER_WINDOW", 16), ("VERSION", 2), ("MIN_PIECE_TOKENS", 33)):
         with monkeypatch.context() as patch:
             patch.setattr(windows, name, value)
@@ -418,14 +418,14 @@ def test_other_minor_versions_are_refused_and_other_patches_are_warned_of(
         advice = (
             r"resume it with: pip install torch==1\.9\.1 transformers==4\.57\.3 numba==0\.1\.2, or start another run"
         )
-        with pytest.raises(ReportedError, match=rf"was begun with other versions: {words} .*; .*; {advice}"):
+        with pytest.raises(ReportedError, match=rf"was started with other versions: {words} .*; .*; {advice}"):
             run(settings, quiet=True, resume=True)
         capsys.readouterr()
     patch = ".".join([*now["tokenizers"].split(".")[:2], "999"])
     with_versions(run_dir, "failed", **{**now, "tokenizers": patch, "numba": "0.1.2"})
     run(settings, quiet=True, resume=True)
     said = capsys.readouterr().err
-    assert said.count("was begun with other versions") == 1
+    assert said.count("was started with other versions") == 1
     assert f"tokenizers was {patch}, now {now['tokenizers']}, numba was 0.1.2, now" in said
     assert "records may differ in their last digits" in said
 

@@ -253,11 +253,11 @@ def test_torchrun_works_inside_a_job(room: Path, slurm: dict[str, str]):
         (["4"], "expected NUM_TASKS RUN_DIR"),
         (["many", "runs/array", "--"], "NUM_TASKS: got 'many'"),
         (["4", "runs/array", "--config", "x.yaml"], "there is no -- before"),
-        (["5", "runs/array", "--", *WORDS], "was begun with another number of tasks than 5"),
+        (["5", "runs/array", "--", *WORDS], "was started with another number of tasks than 5"),
     ],
 )
 def test_a_wrong_call_is_refused(room: Path, slurm: dict[str, str], words: list[str], complaint: str):
-    if complaint.startswith("was begun"):
+    if complaint.startswith("was started"):
         (room / "runs/begun").mkdir(exist_ok=True)
         shutil.copy(room / "runs/single/run.json", room / "runs/begun/run.json")
         words = [words[0], "runs/begun", *words[2:]]

@@ -210,7 +210,7 @@ def test_another_strength_than_that_of_the_run_is_refused(gpt2: Path, tmp_path: 
     settings.analysis.control.found_strengths = {"gpt2": 0.5}
     with pytest.raises(
         ReportedError,
-        match=r"analysis\.control\.found_strengths\.gpt2: got 0\.5, but .*one was begun with 0\.25; leave",
+        match=r"analysis\.control\.found_strengths\.gpt2: got 0\.5, but .*one was started with 0\.25; leave",
     ):
         run(settings, quiet=True, resume=True)
     settings = settings_of(gpt2, tmp_path, target_kl=0.4)
