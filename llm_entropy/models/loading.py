@@ -16,6 +16,7 @@ from typing import Any, Optional, cast
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import logging as hub_logging
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -57,7 +58,7 @@ from llm_entropy.models.own_code import (
     takes_attention,
     way_out,
 )
-from llm_entropy.models.quantised import method_of, missing_package, restore_head_
+from llm_entropy.models.quantised import decompress_, method_of, missing_package, restore_head_
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import LOADED_PREFIX, ModelSettings
 
@@ -265,7 +266,9 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are looked at below; transformers would only point to its own report
         )
-    model, loading = loaded
+        model, loading = loaded
+        if decompress_(model):
+            log.info("models.%s: %s: its compressed weights were made whole", source.key, source.name)
     _check_weights(source, model, loading)
     if source.adapter is not None:
         merged: Any = merge_adapter(model, source.adapter, f"models.{source.key}: {source.name}")
@@ -521,15 +524,26 @@ def _way_out(error: Exception, is_folder: bool, settings: ModelSettings) -> str:
 
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Keep loading reports, bars and the hub's retries off the terminal; what matters is checked and raised."""
+    """Keep loading reports, bars and the hub's retries off the terminal; what matters is checked and raised.
+
+    Bars that loaders of GGUF files and of quantised weights make by themselves have no switch but tqdm's own.
+    """
+    bars: Any = tqdm
+    make_bar = bars.__init__
+
+    def make_hidden(bar: Any, *args: Any, **options: Any) -> None:
+        make_bar(bar, *args, **{**options, "disable": True})
+
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     hub_verbosity = hub_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity(logging.ERROR)
+    bars.__init__ = make_hidden
     try:
         yield
     finally:
+        bars.__init__ = make_bar
         transformers_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
         if bars:

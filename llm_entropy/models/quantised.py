@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -32,6 +32,23 @@ def missing_package(config: PretrainedConfig) -> Optional[str]:
     """Return the package that a model's quantised weights need and that is not installed; None: there is none."""
     package = PACKAGES.get(method_of(config) or "")
     return package if package is not None and importlib.util.find_spec(package) is None else None
+
+
+def decompress_(model: PreTrainedModel) -> bool:
+    """Let compressed-tensors make its weights whole now, and not in the first pass of a model that is being traced.
+
+    Args:
+        model: As it was loaded. Changed in place.
+
+    Returns:
+        Whether it was compressed.
+    """
+    waiting: Any = getattr(model, "ct_decompress_hook", None)
+    if waiting is None:
+        return False
+    with torch.inference_mode(False), torch.no_grad():
+        model._forward_pre_hooks[waiting.id](model, ())  # takes itself away
+    return True
 
 
 def restore_head_(model: PreTrainedModel, dtype: torch.dtype) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import make_model, save_model
+from tqdm import tqdm
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from llm_entropy.builtin import model_folder
@@ -201,7 +202,9 @@ def tensors_of(model: LlamaForCausalLM) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_a_gguf_file_is_read_as_the_model_that_it_was_made_from(gguf_model: Path, llama_with_words: LlamaForCausalLM):
+def test_a_gguf_file_is_read_as_the_model_that_it_was_made_from(
+    gguf_model: Path, llama_with_words: LlamaForCausalLM, capfd: pytest.CaptureFixture[str]
+):
     source = find(gguf_model)
     assert tuple(source.shape) == (3, 4, 32, 4096)
     assert source.most_tokens == 64
@@ -210,6 +213,8 @@ def test_a_gguf_file_is_read_as_the_model_that_it_was_made_from(gguf_model: Path
     with torch.inference_mode():
         expected = llama_with_words(IDS).logits
     torch.testing.assert_close(logits(source), expected, rtol=1e-5, atol=1e-5)
+    assert capfd.readouterr().err == "", "the loader's own bar"
+    assert not tqdm(disable=False, file=io.StringIO()).disable, "bars are as they were"
     in_folder = find(gguf_model.parent, gguf_file=gguf_model.name)
     torch.testing.assert_close(logits(in_folder), expected, rtol=1e-5, atol=1e-5)
 
@@ -286,18 +291,6 @@ def test_a_quantised_decoder_becomes_the_numbers_that_it_multiplies_with(family:
     with torch.inference_mode():
         torch.testing.assert_close(model(IDS).logits, expected, rtol=1e-5, atol=1e-5)
     check_lens(view_model(model), family)
-
-
-def test_a_quantised_checkpoint_names_the_package_that_it_needs(llama: Path, tmp_path: Path):
-    for path in llama.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    config = json.loads((llama / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    if importlib.util.find_spec("compressed_tensors") is None:
-        message = r"quantised by compressed-tensors, .* the package compressed_tensors; run: .*llm-entropy\[quantized\]"
-        with pytest.raises(ReportedError, match=message):
-            find(tmp_path)
 
 
 def test_an_adapter_is_not_merged_into_quantised_weights(
