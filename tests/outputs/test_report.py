@@ -284,7 +284,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
             **about, data=data, num_sentences=30, positions="all", words=True, output={**output, "run_name": "answers"}
         ),
         "written": run_analysis(
-            **about, sentences=rows, positions="generated", max_new_tokens=3, output={**output, "run_name": "written"}
+            **about,
+            sentences=rows,
+            positions="generated",
+            max_new_tokens=3,
+            lens_tokens=True,
+            output={**output, "run_name": "written"},
         ),
     }
 
@@ -353,6 +358,11 @@ def test_texts_that_were_written_are_on_the_page_cut_where_they_are_long(runs: d
     model, result = data_of(runs["written"].run_dir / REPORT)["models"][0], runs["written"]["gpt2"]
     for condition in ("standard", "control"):
         assert model["sample"]["written"][condition] == list(result[condition].generations["Continuation"])
+        texts = result[condition].records["target"].fillna("").tolist()  # one text ends before the others
+        own = model["sample"]["conditions"][condition]["lens_tokens"]
+        places = np.frombuffer(base64.b64decode(own["codes"]), f"<u{own['size']}").reshape(len(texts), -1)
+        said = [model["sample"]["names"][place] for place in places[:, -1]]
+        assert said == texts, "what is written is what the last layer finds most likely"
     assert "text_length" in model["summary"]["control"]
     assert data_of(runs["answers"].run_dir / REPORT)["models"][0]["sample"]["written"] == {}
 

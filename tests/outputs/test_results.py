@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from llm_entropy import run_analysis
+from llm_entropy.errors import ReportedError
+from llm_entropy.outputs.plots.lettering import token_label
 from llm_entropy.outputs.results import RunResult
 
 SENTENCES = ["The king <b>went</b> & saw", "Bread and wine", "A dictionary of words"]
@@ -23,6 +25,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
         compare_control=True,
         control_vector=np.linspace(-1, 1, 192),
         blocks=[2],
+        lens_tokens=True,
         trainer={"accelerator": "cpu"},
         output={"dir": str(tmp_path_factory.mktemp("runs")), "run_name": "a&b", "plots": False},
         quiet=True,
@@ -53,6 +56,24 @@ def test_a_metric_is_a_figure_that_shows_itself(result):
     assert figure.axes[0].get_xlabel() == "Block"
     with Image.open(io.BytesIO(figure._repr_png_())) as image:
         assert image.size == (704, 440)
+
+
+def test_the_lens_grid_of_a_model_has_both_conditions_side_by_side_and_that_of_any_sentence(result):
+    standard, control, *_ = result["tiny"].plot("lens_grid").axes
+    records = result["tiny"]["control"].records
+    tokens = np.stack(records["lens_tokens"])
+    assert [text.get_text() for text in control.texts] == [token_label(token, 10) for token in tokens.T.ravel()]
+    likely = np.stack(records["lens_probabilities"])
+    tracked = np.stack(records["tracked_probabilities"]).reshape(len(likely), -1, likely.shape[1])
+    np.testing.assert_allclose(likely[:, -1], tracked[:, 0, -1], rtol=1e-5)
+    assert (likely >= tracked.max(axis=1) * (1 - 1e-5)).all()
+    assert len(standard.texts) == len(control.texts) == tokens.size
+    (axes, _) = result["tiny"]["standard"].plot("lens_grid", sentence=2).axes
+    assert len(axes.texts) == tokens.shape[1]
+    with pytest.raises(ReportedError, match="sentence: got 1, but entropy is drawn for all of them"):
+        result["tiny"].plot("entropy", sentence=1)
+    with pytest.raises(ReportedError, match="sentence: got 3; tiny has sentences 0 to 2"):
+        result["tiny"].plot("lens_grid", sentence=3)
 
 
 def test_a_comparison_is_a_figure_with_both_means_and_the_interval(result):

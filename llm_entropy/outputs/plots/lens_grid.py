@@ -202,4 +202,4 @@ def _name_columns(axes: Axes, panel: Panel) -> None:
     above.set_xticks(places, [token_label(token, MOST_TOKEN) for token in targets], **look)
     above.tick_params(length=0)
     above.spines[:].set_visible(False)
-    above.set_xlabel(f"Target, {plain(shown_name(panel.condition))}", parse_math=False)
+    above.set_xlabel(f"Target, {plain(shown_name(panel.condition))}", parse_math=False, labelpad=7)
