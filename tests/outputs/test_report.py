@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import shards
 import yaml
+from scipy import stats
 from shards import SENTENCES, SHAPE
 
 from llm_entropy import run_analysis
@@ -142,6 +143,9 @@ def test_the_page_says_what_the_merge_found(reported: tuple[Path, ModelTables], 
         for metric, curve in curves.items():
             found = np.array(model["curves"][name][metric]["mean"], float)
             np.testing.assert_allclose(found, curve.mean, rtol=1e-4)
+            ends = stats.t.interval(0.95, len(TEXTS) - 1, 0, curve.deviation / np.sqrt(len(TEXTS) - 1))
+            half = np.array(model["curves"][name][metric]["half"], float)
+            np.testing.assert_allclose(half, np.where(curve.deviation == 0, 0, ends[1]), rtol=1e-4)
     summary = tables.summary
     assert summary is not None
     assert set(summary.metric) <= set(data["metrics"]), "the page looks each of them up"
@@ -419,6 +423,7 @@ def opened(browser: Any) -> Iterator[Any]:
     [
         (0.01, 0, 20, 0, "✔ {}Yes, this vector does it: it raises {}, and none of 20 placebos does as much."),
         (0.01, 1, 60, 0, "✔ {}Yes, this vector does it: it raises {}, and 1 of 60 placebos does as much."),
+        (0.01, 1, 20, 0, "? {}Perhaps: it raises {}, but 1 of 20 placebos changes it at least as much."),
         (0.01, 0, 5, 0, "? {}Probably: it raises {}, and none of 5 placebos does as much."),
         (
             0.01,
@@ -517,6 +522,12 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.locator("#tip").inner_text().startswith("Layer 3, token ")
         page.keyboard.press("Enter")
         assert page.locator("#sentence .lens td:focus").count() == 1, "the focus stays where it was"
+
+        assert page.locator("#sentence .scale.both").count() == 0
+        page.locator("#text .controls select").first.select_option("entropy_change")
+        assert page.locator("#sentence .scale.both").count() == 1, "what may be negative has two colours"
+        page.locator("#text").scroll_into_view_if_needed()
+        page.wait_for_selector(".bar a[aria-current]")
 
         page.locator("#curves fieldset input").first.uncheck()
         assert page.locator("#curves fieldset input").first.is_checked() is False

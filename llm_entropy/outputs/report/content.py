@@ -13,10 +13,11 @@ import numpy as np
 
 from llm_entropy.outputs.answers import AnswerCurves
 from llm_entropy.outputs.inference.resampling import Interval
+from llm_entropy.outputs.inference.student import t_interval
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.report.numbers import short
 from llm_entropy.outputs.report.sentences import shown_sentences
-from llm_entropy.outputs.tables import ModelTables
+from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition, Settings
 from llm_entropy.store.manifest import CONFIG
 
@@ -132,7 +133,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         **tables.shape._asdict(),
         "num_layers": tables.shape.num_layers,
         "curves": {
-            name: {metric: {"mean": one.mean, "deviation": one.deviation} for metric, one in own.items()}
+            name: {metric: {"mean": one.mean, "half": _half_width(metric, one)} for metric, one in own.items()}
             for name, own in curves.items()
         },
         "summary": {} if tables.summary is None else _summary(tables.summary),
@@ -145,6 +146,14 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
         "sample": tables.sample and shown_sentences(tables, tables.sample, settings.analysis.metrics, about["kind"]),
     }
+
+
+def _half_width(metric: str, curves: Curves) -> Any:
+    """Return half of the 95 % interval of a mean, by Student's t; NaN where sentences may be left out of the mean."""
+    if ALL_METRICS[metric].has_gaps or curves.count < 2:
+        return np.full(len(curves.mean), np.nan)
+    deviation = curves.deviation * np.sqrt(curves.count / (curves.count - 1))
+    return t_interval(curves.count, np.zeros_like(deviation), deviation).high
 
 
 def _answers(curves: AnswerCurves) -> dict[str, Any]:

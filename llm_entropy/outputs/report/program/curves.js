@@ -19,8 +19,9 @@ function curves(folder) {
         return { name: one.name, look: styleOf(one.name), values: scaled(column(model, one.name, metric, "mean_difference")),
           low: scaled(column(model, one.name, metric, "ci_low")), high: scaled(column(model, one.name, metric, "ci_high")) };
       }
-      const { mean, deviation } = model.curves[one.name][metric];
-      return { name: one.name, look: styleOf(one.name), values: scaled(mean), deviation: scaled(deviation) };
+      const { mean, half } = model.curves[one.name][metric];
+      return { name: one.name, look: styleOf(one.name), values: scaled(mean), low: scaled(mean.map((value, at) => (isNumber(half[at]) ? Math.max(value - half[at], least(metric)) : null))),
+        high: scaled(mean.map((value, at) => (isNumber(half[at]) ? value + half[at] : null))), half: scaled(half) };
     });
     const placebos = isDifference ? [...new Set(own.filter((one) => !shown.off.has(one.name)).map((one) => one.vector))].flatMap((vector) => (model.placebos[vector] || {})[metric] || []) : [];
     if (placebos.length) {
@@ -39,11 +40,11 @@ function curves(folder) {
     const yName = name + (isShare ? " / ln V" : about(metric).unit ? ` (${about(metric).unit})` : "");
     const untouched = isDifference ? Math.min(...own.filter((one) => !shown.off.has(one.name)).map((one) => model.untouched[one.name] || 0)) : 0;
     caption.textContent = isDifference ? `${model.key}: mean difference from the standard run by depth, with 95 % intervals${placebos.length ? "; grey: the range of the placebos" : ""}. Beyond the grey, no placebo does as much.${untouched > 0 ? " Shaded at the left: layers that steering does not reach." : ""}`
-      : `${model.key}: means over ${count(model.num_sentences, "sentence")} by depth. Point at a layer, or press the arrow keys.`;
+      : `${model.key}: means over ${count(model.num_sentences, "sentence")} by depth; shaded: 95\u00a0% intervals of the mean. Point at a layer, or press the arrow keys.`;
     lineChart(holder, { label: `${yName} over depth, ${series.map((one) => one.name).join(", ")}; the table below has the numbers`, xs: range(numPoints(model, metric)), xName: capital(about(metric).axis), xText: xTickName(metric),
-      xLong: (index) => capital(pointName(metric, index)), yName, series, isLog: about(metric).scale === "logarithmic" && !isDifference, withZero: isDifference || about(metric).bounds[0] === 0 && about(metric).unit === "nats", lowName: isDifference ? "95 %" : null, shadeTo: isFinite(untouched) ? untouched : 0 });
+      xLong: (index) => capital(pointName(metric, index)), yName, series, isLog: about(metric).scale === "logarithmic" && !isDifference, withZero: isDifference || least(metric) === 0 && about(metric).unit === "nats", lowName: "95 %", shadeTo: isFinite(untouched) ? untouched : 0 });
     const lines = series.filter((one) => !one.isBand);
     numbers.replaceChildren(numbersTable(yName, [capital(about(metric).axis), ...lines.map((one) => one.name)],
-      range(numPoints(model, metric)).map((layer) => [String(layer), ...lines.map((one) => fmt(one.values[layer]) + (one.deviation ? ` \u00b1 ${fmt(one.deviation[layer], 3)}` : isNumber(one.low[layer]) ? ` (${interval(one.low[layer], one.high[layer])})` : ""))])));
+      range(numPoints(model, metric)).map((layer) => [String(layer), ...lines.map((one) => fmt(one.values[layer]) + (one.half ? ` \u00b1 ${fmt(one.half[layer], 3)}` : isNumber(one.low[layer]) ? ` (${interval(one.low[layer], one.high[layer])})` : ""))])));
   };
 }

@@ -12,6 +12,7 @@ const numPoints = (model, metric) => ({ layer: model.num_layers, block: model.nu
 const isOfText = (metric) => about(metric).axis === "text";
 const pointName = (metric, index) =>
   isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+const least = (metric) => real(about(metric).bounds[0]);
 const layerText = (layer) => (layer ? `layer ${layer}` : "the embeddings");
 const atPoint = (metric, index) => (isOfText(metric) ? "" : ` at ${pointName(metric, index)}`);
 const steered = () => data.conditions.filter((one) => one.role !== "standard");

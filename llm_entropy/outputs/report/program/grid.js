@@ -5,11 +5,11 @@ function lensGrid(view, name, record, choose) {
   const cell = (one, at) => {
     const best = topAt(model, name, one, at), value = valueOf(model, metric, name, one, at);
     const made = h("td", { onclick: () => choose(one) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));
-    return tipped(tint(made, view.share(value), view.isDiverging), () => [`${capital(layerText(at))}, token ${label(one)}`, `${metricName(metric)}: ${fmt(value)}`,
+    return tipped(tint(made, view.share(value), view.isDiverging), () => [`${capital(layerText(at))}, token ${label(one, name)}`, `${metricName(metric)}: ${fmt(value)}`,
       ...(hasTops(model) ? [`most likely: ${seen(best.token)} ${probability(best.probability)}`, "tracked:"] : []), ...trackedAt(model, name, one, at).map((own) => `${seen(own.token)} ${probability(own.probability)}`)].join("\n"));
   };
   const table = h("table", { class: "lens" },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((one) => h("th", { scope: "col", class: isChosen(one) ? "chosen" : null, title: `position ${model.sample.positions[one]}` }, bdi(label(one)))))),
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Layer"), records.map((one) => h("th", { scope: "col", class: isChosen(one) ? "chosen" : null, title: `position ${model.sample.positions[one]}` }, bdi(label(one, name)))))),
     h("tbody", {}, range(model.num_layers).reverse().map((at) => h("tr", {}, h("th", { scope: "row", class: at === layer ? "chosen" : null }, at ? String(at) : "emb."), records.map((one) => cell(one, at))))));
   return h("div", { class: "scroll", role: "region", "aria-label": `Lens, ${name}; the arrow keys go from cell to cell` }, roving(table, "td"));
 }

@@ -1,5 +1,7 @@
 /* Effect sizes by metric and layer. */
 
+const oneDigit = (value) => (!isNumber(value) ? signed(value) : Math.abs(value) < 0.05 ? "0" : dash(`${value > 0 ? "+" : ""}${value.toFixed(1)}`).replace(/0\./, "."));
+
 function impact(folder) {
   const shown = { condition: null };
   const controls = h("div", { class: "controls" }), holder = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Effect sizes by metric and layer" });
@@ -13,15 +15,17 @@ function impact(folder) {
     const condition = own.find((one) => one.name === shown.condition), metrics = Object.keys(model.summary[condition.name]).filter((name) => column(model, condition.name, name, "p_holm").length && !isOfText(name));
     controls.replaceChildren(choice("Condition", own.map((one) => [one.name, one.name]), condition.name, (value) => { shown.condition = value; draw(model); }));
     const untouched = model.untouched[condition.name] || 0;
-    holder.replaceChildren(roving(h("table", { class: "impact" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Metric"), range(model.num_layers).map((layer) => h("th", { scope: "col" }, layer ? String(layer) : "emb.")))),
+    const isNarrow = model.num_layers > 14;
+    holder.replaceChildren(roving(h("table", { class: isNarrow ? "impact narrow" : "impact" }, h("thead", {}, h("tr", {}, h("th", { class: "text", scope: "col" }, "Metric"), range(model.num_layers).map((layer) => h("th", { scope: "col" }, layer ? String(layer) : "emb.")))),
       h("tbody", {}, metrics.map((metric) => h("tr", {}, h("th", { class: "text", scope: "row" }, metricName(metric)), range(model.num_layers).map((layer) => {
         const at = { layer, block: layer - 1, text: layer - model.num_layers + 1 }[about(metric).axis], get = (name) => column(model, condition.name, metric, name)[at];
         const size = real(get("effect_size")), p = get("p_holm");
         if (at < 0 || size === null || size === undefined) return h("td", { class: "untouched" }, BLANK);
         const within = larger(model, condition, metric, at), isReached = layer >= untouched;
-        const cell = h("td", { class: !isReached ? "untouched" : within && within.number ? "within" : null }, signed(size, 2) + (isNumber(p) && p < SIGNIFICANT ? " \u2022" : ""));
+        const cell = h("td", { class: [!isReached ? "untouched" : within && within.number ? "within" : "", isNumber(p) && p < SIGNIFICANT ? "sure" : ""].join(" ").trim() || null }, isNarrow ? oneDigit(size) : signed(size, 2));
         if (isReached && !(within && within.number)) tint(cell, size === Infinity ? 1 : size === -Infinity ? -1 : size / 1.5, true);
         return tipped(cell, () => `${metricName(metric)}, ${pointName(metric, at)}\ndifference ${signed(get("mean_difference"))} (95 % ${interval(get("ci_low"), get("ci_high"))})\nd ${signed(size)}, p ${pvalue(p)}${within ? `\nplacebos: ${placeboWords(model, condition, metric, at)}` : ""}${!isReached ? "\nsteering does not reach this layer" : ""}`);
       }))))), "td"));
+    holder.scrollLeft = holder.scrollWidth; // the last layers say most
   };
 }

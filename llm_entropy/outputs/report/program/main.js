@@ -34,6 +34,23 @@ function bar(draw) {
     data.models.length > 1 ? model : null, theme));
 }
 
+/* Mark the section that is in sight. */
+function follow(nav) {
+  const links = new Map([...nav.querySelectorAll("a")].map((link) => [link.hash.slice(1), link])), visible = new Set();
+  const watch = new IntersectionObserver((entries) => {
+    for (const entry of entries) visible[entry.isIntersecting ? "add" : "delete"](entry.target.id);
+    const first = [...links.keys()].find((id) => visible.has(id));
+    for (const [id, link] of links) {
+      if (id !== first) link.removeAttribute("aria-current");
+      else if (!link.hasAttribute("aria-current")) {
+        link.setAttribute("aria-current", "location");
+        nav.scrollLeft = link.offsetLeft - nav.offsetLeft - nav.clientWidth / 2;
+      }
+    }
+  }, { rootMargin: "-20% 0px -60% 0px" });
+  for (const id of links.keys()) watch.observe(document.getElementById(id));
+}
+
 const main = document.getElementById("main"), drawn = [];
 const draw = (isResized = false) => drawn.forEach((one) => one(state.model, isResized));
 head();
@@ -45,6 +62,7 @@ for (const [id, , title, make, isThere] of SECTIONS) {
   drawn.push(make(folder));
 }
 draw();
+follow(document.querySelector(".bar nav"));
 let width = innerWidth, waiting = 0;
 addEventListener("resize", () => {
   if (innerWidth === width) return;

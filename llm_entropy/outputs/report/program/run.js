@@ -9,7 +9,7 @@ function head() {
     count(data.conditions.length, "condition") + (placebos ? ` and ${count(placebos, "placebo")}` : "")];
   document.getElementById("top").append(
     h("p", { class: "soft" }, "llm_entropy report"), h("h1", {}, what),
-    h("p", { class: "soft" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10)}`),
+    h("p", { class: "soft wide" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10).replaceAll("-", "\u2011")}`),
     h("p", { class: "intro" }, sayWhatWasDone(num)));
 }
 

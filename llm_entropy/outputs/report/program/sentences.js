@@ -4,12 +4,19 @@
 function viewOf(model, sentence, names, metric, layer) {
   const records = recordsOf(sentence), isLog = about(metric).scale === "logarithmic", flat = (value) => (isLog ? Math.log(value) : value);
   const all = names.flatMap((name) => records.flatMap((record) => range(model.num_layers).map((at) => valueOf(model, metric, name, record, at)))).filter(isNumber);
-  const low = Math.min(...all), high = Math.max(...all), isDiverging = about(metric).bounds[0] < 0, most = Math.max(Math.abs(low), Math.abs(high)) || 1;
+  const low = Math.min(...all), high = Math.max(...all), isDiverging = least(metric) < 0, most = Math.max(Math.abs(low), Math.abs(high)) || 1;
   const texts = new Map(sentence.pieces.filter(([text, token]) => token >= 0 && text).map(([text, token]) => [sentence.first + token, text]));
-  const label = (record) => { const text = texts.get(record) || model.sample.names[model.sample.tokens[record]]; return text ? seen(text) : `position ${model.sample.positions[record]}`; };
+  const token = (record, name) => texts.get(record) || model.sample.names[model.sample.tokens[record]] || writtenToken(model, name, record, records);
+  const label = (record, name) => { const text = token(record, name); return text ? seen(text) : `position ${model.sample.positions[record]}`; };
   const share = (value) => (isDiverging ? value / most : high > low ? (flat(value) - flat(low)) / (flat(high) - flat(low)) : 0.5);
   const ends = !all.length ? null : isDiverging ? [-most, most] : [Math.abs(low) < 1e-4 * high ? 0 : low, high];
-  return { model, sentence, names, metric, layer, records, ends, isDiverging, share, label };
+  return { model, sentence, names, metric, layer, records, ends, isDiverging, share, token, label };
+}
+
+/* What a model writes differs between conditions: a token of it is what was the target one position before. */
+function writtenToken(model, name, record, records) {
+  const own = model.sample.conditions[name];
+  return own && isWritten(model) && records.includes(record - 1) ? model.sample.names[own.targets[record - 1]] : "";
 }
 
 /* The text under a condition, its tokens coloured by the metric; the arrow keys choose one. */
@@ -18,8 +25,8 @@ function tokenText(view, name, record, choose) {
   const atLayer = (one) => names.map((own) => `${own}: ${metricName(metric)} ${fmt(valueOf(model, metric, own, one, layer))}`).join("\n");
   const chips = sentence.pieces.map(([text, token]) => {
     if (token < 0) return text;
-    const one = sentence.first + token, chip = h("span", { class: one === record && records.length > 1 ? "token chosen" : "token", onclick: () => choose(one) }, text || "\u00b7");
-    return tipped(tint(chip, view.share(valueOf(model, metric, name, one, layer)), view.isDiverging), () => `${label(one)}\n${atLayer(one)}`);
+    const one = sentence.first + token, chip = h("span", { class: one === record && records.length > 1 ? "token chosen" : "token", onclick: () => choose(one) }, text || (isWritten(model) && view.token(one, name)) || "\u00b7");
+    return tipped(tint(chip, view.share(valueOf(model, metric, name, one, layer)), view.isDiverging), () => `${label(one, name)}\n${atLayer(one)}`);
   });
   return roving(h("div", { class: "read", dir: "auto", role: "group", "aria-label": `Text, ${name}; the arrow keys go from token to token, Enter chooses one` }, chips), ".token");
 }
@@ -61,7 +68,7 @@ function drawSentence(folder, view, record, choose) {
         : "of the tokens that the last layer ranks highest, the most probable at each layer, with its probability, and the metric; with analysis.lens_tokens: true it shows the most likely token of each layer.",
       sentence.left ? ` The first ${count(records.length, "position")} are shown; ${fmt(sentence.left)} more are in the Parquet file.` : ""),
     h("div", { class: "panels" }, names.map((name) => h("div", {}, h("h3", {}, bdi(name)), tokenText(view, name, record, choose), lensGrid(view, name, record, choose)))),
-    h("h3", {}, "How the answer emerges at ", bdi(label(record))), panels, tokenNumbers(view, record, isOpen));
+    h("h3", {}, "How the answer emerges at ", bdi(label(record, names[0]))), panels, tokenNumbers(view, record, isOpen));
   scrolled().forEach((one, place) => { if (places[place]) [one.scrollLeft, one.scrollTop] = places[place]; });
   if (focus >= 0) focusable()[focus].focus({ preventScroll: true });
   drawCharts();

@@ -7,11 +7,11 @@ const SIZES = [[0.2, "very small"], [0.5, "small"], [0.8, "medium"], [Infinity, 
 const sizeName = (d) => SIZES.find(([most]) => Math.abs(real(d)) < most)?.[1] || "large";
 const unitOf = (metric) => (about(metric).unit ? ` ${about(metric).unit}` : "");
 
-/* What a verdict is about: right answers where there are some, else how uncertain the model is. */
+/* What a verdict may be about; first how uncertain the model is, and how right answers fare. */
 function verdictMetrics(models) {
   const names = Object.keys(data.metrics).filter((name) => models.some((model) =>
     acting(model).some((one) => column(model, one.name, name, "p_holm").some(isNumber))));
-  const first = ["preference", "entropy"].filter((name) => names.includes(name));
+  const first = ["entropy", "preference"].filter((name) => names.includes(name));
   return [...first, ...names.filter((name) => !first.includes(name))];
 }
 
@@ -31,6 +31,10 @@ function judge(model, condition, metric) {
   if (rank < SIGNIFICANT) return { state: "yes", headline: `Yes, this vector does it: ${does}, and ${so} ${found.number > 1 ? "do" : "does"} as much`, text: "" };
   if (!found.number) {
     return { state: "maybe", headline: `Probably: ${does}, and ${so} does as much`, text: `${count(found.total, "placebo")} are too few to be sure; ${LEAST_PLACEBOS} are enough.` };
+  }
+  if (rank < 0.1) {
+    return { state: "maybe", headline: `Perhaps: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`,
+      text: `Few placebos do that much, but more than chance allows (rank p = ${rank.toFixed(3)}; below 0.05 is sure).` };
   }
   const text = "A push of this size is enough, whatever it points at." + (weaker(condition) ? " (Placebos have the largest strength of the vector, this condition a smaller one.)" : "");
   return { state: "no", headline: `Not this vector in particular: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`, text };
