@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -465,6 +465,50 @@ def test_the_verdict_is_what_the_numbers_say(
     assert headline == said.format("control_-2 · ", "entropy at the last layer")
 
 
+def _without_attention(model: dict[str, Any]) -> None:
+    empty = [None] * SHAPE.num_blocks
+    for own in (*model["curves"].values(), *model["summary"].values()):
+        own["attention_entropy"] = dict.fromkeys(own["attention_entropy"], empty)
+    own = model["sample"]["metrics"]["attention_entropy"]
+    own["codes"] = base64.b64encode(b"\xff" * len(base64.b64decode(own["codes"]))).decode()
+    own["low"] = own["high"] = 0
+
+
+def _without_numbers(model: dict[str, Any]) -> None:
+    _without_attention(model)
+    for part in ("curves", "summary"):
+        for metrics in model[part].values():
+            for own in metrics.values():
+                own |= {name: [None] * len(values) for name, values in own.items()}
+    for own in (one for metrics in model["doses"].values() for one in metrics.values()):
+        own |= {name: [None] * len(values) for name, values in own.items()}
+
+
+def _without_all_that_may_be_missing(model: dict[str, Any]) -> None:
+    model |= {name: {} for name in ("summary", "placebos", "doses", "strengths", "untouched", "answers")}
+    model |= {"sample": None, "lens_allowed_logits": None, "attention_error_nats": None, "num_parts": None}
+
+
+@pytest.mark.parametrize("edit", [_without_attention, _without_numbers, _without_all_that_may_be_missing])
+def test_what_is_missing_is_left_out(opened: Any, reported: tuple[Path, ModelTables], edit: Callable[[Any], None]):
+    data, said = data_of(reported[0]), []
+    (model,) = data["models"]
+    edit(model)
+    data["files"] = []
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.set_content(page_of(data, "missing"))
+    for label in ("Judged by", "Metric", "Colour by"):
+        for box in opened.get_by_label(label, exact=True).all():
+            if "attention_entropy" in box.locator("option").evaluate_all("all => all.map((one) => one.value)"):
+                box.select_option("attention_entropy")
+    assert said == []
+    text = opened.locator("body").inner_text()
+    assert not re.search(r"NaN|undefined|Infinity|\[object", text)
+    assert opened.locator("#proofs").count() == 1
+    assert opened.locator("#files").count() == 0
+
+
 def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
     browser: Any, reported: tuple[Path, ModelTables]
 ):
@@ -517,6 +561,8 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.locator("#tip").inner_text().startswith("Perplexity, layer 1\ndifference ")
         page.keyboard.press("Escape")
         assert page.locator("#tip").is_hidden()
+        page.locator("#sentence .lens").first.locator("td").nth(1).hover()
+        assert page.locator("#tip").inner_text().startswith("Layer 4, token ")
         page.locator("#sentence .lens").first.locator("td").first.focus()
         page.keyboard.press("ArrowDown")
         assert page.locator("#tip").inner_text().startswith("Layer 3, token ")

@@ -1,7 +1,7 @@
 /* The lens grid of a sentence: a row for each layer, a column for each position. */
 
 function lensGrid(view, name, record, choose) {
-  const { model, metric, layer, records, label } = view, isChosen = (one) => one === record && records.length > 1;
+  const { model, metric, layer, label } = view, records = recordsUnder(view, name), isChosen = (one) => one === record && records.length > 1;
   const cell = (one, at) => {
     const best = topAt(model, name, one, at), value = valueOf(model, metric, name, one, at);
     const made = h("td", { onclick: () => choose(one) }, bdi(seen(best.token)), " ", probability(best.probability), h("small", {}, fmt(value, 3)));

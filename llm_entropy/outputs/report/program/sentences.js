@@ -19,11 +19,15 @@ function writtenToken(model, name, record, records) {
   return own && isWritten(model) && records.includes(record - 1) ? model.sample.names[own.targets[record - 1]] : "";
 }
 
+/* The records of a condition; a text that a model has written may have ended before. */
+const recordsUnder = (view, name) => view.records.filter((record) => !isWritten(view.model) || view.model.sample.names[view.model.sample.conditions[name].targets[record]]);
+
 /* The text under a condition, its tokens coloured by the metric; the arrow keys choose one. */
 function tokenText(view, name, record, choose) {
   const { model, sentence, metric, layer, names, label, records } = view;
   const atLayer = (one) => names.map((own) => `${own}: ${metricName(metric)} ${fmt(valueOf(model, metric, own, one, layer))}`).join("\n");
-  const chips = sentence.pieces.map(([text, token]) => {
+  const kept = new Set(recordsUnder(view, name));
+  const chips = sentence.pieces.filter(([text, token]) => token < 0 || text || kept.has(sentence.first + token)).map(([text, token]) => {
     if (token < 0) return text;
     const one = sentence.first + token, chip = h("span", { class: one === record && records.length > 1 ? "token chosen" : "token", onclick: () => choose(one) }, text || (isWritten(model) && view.token(one, name)) || "\u00b7");
     return tipped(tint(chip, view.share(valueOf(model, metric, name, one, layer)), view.isDiverging), () => `${label(one, name)}\n${atLayer(one)}`);
@@ -128,7 +132,7 @@ function sentences(folder) {
     const sentence = model.sample.sentences.find((one) => one.number === state.number);
     if (!sentence) { detail.replaceChildren(h("p", { class: "note" }, "No sentence holds these words.")); return; }
     const view = viewOf(model, sentence, sides(), shown.metric, shown.layer);
-    if (!view.records.includes(shown.record)) shown.record = view.records[view.records.length - 1];
+    if (!view.records.includes(shown.record)) shown.record = recordsUnder(view, view.names[0]).pop() ?? view.records[0];
     drawSentence(detail, view, shown.record, (record) => {
       shown.record = record;
       drawDetail(model);

@@ -1,6 +1,7 @@
 /* The tip: shown to eyes, read out to ears. What has one shows it under the pointer and where the keyboard is. */
 
-const tip = document.getElementById("tip"), tips = new WeakMap();
+const tip = document.getElementById("tip"), tips = new WeakMap(), mouse = { x: -1, y: -1 };
+addEventListener("pointermove", (event) => { [mouse.x, mouse.y] = [event.clientX, event.clientY]; }, { passive: true });
 function showTip(text, x, y) {
   tip.textContent = text;
   tip.hidden = false;
@@ -11,7 +12,10 @@ function showTip(text, x, y) {
 const hideTip = () => { tip.hidden = true; };
 function tipped(element, text) {
   tips.set(element, text);
-  element.addEventListener("pointerenter", (event) => showTip(text(), event.clientX, event.clientY));
+  element.addEventListener("pointerenter", (event) => {
+    // What the page moves under a mouse that rests is not pointed at: the keyboard may be somewhere else.
+    if (event.pointerType !== "mouse" || event.clientX !== mouse.x || event.clientY !== mouse.y) showTip(text(), event.clientX, event.clientY);
+  });
   element.addEventListener("pointerleave", hideTip);
   return element;
 }
