@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -282,14 +283,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunResult]:
     about |= {"compare_control": True, "control_vector": [4.0, -2.0]}
     output = {"dir": str(folder), "plots": False}
     data = {"target_column": "target", "foil_column": "foil"}
-    rows = [SCRIPT, *SENTENCES[:3]]
+    rows = [{"text": text, "kind": f"<b>{index % 2}"} for index, text in enumerate([SCRIPT, *SENTENCES[:3]])]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    grouped = {"path": str(folder / "rows.json"), "text_column": "text", "group_column": "kind"}
     return {
         "answers": run_analysis(
             **about, data=data, num_sentences=30, positions="all", words=True, output={**output, "run_name": "answers"}
         ),
         "written": run_analysis(
             **about,
-            sentences=rows,
+            data=grouped,
             positions="generated",
             max_new_tokens=3,
             lens_tokens=True,
@@ -343,6 +346,20 @@ def test_words_are_on_the_page_as_the_table_has_them(runs: dict[str, RunResult])
         own = [text for text, word in words["pieces"] if word >= 0]
         assert own == table[table.sentence_id == sentence["number"]].word.tolist()
         assert "".join(text for text, _ in words["pieces"]) == "".join(text for text, _ in sentence["pieces"])
+
+
+def test_groups_are_on_the_page_as_the_table_has_them(runs: dict[str, RunResult]):
+    folder = runs["written"].run_dir
+    found = data_of(folder / REPORT)["models"][0]["groups"]
+    for condition in ("standard", "control"):
+        table = pd.read_csv(folder / condition / "data" / "gpt2_groups.csv")
+        for (group, metric), rows in table.groupby(["group", "metric"]):
+            own = found[condition][group][metric]
+            assert own["n"] == rows.n.tolist()
+            np.testing.assert_allclose(np.array(own["mean"], float), rows["mean"], rtol=1e-4)
+            half = (rows.ci_high - rows.ci_low) / 2
+            np.testing.assert_allclose(np.array(own["half"], float), half, rtol=1e-3, atol=1e-6)
+        assert set(found[condition]) == {"<b>0", "<b>1"}
 
 
 def test_a_word_that_may_be_cut_is_not_shown(runs: dict[str, RunResult]):
@@ -485,7 +502,7 @@ def _without_numbers(model: dict[str, Any]) -> None:
 
 
 def _without_all_that_may_be_missing(model: dict[str, Any]) -> None:
-    model |= {name: {} for name in ("summary", "placebos", "doses", "strengths", "untouched", "answers")}
+    model |= {name: {} for name in ("summary", "placebos", "doses", "strengths", "untouched", "answers", "groups")}
     model |= {"sample": None, "lens_allowed_logits": None, "attention_error_nats": None, "num_parts": None}
 
 
@@ -640,6 +657,8 @@ def test_a_reader_finds_answers_and_texts(browser: Any, runs: dict[str, RunResul
         rows = page.locator("#generated .texts tbody tr")
         written = [runs["written"]["gpt2"][name].generations["Continuation"] for name in ("standard", "control")]
         assert rows.nth(0).locator("th, td").all_text_contents() == [SCRIPT, *(own[0] for own in written)]
+        swatches = page.locator("#groups .keys span").all_inner_texts()
+        assert [text.strip() for text in swatches] == ["<b>0 (2 sentences)", "<b>1 (2 sentences)"]
         page.locator("#search-texts").fill("onerror")
         assert rows.count() == 1
         metrics = page.locator("#text-metrics tbody th").all_text_contents()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llm_entropy.outputs.answers import AnswerCurves
+from llm_entropy.outputs.groups import GroupCurve
 from llm_entropy.outputs.inference.resampling import Interval
 from llm_entropy.outputs.inference.student import t_interval
 from llm_entropy.outputs.inference.summary import Summary
@@ -144,6 +145,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         "strengths": _strengths(tables.strengths),
         "untouched": tables.untouched,
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
+        "groups": _groups(tables.groups),
         "sample": tables.sample and shown_sentences(tables, tables.sample, settings.analysis.metrics, about["kind"]),
     }
 
@@ -163,6 +165,20 @@ def _answers(curves: AnswerCurves) -> dict[str, Any]:
         "accuracy": {"mean": curves.accuracy, **_ends(curves.accuracy_interval)},
         "preference": {"mean": curves.preference, **_ends(curves.preference_interval)},
         "preferred_from": curves.preferred_from,
+    }
+
+
+def _groups(groups: Mapping[str, Mapping[str, Mapping[str, GroupCurve]]]) -> dict[str, Any]:
+    """Return the mean of each group by layer, by condition, group and metric, with half of its 95 % interval."""
+    return {
+        condition: {
+            group: {
+                metric: {"n": one.n, "mean": one.mean, "half": one.interval.high - one.mean}
+                for metric, one in curves.items()
+            }
+            for group, curves in own.items()
+        }
+        for condition, own in groups.items()
     }
 
 

@@ -20,7 +20,19 @@ from llm_entropy.store.files import write_text
 REPORT = "report.html"
 PROGRAM = (
     *("elements", "format", "facts", "looks", "tip", "charts", "meanings"),
-    *("verdict", "summary", "curves", "impact", "placebos", "doses", "answers", "generated", "sample", "grid"),
+    *(
+        "verdict",
+        "summary",
+        "curves",
+        "impact",
+        "placebos",
+        "doses",
+        "answers",
+        "groups",
+        "generated",
+        "sample",
+        "grid",
+    ),
     *("sentences", "words", "run", "main"),
 )
 """The files of the program, in `program/`, in the order in which they stand on the page."""

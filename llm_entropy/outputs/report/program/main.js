@@ -9,6 +9,7 @@ const SECTIONS = [
   ["placebos", "Placebos", "Beside placebos", placebos, data.models.some((model) => Object.keys(model.placebos).length)],
   ["doses", "Doses", "Doses", doses, data.models.some((model) => Object.keys(model.strengths).length)],
   ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
+  ["groups", "Groups", "Groups", groups, data.models.some((model) => Object.keys(model.groups).length)],
   ["generated", "Texts", "Generated text", generated, data.models.some(isWritten)],
   ["text", "Sentences", "Sentence by sentence", sentences, data.models.some((model) => model.sample)],
   ["words", "Words", "Words", words, data.models.some(hasWords)],

@@ -25,7 +25,7 @@ function judge(model, condition, metric) {
   const does = `it ${change > 0 ? "raises" : "lowers"} ${what}`, found = larger(model, condition, metric, layer);
   if (!found) {
     return { state: "maybe", headline: `A sure change without a placebo beside it: ${does}`,
-      text: `Any vector of this size may do the same: nobody knows before placebos are run (--analysis.control.placebo.random ${LEAST_PLACEBOS}).` };
+      text: `Any vector of this size may do the same: nobody knows before placebos are run (setting placebo: {random: ${LEAST_PLACEBOS}}).` };
   }
   const rank = (1 + found.number) / (1 + found.total), so = `${found.number || "none"} of ${count(found.total, "placebo")}`;
   if (rank < SIGNIFICANT) return { state: "yes", headline: `Yes, this vector does it: ${does}, and ${so} ${found.number > 1 ? "do" : "does"} as much`, text: "" };
