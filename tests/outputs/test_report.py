@@ -594,6 +594,11 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
 
         page.locator("#curves fieldset input").first.uncheck()
         assert page.locator("#curves fieldset input").first.is_checked() is False
+        copy = page.locator("#what .command button")
+        copy.click()
+        page.wait_for_function("document.querySelector('#what .command button').textContent !== 'Copy'")
+        if copy.inner_text() != "Copied":  # what may not be written to the clipboard is selected
+            assert page.evaluate("getSelection().toString()") == data_of(reported[0])["run"]["command"]
         page.locator("#theme").click()
         assert page.evaluate("document.documentElement.dataset.theme") == "light"
         assert said == []

@@ -75,7 +75,7 @@ function lineChart(holder, chart) {
     const back = kept.reverse().map((index) => `${x(chart.xs[index]).toFixed(1)},${y(one.low[index]).toFixed(1)}`);
     if (there.length) {
       svg.append(s("polygon", { points: [...there, ...back].join(" "), class: one.isBand ? "placebo" : null,
-        paint: one.isBand ? {} : { fill: one.look.stroke, fillOpacity: 0.13 } }));
+        paint: one.isBand ? {} : { fill: one.look.stroke, fillOpacity: Math.min(0.13, 0.4 / chart.series.length) } }));
     }
   }
   for (const one of chart.series) {

@@ -1,7 +1,7 @@
 /* What each number says, in a sentence: a row for each metric, and the words that the page uses. */
 
 const MEANINGS = {
-  entropy: "how uncertain the model is about the next token. 0 nats: one token is certain; ln V nats: all V tokens are equally likely.",
+  entropy: "how uncertain the model is about the token that it predicts. 0 nats: one token is certain; ln V nats: all V tokens are equally likely.",
   perplexity: "entropy as a number of tokens: how many equally likely ones would be as uncertain. 1: certain.",
   margin: "how far the most likely token is ahead of the second one, in logits. 0: a tie.",
   kl_divergence: "how far the distribution is from one in which all tokens are equally likely: ln V \u2212 entropy. 0 nats: knows nothing.",
@@ -32,9 +32,9 @@ const MEANINGS = {
 const WORDS = [
   ["token", "A piece of text, a word or a part of one: what a model reads and predicts.", () => true],
   ["block, layer", "A model works in steps, called blocks. Layer 0 is its input (the embeddings, \u201cemb.\u201d); layer k is what block k \u2212 1 hands on. The last layer gives the model's actual prediction.", () => true],
-  ["lens", "How a layer in between is read: as if it were the last one, through the model's own output, so that each layer gives a guess at the next token.", () => true],
+  ["lens", "How a layer in between is read: as if it were the last one, through the model's own output, so that each layer gives a guess at the token to be predicted.", () => true],
   ["nats", "The unit of information here: 1 nat is 1.44 bits. ln V, the natural logarithm of the number of tokens, is the most there can be.", () => true],
-  ["target", "The token whose probability is read: the next one of the text, or, where the text ends, the one that is predicted.", () => true],
+  ["target", "The token whose probability is read: the next one of the text, or the one that was masked; where there is none, the one that is predicted.", () => true],
   ["steering, vector", "A vector is added to the model's inner state while it reads. It is meant to push the model in one direction, as towards a style.", () => steered().length],
   ["condition, strength", "One way of running the model: standard is the model as it is; the others are steered, by the vector times a strength.", () => steered().length],
   ["placebo", "A vector of the same size that points anywhere. If placebos do as much as the vector, its direction does not matter.", () => data.placebos.length],

@@ -16,7 +16,8 @@ function head() {
 /* For somebody who has never heard of the program. */
 function sayWhatWasDone(num) {
   const placebos = data.placebos.length ? " Placebos, vectors of the same size that point anywhere, were added for comparison." : "";
-  return `A language model turns a text into a guess at the next token, layer by layer. In this run ${data.models.length > 1 ? "each of the models" : "the model"} read ${count(num, "sentence")}, and its guess was read at every layer: how uncertain it is, and what it expects.`
+  const kinds = new Set(data.models.map((model) => model.kind)), token = kinds.size > 1 ? "the next token, or at one that is masked" : kinds.has("masked") ? "a token that is masked" : "the next token";
+  return `A language model turns a text into a guess at ${token}, layer by layer. In this run ${data.models.length > 1 ? "each of the models" : "the model"} read ${count(num, "sentence")}, and its guess was read at every layer: how uncertain it is, and what it expects.`
     + (STANDARD && steered().length ? ` Then it read the same sentences again while a vector was added to its inner state (\u201csteering\u201d), and the two were compared.${placebos}` : steered().length ? " While it read, a vector was added to its inner state (\u201csteering\u201d)." : "")
     + " The glossary below explains the words.";
 }
@@ -50,12 +51,14 @@ function whatRan(folder) {
         ...Object.entries(run.versions), ["commit", run.git_commit ? run.git_commit.slice(0, 12) : null],
         ["precision", run.precision], ["device", run.machine.device], ["system", run.machine.platform]]))),
     h("h3", {}, "Run it again"));
-  const command = run.command;
+  const command = run.command, shownCommand = h("pre", { tabindex: 0 }, command);
   const copy = h("button", { type: "button", onclick: () => {
-    navigator.clipboard.writeText(command).then(() => { copy.textContent = "Copied"; }, () => { copy.textContent = "Select it, please"; });
+    const fail = () => { getSelection().selectAllChildren(shownCommand); copy.textContent = "Selected: press Ctrl+C"; };
+    if (navigator.clipboard) navigator.clipboard.writeText(command).then(() => { copy.textContent = "Copied"; }, fail);
+    else fail(); // as in the frame of a notebook
   } }, "Copy");
   folder.append(h("p", { class: "note" }, "In the folder in which the run was started:"),
-    h("div", { class: "command" }, h("pre", { tabindex: 0 }, command), copy));
+    h("div", { class: "command" }, shownCommand, copy));
   if (run.config) folder.append(h("details", {}, h("summary", {}, "The whole configuration"), h("pre", { tabindex: 0 }, run.config)));
   return () => {};
 }

@@ -109,6 +109,7 @@ function sayCurve(model) {
 function verdict(folder) {
   const judged = data.models.filter((model) => acting(model).length), metrics = verdictMetrics(judged);
   const others = data.models.filter((model) => !judged.includes(model) || !metrics.length);
+  if (!metrics.length) folder.append(h("p", {}, "Nothing is compared in this run. It shows how uncertain the models are at every layer, and what they expect."));
   if (others.length) folder.append(h("ul", { class: "lead" }, others.map(sayCurve).filter(Boolean)));
   if (!metrics.length) return () => {};
   const shown = { metric: metrics[0] }, holder = h("div", {}), meaning = h("p", { class: "note" });
