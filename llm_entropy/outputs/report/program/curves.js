@@ -3,8 +3,8 @@
 function curves(folder) {
   const shown = { metric: null, how: "means", isShare: false, off: new Set(steered().filter((one) => one.strength === 0).map((one) => one.name)) };
   const controls = h("div", { class: "controls" }), toggles = h("fieldset", {}), holder = h("div", { class: "chart" });
-  const caption = h("figcaption", {}), numbers = h("div", {});
-  folder.append(controls, toggles, h("figure", {}, caption, holder), numbers);
+  const caption = h("figcaption", {}), numbers = h("div", {}), meaning = h("p", { class: "note" });
+  folder.append(controls, meaning, toggles, h("figure", {}, caption, holder), numbers);
   return function draw(model) {
     const metrics = Object.keys(data.metrics).filter((name) => data.conditions.some((one) => (model.curves[one.name] || {})[name]));
     if (!metrics.includes(shown.metric)) shown.metric = metrics.includes("entropy") ? "entropy" : metrics[0];
@@ -36,6 +36,7 @@ function curves(folder) {
       if (event.target.checked) shown.off.delete(one.name); else shown.off.add(one.name);
       draw(model);
     } }), swatch(styleOf(one.name)), bdi(one.name))));
+    meaning.textContent = sayMeaning(metric);
     const name = isDifference ? `Difference in ${about(metric).label}` : metricName(metric);
     const yName = name + (isShare ? " / ln V" : about(metric).unit ? ` (${about(metric).unit})` : "");
     const untouched = isDifference ? Math.min(...own.filter((one) => !shown.off.has(one.name)).map((one) => model.untouched[one.name] || 0)) : 0;

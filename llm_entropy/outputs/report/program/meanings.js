@@ -28,6 +28,8 @@ const MEANINGS = {
   preference: "surprisal of the wrong answer minus that of the right one. Above 0 nats: the right one is preferred.",
 };
 
+const sayMeaning = (metric) => (MEANINGS[metric] ? `${metricName(metric)}: ${MEANINGS[metric]}` : "");
+
 /* Words that a reader may not know; those of steering only where there is some. */
 const WORDS = [
   ["token", "A piece of text, a word or a part of one: what a model reads and predicts.", () => true],

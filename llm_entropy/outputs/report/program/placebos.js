@@ -38,9 +38,9 @@ function forest(holder, model, own, metric, layer) {
 
 function placebos(folder) {
   const shown = { metric: null, layer: null };
-  const controls = h("div", { class: "controls" }), holder = h("div", {}), key = h("div", {}), numbers = h("div", {});
+  const controls = h("div", { class: "controls" }), holder = h("div", {}), key = h("div", {}), numbers = h("div", {}), meaning = h("p", { class: "note" });
   folder.append(h("p", {}, "Would any vector have done it? Each grey dot is a placebo: a vector of the same size, without the meaning. A condition outside of its placebos does something that its direction is needed for. Placebos have the largest strength of their vector."),
-    controls, h("figure", {}, holder, key), numbers);
+    controls, meaning, h("figure", {}, holder, key), numbers);
   return function draw(model) {
     const own = acting(model).filter((one) => Object.keys(model.placebos[one.vector] || {}).length);
     folder.hidden = !own.length;
@@ -52,6 +52,7 @@ function placebos(folder) {
     controls.replaceChildren(
       choice("Metric", metrics.map((name) => [name, withUnit(name)]), metric, (value) => { shown.metric = value; draw(model); }),
       choice("Layer", range(points).map((at) => [String(at), pointName(metric, at)]), String(layer), (value) => { shown.layer = Number(value); draw(model); }));
+    meaning.textContent = sayMeaning(metric);
     forest(holder, model, own, metric, layer);
     key.replaceChildren(forestKey(model, own, metric));
     const get = (one, name) => column(model, one.name, metric, name)[layer];

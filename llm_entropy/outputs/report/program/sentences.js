@@ -68,7 +68,7 @@ function drawSentence(folder, view, record, choose) {
   folder.dataset.number = key;
   folder.replaceChildren(
     h("p", { class: "note" }, `${metricName(metric)}: `, h("span", { class: view.isDiverging ? "scale both" : "scale" }), ends ? ` ${fmt(ends[0], 3)} to ${fmt(ends[1], 3)}${unit ? ` ${unit}` : ""}` : " no numbers",
-      ". Text: at the layer chosen above. Grid: ", hasTops(view.model) ? "the most likely token of each layer, with its probability, and the metric."
+      `. ${capital(MEANINGS[metric] || "")} Text: at the layer chosen above. Grid: `, hasTops(view.model) ? "the most likely token of each layer, with its probability, and the metric."
         : "of the tokens that the last layer ranks highest, the most probable at each layer, with its probability, and the metric; with analysis.lens_tokens: true it shows the most likely token of each layer.",
       sentence.left ? ` The first ${count(records.length, "position")} are shown; ${fmt(sentence.left)} more are in the Parquet file.` : ""),
     h("div", { class: "panels" }, names.map((name) => h("div", {}, h("h3", {}, bdi(name)), tokenText(view, name, record, choose), lensGrid(view, name, record, choose)))),

@@ -115,20 +115,19 @@ function verdict(folder) {
   const shown = { metric: metrics[0] }, holder = h("div", {}), meaning = h("p", { class: "note" });
   folder.append(h("p", {}, "Did steering do it, and how surely? A vector is convincing where the change is sure (p < 0.05) and "
     + "placebos, vectors of the same size that point anywhere, do not change as much."),
-    h("div", { class: "controls" }, choice("Judged by", metrics.map((name) => [name, withUnit(name)]), shown.metric, (value) => { shown.metric = value; draw(); })),
-    meaning, holder);
+    h("div", { class: "controls" }, choice("Judged by", metrics.map((name) => [name, withUnit(name)]), shown.metric, (value) => { shown.metric = value; draw(); }), meaning), holder);
   function draw() {
     const metric = shown.metric, forests = [];
-    meaning.textContent = `${metricName(metric)}: ${MEANINGS[metric] || ""}`;
+    meaning.textContent = sayMeaning(metric);
     holder.replaceChildren(...judged.map((model) => {
       const own = acting(model), main = own.filter((one) => Math.abs(one.strength) === Math.max(...own.filter((other) => other.vector === one.vector).map((other) => Math.abs(other.strength))));
       const rest = own.filter((one) => !main.includes(one)), figure = h("div", {});
       const drawable = own.filter((one) => isNumber(column(model, one.name, metric, "mean_difference")[numPoints(model, metric) - 1]));
       if (drawable.length) forests.push([figure, model, drawable]);
       return h("div", { class: "verdicts" }, h("h3", {}, bdi(model.key)),
-        drawable.length ? h("figure", {}, h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`), figure, forestKey(model, drawable, metric)) : null,
         h("ul", { class: "lead sides" }, main.map((one) => verdictItem(model, one, metric))),
-        rest.length ? h("details", {}, h("summary", {}, `Weaker strengths (${rest.length})`), h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null);
+        rest.length ? h("details", {}, h("summary", {}, `Weaker strengths (${rest.length})`), h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null,
+        drawable.length ? h("figure", {}, h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`), figure, forestKey(model, drawable, metric)) : null);
     }));
     for (const [figure, model, own] of forests) forest(figure, model, own, metric, numPoints(model, metric) - 1);
   }
