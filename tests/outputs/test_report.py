@@ -596,7 +596,7 @@ def test_a_reader_sorts_filters_picks_a_sentence_and_switches_the_layer(
         assert page.locator("#curves fieldset input").first.is_checked() is False
         copy = page.locator("#what .command button")
         copy.click()
-        page.wait_for_function("document.querySelector('#what .command button').textContent !== 'Copy'")
+        page.locator("#what .command button:not(:text-is('Copy'))").wait_for()
         if copy.inner_text() != "Copied":  # what may not be written to the clipboard is selected
             assert page.evaluate("getSelection().toString()") == data_of(reported[0])["run"]["command"]
         page.locator("#theme").click()

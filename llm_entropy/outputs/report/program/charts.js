@@ -53,21 +53,27 @@ function lineChart(holder, chart) {
   const fits = (value) => isNumber(value) && (!chart.isLog || value > 0);
   const svg = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": chart.label });
   if (chart.shadeTo > 0) {
-    svg.append(s("rect", { class: "placebo", x: left, y: top, width: Math.max(0, x(chart.shadeTo - 0.5) - left), height: height - top - bottom }));
+    svg.append(s("rect",
+        { class: "placebo", x: left, y: top, width: Math.max(0, x(chart.shadeTo - 0.5) - left),
+          height: height - top - bottom }));
   }
   for (const tick of scale.ticks) {
-    svg.append(s("line", { class: tick === 0 && !chart.isLog ? "zero" : "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
+    svg.append(s("line",
+        { class: tick === 0 && !chart.isLog ? "zero" : "grid", x1: left, x2: width - right, y1: y(tick), y2: y(tick) }),
       s("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, fmt(tick)));
   }
   const room = Math.max(1, Math.floor((width - left - right) / 34));
   const xTicks = chart.xTicks || chart.xs, step = Math.ceil(xTicks.length / room);
   xTicks.forEach((tick, index) => {
-    if (index % step === 0) svg.append(s("text", { x: x(tick), y: height - bottom + 18, "text-anchor": "middle" }, chart.xText ? chart.xText(tick) : fmt(tick)));
+    if (index % step === 0) svg.append(s("text", { x: x(tick), y: height - bottom + 18, "text-anchor": "middle" },
+        chart.xText ? chart.xText(tick) : fmt(tick)));
   });
   svg.append(s("text", { x: (left + width - right) / 2, y: height - 8, "text-anchor": "middle" }, chart.xName),
-    s("text", { x: -(height - bottom + top) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" }, chart.yName));
+    s("text", { x: -(height - bottom + top) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" },
+      chart.yName));
   const path = (values) => values.map((value, index) => (fits(value)
-    ? `${index && fits(values[index - 1]) ? "L" : "M"}${x(chart.xs[index]).toFixed(1)},${y(value).toFixed(1)}` : "")).join("");
+    ? `${index && fits(values[index - 1]) ? "L" : "M"}${x(chart.xs[index]).toFixed(1)},${y(value).toFixed(1)}` : ""))
+      .join("");
   for (const one of chart.series) {
     if (!one.low || chart.isWhiskers) continue;
     const kept = chart.xs.map((_, index) => index).filter((index) => fits(one.low[index]) && fits(one.high[index]));
@@ -80,14 +86,19 @@ function lineChart(holder, chart) {
   }
   for (const one of chart.series) {
     (one.points || []).forEach((own, index) => own.forEach((value) => fits(value) && svg.append(
-      s("circle", { cx: x(chart.xs[index]) , cy: y(value), r: 3, paint: { fill: "var(--soft)", fillOpacity: 0.45 } }))));
+      s("circle", { cx: x(chart.xs[index]) , cy: y(value), r: 3,
+          paint: { fill: "var(--soft)", fillOpacity: 0.45 } }))));
     if (one.isBand || !one.values) continue;
-    svg.append(s("path", { class: "curve", d: path(one.values), paint: { stroke: one.look.stroke }, "stroke-dasharray": one.look.dash }));
+    svg.append(s("path",
+        { class: "curve", d: path(one.values), paint: { stroke: one.look.stroke },
+          "stroke-dasharray": one.look.dash }));
     one.values.forEach((value, index) => {
       if (!fits(value)) return;
       const [at, up] = [x(chart.xs[index]), y(value)];
       if (chart.isWhiskers && one.low && fits(one.low[index]) && fits(one.high[index])) {
-        svg.append(s("line", { x1: at, x2: at, y1: y(one.low[index]), y2: y(one.high[index]), "stroke-width": 2, paint: { stroke: "var(--ink)" } }));
+        svg.append(s("line",
+            { x1: at, x2: at, y1: y(one.low[index]), y2: y(one.high[index]), "stroke-width": 2,
+              paint: { stroke: "var(--ink)" } }));
       }
       if (chart.xs.length <= 40) svg.append(s("circle", { cx: at, cy: up, r: 3, paint: { fill: one.look.stroke } }));
     });
@@ -100,7 +111,9 @@ function lineChart(holder, chart) {
     ends.forEach((end, index) => { if (index) end.y = Math.max(end.y, ends[index - 1].y + 13); });
     const over = ends.length ? ends[ends.length - 1].y - (height - bottom) : 0;
     for (const end of ends) {
-      svg.append(s("text", { class: "name", x: end.x + 8, y: end.y + 4 - Math.max(0, over), paint: { fill: end.one.look.stroke } }, shorten(end.one.name, 20)));
+      svg.append(s("text",
+          { class: "name", x: end.x + 8, y: end.y + 4 - Math.max(0, over), paint: { fill: end.one.look.stroke } },
+          shorten(end.one.name, 20)));
     }
   }
   const cursor = s("line", { class: "cursor", y1: top, y2: height - bottom, visibility: "hidden" });
@@ -114,13 +127,16 @@ function lineChart(holder, chart) {
     cursor.setAttribute("visibility", "visible");
     const lines = chart.series.filter((one) => !one.isBand && one.values && isNumber(one.values[index])).map((one) =>
       `${one.name}: ${(chart.yText || fmt)(one.values[index])}${one.low && isNumber(one.low[index]) && chart.lowName ? ` (${chart.lowName} ${fmt(one.low[index], 3)} to ${fmt(one.high[index], 3)})` : ""}`);
-    const band = chart.series.filter((one) => one.isBand && isNumber(one.low[index])).map((one) => `${one.name}: ${fmt(one.low[index], 3)} to ${fmt(one.high[index], 3)}`);
-    showTip([chart.xLong ? chart.xLong(index) : `${chart.xName} ${fmt(chart.xs[index])}`, ...lines, ...band].join("\n"), clientX, clientY);
+    const band = chart.series.filter((one) => one.isBand && isNumber(one.low[index]))
+      .map((one) => `${one.name}: ${fmt(one.low[index], 3)} to ${fmt(one.high[index], 3)}`);
+    showTip([chart.xLong ? chart.xLong(index) : `${chart.xName} ${fmt(chart.xs[index])}`, ...lines, ...band].join("\n"),
+      clientX, clientY);
   }
   function leave() { cursor.setAttribute("visibility", "hidden"); hideTip(); }
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect(), at = ((event.clientX - box.left) / box.width) * width;
-    const nearest = chart.xs.reduce((best, value, index) => (Math.abs(x(value) - at) < Math.abs(x(chart.xs[best]) - at) ? index : best), 0);
+    const nearest = chart.xs.reduce((best, value, index) =>
+      (Math.abs(x(value) - at) < Math.abs(x(chart.xs[best]) - at) ? index : best), 0);
     point(nearest, event.clientX, event.clientY);
   });
   svg.addEventListener("pointerleave", leave);
@@ -139,8 +155,6 @@ function lineChart(holder, chart) {
 const xTickName = (metric) => (tick) => (tick === 0 && about(metric).axis === "layer" ? "emb." : String(tick));
 
 function numbersTable(caption, heads, rows) {
-  return h("details", {}, h("summary", {}, "The numbers as a table"), h("div", { class: "scroll" },
-    h("table", {}, h("caption", { class: "note" }, caption),
-      h("thead", {}, h("tr", {}, heads.map((head, index) => h("th", { scope: "col", class: index ? null : "text" }, head)))),
-      h("tbody", {}, rows.map((row) => h("tr", {}, row.map((cell, index) => h(index ? "td" : "th", { class: index ? null : "text", scope: index ? null : "row" }, cell))))))));
+  return h("details", {}, h("summary", {}, "The numbers as a table"),
+    scroller(caption, tableOf(heads, rows, { caption })));
 }

@@ -8,10 +8,12 @@ const about = (metric) => data.metrics[metric];
 
 const metricName = (metric) => capital(about(metric).label);
 const withUnit = (metric) => metricName(metric) + (about(metric).unit ? ` (${about(metric).unit})` : "");
-const numPoints = (model, metric) => ({ layer: model.num_layers, block: model.num_blocks, text: 1 })[about(metric).axis];
+const numPoints = (model, metric) =>
+  ({ layer: model.num_layers, block: model.num_blocks, text: 1 })[about(metric).axis];
 const isOfText = (metric) => about(metric).axis === "text";
 const pointName = (metric, index) =>
-  isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0 ? "layer 0 (embeddings)" : `layer ${index}`;
+  isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0
+    ? "layer 0 (embeddings)" : `layer ${index}`;
 const least = (metric) => real(about(metric).bounds[0]);
 const layerText = (layer) => (layer ? `layer ${layer}` : "the embeddings");
 const atPoint = (metric, index) => (isOfText(metric) ? "" : ` at ${pointName(metric, index)}`);
@@ -24,7 +26,8 @@ const placebosOf = (model, condition, metric) =>
   ((model.placebos[condition.vector] || {})[metric] || []);
 const aboutPlacebos = (condition) => data.placebos.filter((one) => one.vector === condition.vector);
 const strongest = (own) => own.reduce((best, one) =>
-  Math.abs(one.strength) > Math.abs(best.strength) || (one.strength === -best.strength && one.strength > 0) ? one : best);
+  Math.abs(one.strength) > Math.abs(best.strength) || (one.strength === -best.strength && one.strength > 0) ? one
+    : best);
 const vectors = (model) => [...new Set(compared(model).map((one) => one.vector))];
 function larger(model, condition, metric, layer) {
   const total = placebosOf(model, condition, metric).length;

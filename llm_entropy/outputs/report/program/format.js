@@ -23,7 +23,8 @@ const percent = (value) => (isNumber(value) ? `${Math.round(100 * value)} %` : B
 const count = (number, what) => `${number.toLocaleString("en-US")} ${what}${number === 1 ? "" : "s"}`;
 function probability(value) {
   if (!isNumber(value)) return BLANK;
-  return value >= 0.9995 ? "100 %" : value < 0.00001 ? "< 0.001 %" : `${Number((100 * value).toPrecision(value < 0.1 ? 2 : 3))} %`;
+  return value >= 0.9995 ? "100 %" : value < 0.00001 ? "< 0.001 %"
+    : `${Number((100 * value).toPrecision(value < 0.1 ? 2 : 3))} %`;
 }
 
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -7,7 +7,8 @@ const styleOf = (name) => {
 };
 const trackLook = (place) => ({ stroke: `var(--c${(place + 1) % 8})`, dash: DASHES[place % 4] });
 const swatch = (look) => s("svg", { class: "swatch", viewBox: "0 0 28 10", "aria-hidden": "true" },
-  s("line", { x1: 0, x2: 28, y1: 5, y2: 5, "stroke-width": 2.5, paint: { stroke: look.stroke }, "stroke-dasharray": look.dash }));
+  s("line", { x1: 0, x2: 28, y1: 5, y2: 5, "stroke-width": 2.5, paint: { stroke: look.stroke },
+      "stroke-dasharray": look.dash }));
 
 function tint(element, share, isDiverging) {
   const size = Math.min(1, Math.abs(share));

@@ -6,7 +6,8 @@ const SECTIONS = [
   ["changes", "All changes", "All changes in numbers", summaryTable, data.models.some((model) => acting(model).length)],
   ["curves", "Curves", "Curves over depth", curves, true],
   ["impact", "Layers", "Layer impact", impact, data.models.some((model) => acting(model).length)],
-  ["placebos", "Placebos", "Beside placebos", placebos, data.models.some((model) => Object.keys(model.placebos).length)],
+  ["placebos", "Placebos", "Beside placebos", placebos,
+    data.models.some((model) => Object.keys(model.placebos).length)],
   ["doses", "Doses", "Doses", doses, data.models.some((model) => Object.keys(model.strengths).length)],
   ["answers", "Answers", "Answers", answers, data.models.some((model) => Object.keys(model.answers).length)],
   ["groups", "Groups", "Groups", groups, data.models.some((model) => Object.keys(model.groups).length)],
@@ -22,16 +23,22 @@ const SECTIONS = [
 function bar(draw) {
   const theme = h("button", { type: "button", id: "theme", "aria-label": "Dark or light" }, "\u25d0");
   const wanted = matchMedia("(prefers-color-scheme: dark)");
-  const use = (name) => { document.documentElement.dataset.theme = name; theme.setAttribute("aria-pressed", String(name === "dark")); };
+  const use = (name) =>
+    { document.documentElement.dataset.theme = name; theme.setAttribute("aria-pressed", String(name === "dark")); };
   let isChosen = false, before = "light";
   use(wanted.matches ? "dark" : "light");
   wanted.addEventListener("change", () => { if (!isChosen) use(wanted.matches ? "dark" : "light"); });
-  theme.addEventListener("click", () => { isChosen = true; use(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); });
+  theme.addEventListener("click",
+    () => { isChosen = true; use(document.documentElement.dataset.theme === "dark" ? "light" : "dark"); });
   addEventListener("beforeprint", () => { before = document.documentElement.dataset.theme; use("light"); });
   addEventListener("afterprint", () => use(before));
-  const model = h("select", { id: "model", "aria-label": "Model", onchange: () => { state.model = data.models.find((one) => one.key === model.value); draw(); } },
+  const model = h("select",
+    { id: "model", "aria-label": "Model",
+      onchange: () => { state.model = data.models.find((one) => one.key === model.value); draw(); } },
     data.models.map((one) => h("option", { value: one.key }, one.key)));
-  return h("div", { class: "bar" }, h("div", {}, h("nav", { "aria-label": "Sections" }, SECTIONS.filter((one) => one[4]).map(([id, short]) => h("a", { href: `#${id}` }, short))),
+  return h("div", { class: "bar" },
+    h("div", {}, h("nav", { "aria-label": "Sections" },
+        SECTIONS.filter((one) => one[4]).map(([id, short]) => h("a", { href: `#${id}` }, short))),
     data.models.length > 1 ? model : null, theme));
 }
 

@@ -33,25 +33,35 @@ const sayMeaning = (metric) => (MEANINGS[metric] ? `${metricName(metric)}: ${MEA
 /* Words that a reader may not know; those of steering only where there is some. */
 const WORDS = [
   ["token", "A piece of text, a word or a part of one: what a model reads and predicts.", () => true],
-  ["block, layer", "A model works in steps, called blocks. Layer 0 is its input (the embeddings, \u201cemb.\u201d); layer k is what block k \u2212 1 hands on. The last layer gives the model's actual prediction.", () => true],
+  ["block, layer",
+    "A model works in steps, called blocks. Layer 0 is its input (the embeddings, \u201cemb.\u201d); layer k is what block k \u2212 1 hands on. The last layer gives the model's actual prediction.", () => true],
   ["lens", "How a layer in between is read: as if it were the last one, through the model's own output, so that each layer gives a guess at the token to be predicted.", () => true],
   ["nats", "The unit of information here: 1 nat is 1.44 bits. ln V, the natural logarithm of the number of tokens, is the most there can be.", () => true],
   ["target", "The token whose probability is read: the next one of the text, or the one that was masked; where there is none, the one that is predicted.", () => true],
-  ["steering, vector", "A vector is added to the model's inner state while it reads. It is meant to push the model in one direction, as towards a style.", () => steered().length],
-  ["condition, strength", "One way of running the model: standard is the model as it is; the others are steered, by the vector times a strength.", () => steered().length],
+  ["steering, vector",
+    "A vector is added to the model's inner state while it reads. It is meant to push the model in one direction, as towards a style.", () => steered().length],
+  ["condition, strength",
+    "One way of running the model: standard is the model as it is; the others are steered, by the vector times a strength.", () => steered().length],
   ["placebo", "A vector of the same size that points anywhere. If placebos do as much as the vector, its direction does not matter.", () => data.placebos.length],
-  ["95 % interval", "Where the mean over all sentences of this kind is likely to lie. An interval without 0 speaks for a change.", () => steered().length],
+  ["95 % interval",
+    "Where the mean over all sentences of this kind is likely to lie. An interval without 0 speaks for a change.",
+    () => steered().length],
   ["p (Holm)", "How often chance alone would give so large a mean difference; corrected for the number of layers and conditions tried. Below 0.05 is called sure here.", () => steered().length],
-  ["effect size d", "The mean difference divided by how much it varies between sentences. 0.2 is small, 0.5 medium, 0.8 large.", () => steered().length],
-  ["relative dose", "How long the added vector is beside the state it is added to. 0.1 is a light push, 1 as much as was there.", () => data.models.some((model) => Object.keys(model.strengths).length)],
+  ["effect size d",
+    "The mean difference divided by how much it varies between sentences. 0.2 is small, 0.5 medium, 0.8 large.",
+    () => steered().length],
+  ["relative dose",
+    "How long the added vector is beside the state it is added to. 0.1 is a light push, 1 as much as was there.",
+    () => data.models.some((model) => Object.keys(model.strengths).length)],
 ];
 
 function glossary(folder) {
   const rows = Object.keys(data.metrics).filter((name) => MEANINGS[name]);
-  folder.append(h("dl", { class: "words" }, WORDS.filter(([, , isUsed]) => isUsed()).map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])),
+  folder.append(h("dl", { class: "words" },
+      WORDS.filter(([, , isUsed]) => isUsed()).map(([word, text]) => [h("dt", {}, word), h("dd", {}, text)])),
     h("h3", {}, "The metrics of this run"),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The metrics of this run" }, h("table", { class: "texts" },
-      h("thead", {}, h("tr", {}, ["metric", "unit", "what it says"].map((name) => h("th", { scope: "col", class: "text" }, name)))),
-      h("tbody", {}, rows.map((name) => h("tr", {}, h("th", { scope: "row", class: "text" }, metricName(name)), h("td", { class: "text short" }, about(name).unit || "none"), h("td", { class: "text" }, capital(MEANINGS[name]))))))));
+    scroller("The metrics of this run", tableOf(["metric", "unit", "what it says"],
+      rows.map((name) => [metricName(name), about(name).unit || "none", capital(MEANINGS[name])]),
+        { kind: "texts meanings", textColumns: 3 })));
   return () => {};
 }

@@ -9,30 +9,39 @@ function head() {
     count(data.conditions.length, "condition") + (placebos ? ` and ${count(placebos, "placebo")}` : "")];
   document.getElementById("top").append(
     h("p", { class: "soft" }, "llm_entropy report"), h("h1", {}, what),
-    h("p", { class: "soft wide" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `, bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10).replaceAll("-", "\u2011")}`),
+    h("p", { class: "soft wide" }, bdi(`Run ${run.name}`), ` \u00b7 ${ran.join(" \u00b7 ")} \u00b7 `,
+      bdi(run.corpus.source), ` \u00b7 ${run.started.slice(0, 10).replaceAll("-", "\u2011")}`),
     h("p", { class: "intro" }, sayWhatWasDone(num)));
 }
 
 /* For somebody who has never heard of the program. */
 function sayWhatWasDone(num) {
-  const placebos = data.placebos.length ? " Placebos, vectors of the same size that point anywhere, were added for comparison." : "";
-  const kinds = new Set(data.models.map((model) => model.kind)), token = kinds.size > 1 ? "the next token, or at one that is masked" : kinds.has("masked") ? "a token that is masked" : "the next token";
+  const placebos = data.placebos.length
+    ? " Placebos, vectors of the same size that point anywhere, were added for comparison." : "";
+  const kinds = new Set(data.models.map((model) => model.kind)),
+    token = kinds.size > 1 ? "the next token, or at one that is masked" : kinds.has("masked") ? "a token that is masked"
+    : "the next token";
   return `A language model turns a text into a guess at ${token}, layer by layer. In this run ${data.models.length > 1 ? "each of the models" : "the model"} read ${count(num, "sentence")}, and its guess was read at every layer: how uncertain it is, and what it expects.`
-    + (STANDARD && steered().length ? ` Then it read the same sentences again while a vector was added to its inner state (\u201csteering\u201d), and the two were compared.${placebos}` : steered().length ? " While it read, a vector was added to its inner state (\u201csteering\u201d)." : "")
+    + (STANDARD && steered().length
+      ? ` Then it read the same sentences again while a vector was added to its inner state (\u201csteering\u201d), and the two were compared.${placebos}` : steered().length ? " While it read, a vector was added to its inner state (\u201csteering\u201d)." : "")
     + " The glossary below explains the words.";
 }
 
 function whatRan(folder) {
   const run = data.run, corpus = run.corpus;
-  const pairs = (own) => h("dl", {}, own.filter(([, value]) => value !== null && value !== undefined && value !== "").map(
+  const pairs = (own) =>
+    h("dl", {}, own.filter(([, value]) => value !== null && value !== undefined && value !== "").map(
     ([name, value]) => [h("dt", {}, name), h("dd", {}, bdi(String(value)))]));
-  const lens = { logit: "logit lens: the model's own final norm and head at every layer", raw: "raw lens: the head alone, without the final norm", tuned: "tuned lens: a trained affine map, then final norm and head" };
+  const lens = { logit: "logit lens: the model's own final norm and head at every layer",
+    raw: "raw lens: the head alone, without the final norm",
+    tuned: "tuned lens: a trained affine map, then final norm and head" };
   folder.append(
     h("p", {}, "Every layer of each model was read through a lens that turns it into a distribution over the vocabulary. "
       + "The metrics describe these distributions: how uncertain they are (entropy), how far from the final one, where the answer appears."),
     h("div", { class: "cards" },
       data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)), pairs([
-        ["model", model.name], ["kind", model.kind === "causal" ? "causal: predicts the next token" : "masked: fills in [MASK]"],
+        ["model", model.name],
+          ["kind", model.kind === "causal" ? "causal: predicts the next token" : "masked: fills in [MASK]"],
         ["size", `${model.num_blocks} blocks, ${model.num_heads} heads, width ${model.hidden_size}`],
         ["vocabulary", `${fmt(model.vocab_size)} tokens, ln V = ${fmt(Math.log(model.vocab_size))} nats`],
         ["weights", model.dtype], ["revision", model.revision],
@@ -40,13 +49,16 @@ function whatRan(folder) {
       h("div", { class: "card" }, h("h3", {}, "Corpus"), pairs([
         ["source", corpus.source], ["sentences", `${fmt(corpus.num_sentences)} of ${fmt(corpus.num_rows)} rows`],
         ["without text", corpus.num_skipped], ["seed", run.seed], ["fingerprint", corpus.fingerprint],
-        ["causal models", `read at ${({ all: "every token", generated: "every token that they write" })[run.positions] || "the last token"}`],
+        ["causal models",
+          `read at ${({ all: "every token", generated: "every token that they write" })[run.positions] || "the last token"}`],
         ["masked models", `mask: ${run.mask_strategy}`], ["lens", lens[run.lens]],
         ["temperature", run.temperature], ["target", run.use_sampling ? "sampled" : null]])),
       h("div", { class: "card" }, h("h3", {}, "Conditions"), pairs([
         ...data.conditions.map((one) => [one.name, one.role === "standard" ? "the model as it is"
           : `vector ${one.vector}, strength ${fmt(one.strength)}, ${one.operator}`]),
-        ...data.placebos.map((one) => [`${one.kind} placebos`, `${one.count} of ${one.vector}, strength ${fmt(one.strength)}: vectors of the same size without its meaning`])])),
+        ...data.placebos.map((one) =>
+          [`${one.kind} placebos`,
+            `${one.count} of ${one.vector}, strength ${fmt(one.strength)}: vectors of the same size without its meaning`])])),
       h("div", { class: "card" }, h("h3", {}, "Program"), pairs([
         ...Object.entries(run.versions), ["commit", run.git_commit ? run.git_commit.slice(0, 12) : null],
         ["precision", run.precision], ["device", run.machine.device], ["system", run.machine.platform]]))),
@@ -59,14 +71,17 @@ function whatRan(folder) {
   } }, "Copy");
   folder.append(h("p", { class: "note" }, "In the folder in which the run was started:"),
     h("div", { class: "command" }, shownCommand, copy));
-  if (run.config) folder.append(h("details", {}, h("summary", {}, "The whole configuration"), h("pre", { tabindex: 0 }, run.config)));
+  if (run.config) folder.append(h("details", {}, h("summary", {}, "The whole configuration"),
+      h("pre", { tabindex: 0 }, run.config)));
   return () => {};
 }
 
 /* What was held against the model's own numbers when it was loaded. */
 function proofLines(model) {
-  const allowed = (error, most, unit) => `largest error ${fmt(error, 2)} ${unit}${isNumber(most) ? `, ${fmt(most, 2)} allowed` : ""}. `;
-  const attention = model.attention === "eager" ? "read from the model's own full attention maps, so that there is nothing to compare."
+  const allowed = (error, most, unit) =>
+    `largest error ${fmt(error, 2)} ${unit}${isNumber(most) ? `, ${fmt(most, 2)} allowed` : ""}. `;
+  const attention = model.attention === "eager"
+    ? "read from the model's own full attention maps, so that there is nothing to compare."
     : model.attention !== "sdpa_and_entropy" ? "no attention entropy was measured."
       : `${isNumber(model.attention_error_nats) ? allowed(model.attention_error_nats, model.attention_allowed_nats, "nats") : ""}Attention entropies are computed beside fused attention; at load they were compared with those of the model's own full attention maps. A model that differs is refused.`;
   return [
@@ -79,7 +94,10 @@ function proofLines(model) {
 
 /* From the rows of the corpus to the records: what was read, and what was left out. */
 function countRows() {
-  const corpus = data.run.corpus, line = (name, get) => [name, ...data.models.map((model) => { const value = get(model); return isNumber(value) ? value.toLocaleString("en-US") : BLANK; })];
+  const corpus = data.run.corpus,
+    line = (name, get) =>
+    [name, ...data.models.map((model) =>
+      { const value = get(model); return isNumber(value) ? value.toLocaleString("en-US") : BLANK; })];
   return [
     line("Rows in the corpus", () => corpus.num_rows),
     line("\u2026 without text, skipped", () => corpus.num_skipped),
@@ -94,13 +112,12 @@ function countRows() {
 
 function proofs(folder) {
   const heads = ["", ...data.models.map((model) => model.key)];
-  folder.append(h("div", { class: "cards" }, data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)),
+  folder.append(h("div", { class: "cards" },
+      data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)),
     h("ul", {}, proofLines(model).map(([name, text]) => h("li", {}, h("strong", {}, `${name}: `), text)))))),
     h("h3", {}, "Every sentence exactly once"),
     h("p", {}, "Each file carries a checksum. The merge counts every record by sentence and position, and refuses a run in which one is missing or there twice."),
-    h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Counts of sentences and records" }, h("table", { id: "counts" },
-      h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index ? null : "text" }, bdi(name))))),
-      h("tbody", {}, countRows().map((row) => h("tr", {}, row.map((cell, index) => h(index ? "td" : "th", { scope: index ? null : "row", class: index ? null : "text" }, cell))))))));
+    scroller("Counts of sentences and records", tableOf(heads, countRows(), { id: "counts" })));
   return () => {};
 }
 
@@ -110,11 +127,16 @@ function fileList(folder) {
     const parent = path.includes("/") ? path.slice(0, path.lastIndexOf("/")) : "run";
     groups.set(parent, [...(groups.get(parent) || []), path]);
   }
-  folder.append(h("p", {}, "These lie beside this page, in the folder of the run; the links work where the page was not moved away from it."));
+  folder.append(h("p", {},
+      "These lie beside this page, in the folder of the run; the links work where the page was not moved away from it."));
   for (const [parent, paths] of groups) {
     if (!paths.length) continue;
-    folder.append(h("details", { open: parent === "run" }, h("summary", {}, parent === "run" ? "The run" : parent, ` (${paths.length})`),
-      h("ul", { class: "files" }, paths.map((path) => h("li", {}, h("a", { href: path.split("/").map(encodeURIComponent).join("/"), rel: "noreferrer" }, path.slice(path.lastIndexOf("/") + 1)))))));
+    folder.append(h("details", { open: parent === "run" },
+        h("summary", {}, parent === "run" ? "The run" : parent, ` (${paths.length})`),
+      h("ul", { class: "files" },
+        paths.map((path) =>
+          h("li", {}, h("a", { href: path.split("/").map(encodeURIComponent).join("/"), rel: "noreferrer" },
+              path.slice(path.lastIndexOf("/") + 1)))))));
   }
   return () => {};
 }

@@ -4,7 +4,8 @@ function unpack(own) {
   if (!own.array) {
     const text = atob(own.codes), bytes = new Uint8Array(text.length);
     for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
-    const view = new DataView(bytes.buffer), array = new Float64Array(bytes.length / 2), isLog = own.scale === "logarithmic";
+    const view = new DataView(bytes.buffer), array = new Float64Array(bytes.length / 2),
+      isLog = own.scale === "logarithmic";
     const low = isLog ? Math.log(own.low) : own.low, high = isLog ? Math.log(own.high) : own.high;
     for (let index = 0; index < array.length; index++) {
       const code = view.getUint16(2 * index, true), value = low + (code / 65534) * (high - low);
@@ -20,8 +21,11 @@ function valueOf(model, metric, condition, record, layer) {
   return place < 0 || at < 0 ? NaN : unpack(own)[(place * model.sample.tokens.length + record) * width + at];
 }
 function trackedAt(model, condition, record, layer) {
-  const own = model.sample.conditions[condition], tokens = own.tracked[record], probabilities = unpack(own.probabilities);
-  return tokens.map((token, place) => ({ token: model.sample.names[token], probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
+  const own = model.sample.conditions[condition], tokens = own.tracked[record],
+    probabilities = unpack(own.probabilities);
+  return tokens.map((token, place) =>
+    ({ token: model.sample.names[token],
+        probability: probabilities[(record * tokens.length + place) * model.num_layers + layer] }));
 }
 /* What a layer itself would say; where the run has not recorded it, the best of the tokens that are tracked. */
 function topAt(model, condition, record, layer) {
@@ -42,9 +46,11 @@ function pickSentence(number) {
   state.picked.forEach((follow) => follow());
 }
 
-const seen = (token) => token === null ? "\u2026" : token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") || "\u2205";
+const seen = (token) => token === null ? "\u2026" : token.replace(/^ /, "\u2423").replace(/\n/g, "\u21b5")
+  .replace(/\t/g, "\u21e5") || "\u2205";
 const textOf = (sentence) => sentence.pieces.map(([text]) => text).join("");
-const recordsOf = (sentence) => sentence.pieces.filter(([, token]) => token >= 0).map(([, token]) => sentence.first + token);
+const recordsOf = (sentence) => sentence.pieces.filter(([, token]) => token >= 0)
+  .map(([, token]) => sentence.first + token);
 const meanOf = (model, sentence, metric, condition, layer) => {
   const values = recordsOf(sentence).map((record) => valueOf(model, metric, condition, record, layer)).filter(isNumber);
   return values.length ? values.reduce((a, b) => a + b, 0) / values.length : NaN;

@@ -14,7 +14,8 @@ function tipped(element, text) {
   tips.set(element, text);
   element.addEventListener("pointerenter", (event) => {
     // What the page moves under a mouse that rests is not pointed at: the keyboard may be somewhere else.
-    if (event.pointerType !== "mouse" || event.clientX !== mouse.x || event.clientY !== mouse.y) showTip(text(), event.clientX, event.clientY);
+    if (event.pointerType !== "mouse" || event.clientX !== mouse.x || event.clientY !== mouse.y) showTip(text(),
+      event.clientX, event.clientY);
   });
   element.addEventListener("pointerleave", hideTip);
   return element;
@@ -48,9 +49,11 @@ function roving(holder, cells) {
       return;
     }
     const row = rows.indexOf(event.target.parentElement), own = all.filter((cell) => cell.parentElement === rows[row]);
-    const place = own.indexOf(event.target), near = (other) => other && all.filter((cell) => cell.parentElement === other)[place];
+    const place = own.indexOf(event.target),
+      near = (other) => other && all.filter((cell) => cell.parentElement === other)[place];
     const to = { ArrowRight: own[place + 1], ArrowLeft: own[place - 1], Home: own[0], End: own[own.length - 1],
-      ArrowDown: rows.length > 1 ? near(rows[row + 1]) : undefined, ArrowUp: rows.length > 1 ? near(rows[row - 1]) : undefined }[event.key];
+      ArrowDown: rows.length > 1 ? near(rows[row + 1]) : undefined,
+        ArrowUp: rows.length > 1 ? near(rows[row - 1]) : undefined }[event.key];
     if (!to) return;
     event.preventDefault();
     to.focus();

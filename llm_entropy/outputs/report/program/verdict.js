@@ -19,7 +19,8 @@ function verdictMetrics(models) {
 function judge(model, condition, metric) {
   const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
   const change = get("mean_difference"), p = get("p_holm"), label = about(metric).label;
-  if (!isNumber(change) || !isNumber(p)) return { state: "no", headline: `Not tested: steering does not reach ${label}`, text: "" };
+  if (!isNumber(change) || !isNumber(p)) return { state: "no", headline: `Not tested: steering does not reach ${label}`,
+    text: "" };
   const what = `${label}${isOfText(metric) ? "" : ` at the last ${about(metric).axis}`}`;
   if (!(p < SIGNIFICANT)) return judgeUnsure(model, condition, what);
   const does = `it ${change > 0 ? "raises" : "lowers"} ${what}`, found = larger(model, condition, metric, layer);
@@ -27,42 +28,56 @@ function judge(model, condition, metric) {
     return { state: "maybe", headline: `A sure change without a placebo beside it: ${does}`,
       text: `Any vector of this size may do the same: nobody knows before placebos are run (setting placebo: {random: ${LEAST_PLACEBOS}}).` };
   }
-  const rank = (1 + found.number) / (1 + found.total), so = `${found.number || "none"} of ${count(found.total, "placebo")}`;
-  if (rank < SIGNIFICANT) return { state: "yes", headline: `Yes, this vector does it: ${does}, and ${so} ${found.number > 1 ? "do" : "does"} as much`, text: "" };
+  const rank = (1 + found.number) / (1 + found.total),
+    so = `${found.number || "none"} of ${count(found.total, "placebo")}`;
+  if (rank < SIGNIFICANT) return { state: "yes",
+    headline: `Yes, this vector does it: ${does}, and ${so} ${found.number > 1 ? "do" : "does"} as much`, text: "" };
   if (!found.number) {
-    return { state: "maybe", headline: `Probably: ${does}, and ${so} does as much`, text: `${count(found.total, "placebo")} are too few to be sure; ${LEAST_PLACEBOS} are enough.` };
+    return { state: "maybe", headline: `Probably: ${does}, and ${so} does as much`,
+      text: `${count(found.total, "placebo")} are too few to be sure; ${LEAST_PLACEBOS} are enough.` };
   }
   if (rank < 0.1) {
-    return { state: "maybe", headline: `Perhaps: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`,
+    return { state: "maybe",
+      headline: `Perhaps: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`,
       text: `Few placebos do that much, but more than chance allows (rank p = ${rank.toFixed(3)}; below 0.05 is sure).` };
   }
-  const text = "A push of this size is enough, whatever it points at." + (weaker(condition) ? " (Placebos have the largest strength of the vector, this condition a smaller one.)" : "");
-  return { state: "no", headline: `Not this vector in particular: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`, text };
+  const text = "A push of this size is enough, whatever it points at."
+    + (weaker(condition) ? " (Placebos have the largest strength of the vector, this condition a smaller one.)" : "");
+  return { state: "no",
+    headline: `Not this vector in particular: ${does}, but ${so} ${found.number > 1 ? "change" : "changes"} it at least as much`, text };
 }
 
 /* The metric may stay where it is while other tokens take the place of the likely ones. */
 function judgeUnsure(model, condition, what) {
   const moved = larger(model, condition, "kl_from_standard", model.num_layers - 1);
   const isFar = moved && (1 + moved.number) / (1 + moved.total) < SIGNIFICANT;
-  return isFar ? { state: "maybe", headline: `No sure change of ${what}, but it moves the predictions as a whole further than ${moved.number ? moved.total - moved.number : "any"} of ${count(moved.total, "placebo")}`, text: "" }
+  return isFar ? { state: "maybe",
+    headline: `No sure change of ${what}, but it moves the predictions as a whole further than ${moved.number ? moved.total - moved.number : "any"} of ${count(moved.total, "placebo")}`, text: "" }
     : { state: "no", headline: `No sure change of ${what}`, text: "" };
 }
 
-const weaker = (condition) => aboutPlacebos(condition).some((one) => Math.abs(one.strength) > Math.abs(condition.strength));
+const weaker = (condition) =>
+  aboutPlacebos(condition).some((one) => Math.abs(one.strength) > Math.abs(condition.strength));
 
 /* The numbers behind a judgement: name, number, and what it is. */
 function verdictFacts(model, condition, metric) {
   const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
   const change = get("mean_difference"), before = get("mean_standard"), found = larger(model, condition, metric, layer);
   if (!isNumber(change)) return [];
-  const moves = ((model.curves[condition.name] || {}).kl_from_standard || {}).mean || [], moved = larger(model, condition, "kl_from_standard", moves.length - 1);
+  const moves = ((model.curves[condition.name] || {}).kl_from_standard || {}).mean || [],
+    moved = larger(model, condition, "kl_from_standard", moves.length - 1);
   return [
-    ["Mean change", `${signed(change)}${unitOf(metric)}`, `${fmt(before, 3)} \u2192 ${fmt(before + change, 3)}, ${count(get("n"), "sentence")}`],
-    ["95\u00a0% interval", interval(get("ci_low"), get("ci_high")), `rises in ${percent(get("share_increased"))} of the sentences`],
+    ["Mean change", `${signed(change)}${unitOf(metric)}`,
+      `${fmt(before, 3)} \u2192 ${fmt(before + change, 3)}, ${count(get("n"), "sentence")}`],
+    ["95\u00a0% interval", interval(get("ci_low"), get("ci_high")),
+      `rises in ${percent(get("share_increased"))} of the sentences`],
     ["p (Holm)", pvalue(get("p_holm")), "of no change"],
     ["Effect size d", signed(get("effect_size"), 2), sizeName(get("effect_size"))],
-    found ? ["Placebos as large", `${found.number} of ${found.total}`, `rank p = ${((1 + found.number) / (1 + found.total)).toFixed(3)}`] : null,
-    isNumber(moves[moves.length - 1]) ? ["Predictions move by", `${fmt(moves[moves.length - 1], 3)} nats`, `KL${moved ? `; ${moved.number} of ${moved.total} placebos as far` : " from standard"}`] : null,
+    found ? ["Placebos as large", `${found.number} of ${found.total}`,
+      `rank p = ${((1 + found.number) / (1 + found.total)).toFixed(3)}`] : null,
+    isNumber(moves[moves.length - 1])
+      ? ["Predictions move by", `${fmt(moves[moves.length - 1], 3)} nats`,
+      `KL${moved ? `; ${moved.number} of ${moved.total} placebos as far` : " from standard"}`] : null,
   ].filter(Boolean);
 }
 
@@ -86,9 +101,12 @@ const SIGNS = { yes: "\u2714", maybe: "?", no: "\u2013" };
 
 function verdictItem(model, condition, metric) {
   const found = judge(model, condition, metric), facts = verdictFacts(model, condition, metric);
-  return h("li", { class: found.state }, h("p", { class: "headline" }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[found.state]),
+  return h("li", { class: found.state },
+    h("p", { class: "headline" }, h("span", { class: "sign", "aria-hidden": "true" }, SIGNS[found.state]),
     h("span", {}, h("strong", {}, bdi(condition.name)), ` \u00b7 ${found.headline}.`)),
-    h("dl", { class: "facts" }, facts.map(([name, number, what]) => h("div", {}, h("dt", {}, name), h("dd", {}, h("strong", {}, number), h("small", {}, what))))),
+    h("dl", { class: "facts" },
+      facts.map(([name, number, what]) =>
+        h("div", {}, h("dt", {}, name), h("dd", {}, h("strong", {}, number), h("small", {}, what))))),
     h("p", {}, `${found.text}${sayLargest(model, condition)}`));
 }
 
@@ -102,32 +120,45 @@ function sayCurve(model) {
   if (top < 0) return null;
   const first = means.findIndex(isNumber), share = about(metric).unit === "nats" && isNumber(means[last])
     ? `, ${percent(means[last] / Math.log(model.vocab_size))} of what it would be if all ${fmt(model.vocab_size)} tokens were equally likely` : "";
-  return h("li", {}, h("strong", {}, bdi(model.key)), `, ${name}: mean ${about(metric).label} is ${fmt(means[first], 3)}${unit} at ${pointName(metric, first)}, `
+  return h("li", {}, h("strong", {}, bdi(model.key)),
+    `, ${name}: mean ${about(metric).label} is ${fmt(means[first], 3)}${unit} at ${pointName(metric, first)}, `
     + `highest at ${pointName(metric, top)} (${fmt(means[top], 3)}${unit}), and ${fmt(means[last], 3)}${unit} at the last one${share}.`);
 }
 
 function verdict(folder) {
   const judged = data.models.filter((model) => acting(model).length), metrics = verdictMetrics(judged);
   const others = data.models.filter((model) => !judged.includes(model) || !metrics.length);
-  if (!metrics.length) folder.append(h("p", {}, "Nothing is compared in this run. It shows how uncertain the models are at every layer, and what they expect."));
+  if (!metrics.length) folder.append(h("p", {},
+      "Nothing is compared in this run. It shows how uncertain the models are at every layer, and what they expect."));
   if (others.length) folder.append(h("ul", { class: "lead" }, others.map(sayCurve).filter(Boolean)));
   if (!metrics.length) return () => {};
   const shown = { metric: metrics[0] }, holder = h("div", {}), meaning = h("p", { class: "note" });
-  folder.append(h("p", {}, "Did steering do it, and how surely? A vector is convincing where the change is sure (p < 0.05) and "
+  folder.append(h("p", {},
+      "Did steering do it, and how surely? A vector is convincing where the change is sure (p < 0.05) and "
     + "placebos, vectors of the same size that point anywhere, do not change as much."),
-    h("div", { class: "controls" }, choice("Judged by", metrics.map((name) => [name, withUnit(name)]), shown.metric, (value) => { shown.metric = value; draw(); }), meaning), holder);
+    h("div", { class: "controls" },
+      choice("Judged by", metrics.map((name) => [name, withUnit(name)]), shown.metric,
+        (value) => { shown.metric = value; draw(); }), meaning), holder);
   function draw() {
     const metric = shown.metric, forests = [];
     meaning.textContent = sayMeaning(metric);
     holder.replaceChildren(...judged.map((model) => {
-      const own = acting(model), main = own.filter((one) => Math.abs(one.strength) === Math.max(...own.filter((other) => other.vector === one.vector).map((other) => Math.abs(other.strength))));
+      const own = acting(model),
+        main = own.filter((one) =>
+        Math.abs(one.strength) === Math.max(...own.filter((other) => other.vector === one.vector)
+          .map((other) => Math.abs(other.strength))));
       const rest = own.filter((one) => !main.includes(one)), figure = h("div", {});
-      const drawable = own.filter((one) => isNumber(column(model, one.name, metric, "mean_difference")[numPoints(model, metric) - 1]));
+      const drawable = own.filter((one) =>
+        isNumber(column(model, one.name, metric, "mean_difference")[numPoints(model, metric) - 1]));
       if (drawable.length) forests.push([figure, model, drawable]);
       return h("div", { class: "verdicts" }, h("h3", {}, bdi(model.key)),
         h("ul", { class: "lead sides" }, main.map((one) => verdictItem(model, one, metric))),
-        rest.length ? h("details", {}, h("summary", {}, `Weaker strengths (${rest.length})`), h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null,
-        drawable.length ? h("figure", {}, h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`), figure, forestKey(model, drawable, metric)) : null);
+        rest.length ? h("details", {}, h("summary", {}, `Weaker strengths (${rest.length})`),
+          h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null,
+        drawable.length
+          ? h("figure", {},
+          h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`),
+          figure, forestKey(model, drawable, metric)) : null);
     }));
     for (const [figure, model, own] of forests) forest(figure, model, own, metric, numPoints(model, metric) - 1);
   }
