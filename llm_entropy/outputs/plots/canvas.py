@@ -184,28 +184,43 @@ def in_few_colours(pixels: npt.NDArray[np.uint8]) -> Image:
     Args:
         pixels: [row, column, red green blue opacity], opaque.
     """
-    words = pixels.view(np.uint32)[..., 0]
-    is_inked = words != np.uint32(0xFFFFFFFF)
-    channels = words[is_inked].view(np.uint8).reshape(-1, 4)[:, :3].T.astype(np.intp)
+    words = pixels.view(np.uint32).ravel()
+    is_start = np.ones(words.size, bool)
+    np.not_equal(words[1:], words[:-1], out=is_start[1:])
+    starts = np.flatnonzero(is_start)  # of runs of pixels of one colour: there are far fewer of these
+    lengths = np.diff(starts, append=words.size)
+    colours = words[starts]
+    is_inked = colours != np.uint32(0xFFFFFFFF)
+    sizes = lengths[is_inked]
+    channels = colours[is_inked].view(np.uint8).reshape(-1, 4)[:, :3].T.astype(np.intp)
     shades = channels >> 3
     cells = (shades[0] << 10) | (shades[1] << 5) | shades[2]
-    counts = np.bincount(cells, minlength=1 << 15)
+    counts = np.bincount(cells, sizes, 1 << 15)
     used = np.flatnonzero(counts)
-    kept = np.sort(used[np.argsort(-counts[used], kind="stable")[:255]])
-    sums = np.stack([np.bincount(cells, channel, 1 << 15)[kept] for channel in channels], axis=1)
-    indices = np.zeros(words.shape, np.uint8)
-    if len(kept):
-        numbers = np.zeros(1 << 15, np.uint8)
-        distances = np.abs(_shades(used)[:, None] - _shades(kept)).sum(axis=2)
-        numbers[used] = distances.argmin(axis=1) + 1
-        indices[is_inked] = numbers[cells]
-    picture = fromarray(indices)
+    by_size = used[np.argsort(-counts[used], kind="stable")]
+    kept, rest = np.sort(by_size[:255]), by_size[255:]
+    sums = np.stack([np.bincount(cells, channel * sizes, 1 << 15)[kept] for channel in channels], axis=1)
+    numbers = np.zeros(1 << 15, np.uint8)
+    numbers[kept] = np.arange(1, len(kept) + 1)
+    if len(rest):
+        numbers[rest] = numbers[kept[_nearest(rest, kept)]]
+    indices = np.zeros(len(starts), np.uint8)
+    indices[is_inked] = numbers[cells]
+    picture = fromarray(np.repeat(indices, lengths).reshape(pixels.shape[:2]))
     picture.putpalette([255, 255, 255, *np.rint(sums / counts[kept][:, None]).astype(int).ravel().tolist()])
     return picture
 
 
-def _shades(cells: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    return np.stack([cells >> 10, cells >> 5 & 31, cells & 31], axis=1)
+def _nearest(cells: npt.NDArray[np.intp], among: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Return which of some cells each cell is nearest to; of several, the first."""
+    distances = np.zeros((len(cells), len(among)), np.int8)  # at most 3 times 31
+    for own, other in zip(_shades(cells), _shades(among), strict=True):
+        distances += np.abs(own[:, None] - other)
+    return np.asarray(distances.argmin(axis=1))
+
+
+def _shades(cells: npt.NDArray[np.intp]) -> npt.NDArray[np.int8]:
+    return np.stack([cells >> 10, cells >> 5 & 31, cells & 31]).astype(np.int8)
 
 
 def write_title(canvas: Figure, title: str, subtitle: str) -> None:

@@ -62,6 +62,7 @@ def serve(orders: BinaryIO, answers: BinaryIO) -> None:
     figures: dict[int, list[Drawing]] = {}
     num_drawn = 0
     gc.disable()  # matplotlib makes many objects and no work for it within a figure
+    gc.freeze()  # what was imported stays: there is no need to look through it
     while True:
         try:
             message: Union[Sheet, Order] = pickle.load(orders)
