@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import pickle
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import shards
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from llm_entropy.outputs.plots import canvas, drawing, figures_of_model, worker
+from llm_entropy.outputs.plots import canvas, drawing, figures_of_model, figures_side_by_side, worker
 from llm_entropy.outputs.plots.drawing import Drawers
+from llm_entropy.outputs.plots.layout import PanelGrid, SinglePanel
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import OutputSettings, Settings
 from llm_entropy.settings.plots import PLOT_FORMATS, PLOTS
@@ -134,25 +138,37 @@ def test_few_colours_stay_what_they_are_and_many_become_the_nearest():
     assert canvas.in_few_colours(np.full((3, 3, 4), 255, np.uint8)).convert("RGB").getcolors() == [(9, (255, 255, 255))]
 
 
-def test_a_figure_of_one_panel_has_room_for_its_letters(tables, tmp_path):
+def test_a_figure_of_each_kind_has_room_for_its_letters(tables, tmp_path):
+    drawings = [*figures_of_model(tables, tmp_path), *figures_side_by_side([tables], tmp_path)]
     figures = []
-    for one in figures_of_model(tables, tmp_path):
-        if one.is_single:
-            with canvas.figure(tmp_path / "x.png", one.width, one.height, is_single=True) as figure:
-                one.draw(figure)
-            figures.append(figure)
-    assert len(figures) > 20
+    for one in {kind.draw.func: kind for kind in drawings}.values():
+        with canvas.figure(tmp_path / "x.png", one.width, one.height, layout=one.layout) as figure:
+            one.draw(figure)
+        figures.append(figure)
+    assert {type(figure.get_layout_engine()) for figure in figures} > {SinglePanel, PanelGrid}
     for figure in figures:
-        (axes,) = figure.axes
         whole = Figure.get_window_extent(figure)
-        labels = [axes.yaxis.label, axes.xaxis.label, *axes.get_yticklabels()]
-        boxes = [label.get_window_extent() for label in labels if label.get_text()]
-        boxes.append(axes.get_legend().get_window_extent())
-        assert all(box.x0 >= whole.x0 and box.y0 >= whole.y0 for box in boxes)
-        low, high = sorted(axes.get_ylim())
-        shown = [label for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
-        ticks = [label.get_window_extent() for label in shown]
-        assert axes.yaxis.label.get_window_extent().x1 <= min(box.x0 for box in ticks) + 1
+        legends = [*figure.legends, *filter(None, (axes.get_legend() for axes in figure.axes))]
+        above, below = figure.texts[0].get_window_extent(), [legend.get_window_extent() for legend in legends]
+        for axes in figure.axes:
+            labels = [label for axis in (axes.xaxis, axes.yaxis) for label in (axis.label, *shown_labels(axis))]
+            boxes = [label.get_window_extent() for label in [*labels, *axes.texts] if label.get_text()]
+            inside = whole.padded(1)
+            outside = [box for box in [*boxes, *below] if not (inside.contains(*box.min) and inside.contains(*box.max))]
+            assert not outside
+            assert all(box.y1 < above.y1 and not box.overlaps(legend) for box in boxes for legend in below)
+            if axes.yaxis.label.get_text() and axes.yaxis.get_label_position() == "left":
+                ticks = [label.get_window_extent() for label in shown_labels(axes.yaxis)]
+                assert axes.yaxis.label.get_window_extent().x1 <= min(box.x0 for box in ticks) + 1
+    for figure in (one for one in figures if isinstance(one.get_layout_engine(), PanelGrid)):
+        around = [axes.get_tightbbox(for_layout_only=True) for axes in figure.axes]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(around, 2))
+
+
+def shown_labels(axis: Axis) -> list[Text]:
+    low, high = sorted(axis.get_view_interval())
+    at = 0 if axis.axis_name == "x" else 1
+    return [label for label in axis.get_ticklabels() if low <= label.get_position()[at] <= high and label.get_text()]
 
 
 def test_one_processor_draws_without_others(monkeypatch):

@@ -1,6 +1,6 @@
 """Tables -> figures: the only place that draws.
 
-`canvas` makes and saves figures, `layout` places their panel, `lettering` writes on them, `condition` draws one
+`canvas` makes and saves figures, `layout` places their panels, `lettering` writes on them, `condition` draws one
 condition, `lens_grid` the token of each layer, `answers` its answers, `groups` groups of sentences, `comparative` what
 a condition changed, with `impact`, where it acts; `dose_response` and `overview` draw all comparisons of a model
 together, `generations` what they do to generated text, `side_by_side` the models of a run beside each other; `verdict`

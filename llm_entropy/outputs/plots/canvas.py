@@ -16,12 +16,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine, LayoutEngine
 from matplotlib.legend import Legend
 from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter
 from PIL.Image import Image, fromarray
 
-from llm_entropy.outputs.plots.layout import SinglePanel
 from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition
@@ -89,8 +89,8 @@ class Drawing(NamedTuple):
     """Draws on an empty figure."""
     names: tuple[str, ...]
     """Words of `output.plots` that choose it: a metric, a kind of plot, or both."""
-    is_single: bool = False
-    """Whether it has a single panel with its legend below, which is laid out at once."""
+    layout: type[LayoutEngine] = ConstrainedLayoutEngine
+    """Places its panels: one with a legend below, or a grid, at once; matplotlib's own layout places anything."""
 
     def save(self, plot_format: str = "png") -> Path:
         """Draw it, and save it: whole, or not at all.
@@ -102,20 +102,17 @@ class Drawing(NamedTuple):
             The file.
         """
         path = self.path.with_suffix(f".{plot_format}")
-        with figure(path, self.width, self.height, is_single=self.is_single) as canvas:
+        with figure(path, self.width, self.height, layout=self.layout) as canvas:
             self.draw(canvas)
         return path
 
     def figure(self) -> NotebookFigure:
         """Return it drawn, to be shown or changed: a notebook shows it as a picture."""
         with mpl.rc_context(STYLE):
-            canvas = NotebookFigure(figsize=(self.width, self.height), dpi=SCREEN_DPI, layout=self._layout())
+            canvas = NotebookFigure(figsize=(self.width, self.height), dpi=SCREEN_DPI, layout=self.layout())
             self.draw(canvas)
             canvas.draw_without_rendering()  # matplotlib makes ticks when it draws, in the style of that moment
         return canvas
-
-    def _layout(self) -> Any:
-        return SinglePanel() if self.is_single else "constrained"
 
 
 class NotebookFigure(Figure):
@@ -128,17 +125,19 @@ class NotebookFigure(Figure):
 
 
 @contextmanager
-def figure(path: Path, width: float, height: float, *, is_single: bool = False) -> Iterator[Figure]:
+def figure(
+    path: Path, width: float, height: float, *, layout: type[LayoutEngine] = ConstrainedLayoutEngine
+) -> Iterator[Figure]:
     """Give an empty figure, and save it when it has been drawn: whole, or not at all.
 
     Args:
         path: Where it goes; the suffix is a key of `SAVERS`.
         width: In inches.
         height: In inches.
-        is_single: As in `Drawing`.
+        layout: As in `Drawing`.
     """
     with mpl.rc_context(STYLE):
-        canvas = Figure(figsize=(width, height), dpi=DPI, layout=SinglePanel() if is_single else "constrained")
+        canvas = Figure(figsize=(width, height), dpi=DPI, layout=layout())
         yield canvas
         save = SAVERS[path.suffix.removeprefix(".")](canvas)
         path.parent.mkdir(parents=True, exist_ok=True)

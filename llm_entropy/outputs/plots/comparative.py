@@ -40,6 +40,7 @@ from llm_entropy.outputs.plots.canvas import (
 )
 from llm_entropy.outputs.plots.condition import draw_trajectories
 from llm_entropy.outputs.plots.impact import draw_impact, impact_size
+from llm_entropy.outputs.plots.layout import SinglePanel
 from llm_entropy.outputs.plots.verdict import num_untouched, shade_untouched, verdict
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, TOP1_CHANGED, Comparison
@@ -70,14 +71,21 @@ def figures_of_comparison(tables: ModelTables, compared: ComparisonTables, run_d
     place = place_of_comparison(run_dir, compared.comparison, tables.model)
     both = {COMPARISON: _draw_conditions, DIFFERENCES: _draw_distances}
     of_metrics = [
-        Drawing(place.plot(f"{metric}_{kind}"), 6.4, 4.0, partial(draw, tables, compared, metric), (metric, kind), True)
+        Drawing(
+            place.plot(f"{metric}_{kind}"),
+            6.4,
+            4.0,
+            partial(draw, tables, compared, metric),
+            (metric, kind),
+            SinglePanel,
+        )
         for metric in compared.metrics
         for kind, draw in both.items()
     ]
     size = impact_size(tables.shape.num_layers, len(compared.metrics))
     impact = Drawing(place.plot(LAYER_IMPACT), *size, partial(_draw_impact, tables, compared), (LAYER_IMPACT,))
     between = [
-        Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_between, tables, compared, metric), (metric,), True)
+        Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_between, tables, compared, metric), (metric,), SinglePanel)
         for metric in BETWEEN
     ]
     return [*of_metrics, impact, *between]

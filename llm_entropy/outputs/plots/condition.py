@@ -34,6 +34,7 @@ from llm_entropy.outputs.plots.canvas import (
     shown_name,
     write_title,
 )
+from llm_entropy.outputs.plots.layout import PanelGrid, SinglePanel
 from llm_entropy.outputs.plots.lettering import plain, token_label, wrapped
 from llm_entropy.outputs.plots.verdict import shade_untouched
 from llm_entropy.outputs.tables import Curves, ModelTables, TokenTracks
@@ -59,13 +60,14 @@ def figures_of_condition(tables: ModelTables, condition: Condition, run_dir: Pat
     """
     place = place_of_condition(run_dir, condition, tables.model)
     of_metrics = [
-        Drawing(
-            place.plot(metric), 6.4, 4.0, partial(_draw_metric, tables, condition, metric), (metric,), is_single=True
-        )
+        Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_metric, tables, condition, metric), (metric,), SinglePanel)
         for metric in tables.curves[condition.name]
     ]
     emerging = partial(_draw_emerging, tables, condition)
-    return [*of_metrics, Drawing(place.plot(TOKEN_PROBABILITIES), 10.0, 5.0, emerging, (TOKEN_PROBABILITIES,))]
+    return [
+        *of_metrics,
+        Drawing(place.plot(TOKEN_PROBABILITIES), 10.0, 5.0, emerging, (TOKEN_PROBABILITIES,), PanelGrid),
+    ]
 
 
 def _draw_metric(tables: ModelTables, condition: Condition, metric: str, canvas: Figure) -> None:

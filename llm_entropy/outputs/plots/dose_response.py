@@ -36,6 +36,7 @@ from llm_entropy.outputs.plots.canvas import (
 )
 from llm_entropy.outputs.plots.comparative import interval_about
 from llm_entropy.outputs.plots.condition import MOST_TRAJECTORIES
+from llm_entropy.outputs.plots.layout import PanelGrid
 from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import largest_effect, verdict
 from llm_entropy.outputs.tables import Curves, ModelTables
@@ -70,7 +71,7 @@ def figures_of_doses(tables: ModelTables, run_dir: Path) -> list[Drawing]:
             layers = _layers(tables, conditions, metric)
             draw = partial(_draw_panels, tables, conditions, metric, layers)
             width = 6.4 if len(layers) == 1 else 7.2
-            figures.append(Drawing(place.plot(name), width, 3.9, draw, (metric, DOSE_RESPONSE)))
+            figures.append(Drawing(place.plot(name), width, 3.9, draw, (metric, DOSE_RESPONSE), PanelGrid))
     return figures
 
 

@@ -39,6 +39,7 @@ from llm_entropy.outputs.plots.canvas import (
     write_title,
 )
 from llm_entropy.outputs.plots.dose_response import source_of, strength_of, strongest
+from llm_entropy.outputs.plots.layout import PanelGrid
 from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import about_placebos, num_untouched, placebo_means, shade_untouched, verdict
 from llm_entropy.outputs.tables import ModelTables
@@ -81,7 +82,7 @@ def figures_of_overview(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     num_rows = -(-len(metrics) // num_columns)
     size = max(3.1 * num_columns, 6.4), 1.2 + 2.05 * num_rows
     draw = partial(_draw_overview, tables, metrics, num_rows, num_columns)
-    return [Drawing(place_of_comparisons(run_dir, tables.model).plot(SUMMARY), *size, draw, (SUMMARY,))]
+    return [Drawing(place_of_comparisons(run_dir, tables.model).plot(SUMMARY), *size, draw, (SUMMARY,), PanelGrid)]
 
 
 def _draw_overview(

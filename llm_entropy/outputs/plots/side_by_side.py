@@ -26,6 +26,7 @@ from llm_entropy.outputs.plots.canvas import (
     shown_name,
     write_title,
 )
+from llm_entropy.outputs.plots.layout import PanelGrid
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ALL_METRICS, METRICS, Condition
 from llm_entropy.settings.plots import MODELS
@@ -58,7 +59,7 @@ def figures_of_models(tables: Sequence[ModelTables], condition: Condition, run_d
         num_panels = 2 if _has_share(metric) else 1
         size = 9.4 if num_panels == 2 else 6.4, 4.0 + 0.21 * -(-len(models) // num_panels)
         draw = partial(_draw_models, models, condition, metric)
-        figures.append(Drawing(place.plot(metric), *size, draw, (metric, MODELS)))
+        figures.append(Drawing(place.plot(metric), *size, draw, (metric, MODELS), PanelGrid))
     return figures
 
 
