@@ -77,6 +77,7 @@ class Drawers:
                 figures[index].save(self._output.plot_format)
             return
         content = pickle.dumps(sheet)
+        chosen.sort(key=lambda index: -figures[index].width * figures[index].height)  # what takes longest goes first
         for index in chosen:
             order = Order(sheet.number, index, self._output.plot_format)
             self._futures.append(self._threads.submit(self._give, order, content))
