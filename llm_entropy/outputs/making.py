@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite, nan
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, collect_model, merge_model
 from llm_entropy.outputs.opening import ledgers_of, merging, open_and_make, refuse_full_disk
-from llm_entropy.outputs.plots.drawing import Drawers
 from llm_entropy.outputs.report import write_report
 from llm_entropy.outputs.report.page import SENTENCE_BYTES
 from llm_entropy.outputs.results import ModelResult, RunResult
@@ -25,6 +25,9 @@ from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
 from llm_entropy.store.ledger import Ledger
 from llm_entropy.store.status import refuse_incomplete
+
+if TYPE_CHECKING:
+    from llm_entropy.outputs.plots.drawing import Drawers
 
 log = logging.getLogger("llm_entropy")
 
@@ -59,18 +62,20 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
     """
     with merging(run_dir, about, ledgers):
         models, tables = {}, []
-        with Drawers(settings.output, run_dir) as drawers:
+        with _drawers(settings, run_dir) as drawers:
             for key, ledger in ledgers.items():
                 model = manifest.read_model(run_dir, key)
                 assert model is not None, "a complete model has a model.json"
                 tables.append(_merge_model(run_dir, settings, source_of(run_dir, settings, key, model, ledger)))
-                drawers.draw_model(tables[-1])
+                if drawers is not None:
+                    drawers.draw_model(tables[-1])
                 found = {
                     "summary": [_plain(row) for row in summary_rows(tables[-1])],
                     "effects": [_plain(row) for row in effect_rows(tables[-1], settings.analysis.run_conditions)],
                 }
                 models[key] = {**model, **manifest.model_totals(ledger), **found}
-            drawers.draw_side_by_side(tables)
+            if drawers is not None:
+                drawers.draw_side_by_side(tables)
         corpus = about["corpus"]
         if corpus["num_windows"] is None:
             corpus = {**corpus, **manifest.corpus_totals(next(iter(ledgers.values())))}
@@ -82,6 +87,14 @@ def make_outputs(run_dir: Path, settings: Settings, about: dict[str, Any], ledge
         for model in models.values():
             report_reading(model)
         return read_result(run_dir, settings, manifest.read_manifest(run_dir))
+
+
+def _drawers(settings: Settings, run_dir: Path) -> AbstractContextManager[Optional[Drawers]]:
+    if not settings.output.draws:
+        return nullcontext()
+    from llm_entropy.outputs.plots.drawing import Drawers  # who wants no plots does not wait for its imports
+
+    return Drawers(settings.output, run_dir)
 
 
 def report_run(run_dir: Path) -> Path:

@@ -99,6 +99,12 @@ def test_a_process_that_draws_imports_no_torch():
     assert shown.stdout == "[]\n"
 
 
+def test_what_makes_the_outputs_of_a_run_imports_no_plots():
+    code = "import sys, llm_entropy.outputs.making; print('llm_entropy.outputs.plots' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"
+
+
 def test_what_a_process_could_not_draw_is_raised_where_it_was_ordered(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "num_processes", lambda: 2)
     (tmp_path / "standard").write_text("in the way of the folder")
