@@ -295,7 +295,7 @@ def test_a_run_of_a_loaded_model_has_the_bytes_of_its_folder_and_is_resumed_by_i
     assert again.run_dir == result.run_dir
     with torch.no_grad():
         other.transformer.h[0].mlp.c_fc.bias[0] += 1e-6
-    with pytest.raises(ReportedError, match=r"another configuration: models\.mine\.content was"):
+    with pytest.raises(ReportedError, match=r"another configuration: models\.mine\.content has changed"):
         run_analysis({"mine": (other, make_tokenizer("causal"))}, output=place, resume=True, **words)
     with pytest.raises(SystemExit):
         main(["predict", "--config", str(result.run_dir / "config.yaml"), "--resume", "--output.run_name=memory"])
