@@ -6,7 +6,7 @@ Nothing here imports torch or pyarrow when it is imported.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
@@ -19,6 +19,7 @@ from llm_entropy.settings import (
     TEXT_METRICS,
     WORD_METRICS,
     AnalysisSettings,
+    beside_sinks,
     compared,
 )
 
@@ -315,6 +316,8 @@ class AttentionStatistics(NamedTuple):
     attended: Optional[Tensor] = None
     """[block, record, head], int64: how many tokens the row may see; one head for all if they see the same. None if it
     was not asked for."""
+    sinks: Optional[Tensor] = None
+    """[block, record, head], float32: how much of the row goes to what is no token. None if it was not asked for."""
 
 
 class NamedTokens(NamedTuple):
@@ -427,16 +430,36 @@ class ModelShape(NamedTuple):
     num_blocks: int
     """L; there are L + 1 layers."""
     num_heads: int
-    """Attention heads of a block."""
+    """Attention heads of a block; where blocks differ, of the one that has most."""
     hidden_size: int
     """Width of the residual stream."""
     vocab_size: int
     """V, the number of logits."""
+    heads: Optional[tuple[int, ...]] = None
+    """[block], the heads whose attention can be read; None: `num_heads` of every block."""
+    has_sinks: bool = False
+    """Whether a part of the attention goes to what is no token."""
+
+    @classmethod
+    def of(cls, about: Mapping[str, Any]) -> ModelShape:
+        """Return the sizes that `plain` has made."""
+        heads = about.get("heads")
+        return cls(**{**about, "heads": None if heads is None else tuple(heads)})
+
+    def plain(self) -> dict[str, Any]:
+        """Return the sizes as JSON holds them; what is as in most models is left out."""
+        usual = self._field_defaults
+        return {name: value for name, value in self._asdict().items() if name not in usual or value != usual[name]}
 
     @property
     def num_layers(self) -> int:
         """L + 1."""
         return self.num_blocks + 1
+
+
+def measured_of(analysis: AnalysisSettings, shape: ModelShape) -> list[str]:
+    """Return the metrics that are measured of a model: those asked for, and of its sinks what goes with them."""
+    return beside_sinks(analysis.metrics) if shape.has_sinks else analysis.metrics
 
 
 def column(condition: str, name: str) -> str:
@@ -460,10 +483,11 @@ def shard_schema(
     """Return the Arrow schema of a model's shards: one row per (sentence, position), columns for each condition.
 
     Metrics are fixed-size lists of float32, a number per layer; those of attention hold blocks x heads numbers, the
-    heads of block 0 first, of a placebo their mean over the heads; `tracked_probabilities` tracked x layers, the layers
-    of the first token first; `lens_tokens` and `lens_probabilities`, where asked for, one of each per layer. Unit, axis
-    and shape are in each field's metadata. A text stands in the first record that a part has of its sentence, and
-    is null in the others: copies would grow with the square of a document's length.
+    heads of block 0 first, NaN for those that a block does not have, of a placebo their mean over the heads;
+    `tracked_probabilities` tracked x layers, the layers of the first token first; `lens_tokens` and
+    `lens_probabilities`, where asked for, one of each per layer. Unit, axis and shape are in each field's metadata, and
+    the heads of each block where they differ. A text stands in the first record that a part has of its sentence, and is
+    null in the others: copies would grow with the square of a document's length.
 
     Of generated texts a row is (sentence, step): behind one sentence every condition writes its next token at the same
     position. The targets of a condition are what it wrote, its other columns what it says there; they are null, or NaN,
@@ -498,6 +522,7 @@ def shard_schema(
         fields += [pa.field(name, pa.int32(), metadata={"unit": "characters"}) for name in (WORD_START, WORD_END)]
     num_layers, num_tracked = shape.num_layers, min(analysis.tracked_tokens, shape.vocab_size)
     num_top = 1 if analysis.use_sampling and not analysis.is_generated else analysis.top_k
+    metrics = measured_of(analysis, shape)
     conditions = analysis.run_conditions
     for condition in conditions:
         own = partial(column, condition.name)
@@ -519,13 +544,16 @@ def shard_schema(
         if analysis.is_generated:
             more = pa.field(own(CONTINUATION), pa.string()) if condition.keeps_tokens else None
             fields.append(more or pa.field(own(TARGET_ID), pa.int32()))
-        for name in analysis.metrics:
+        for name in metrics:
             metric = METRICS[name]
             axes: str = metric.axis
             sizes = [num_layers if metric.axis == "layer" else shape.num_blocks]
             if metric.is_per_head and condition.keeps_tokens:
                 axes, sizes = f"{axes} head", [*sizes, shape.num_heads]
-            fields.append(numbers(own(name), metric.unit, axes, *sizes))
+            field = numbers(own(name), metric.unit, axes, *sizes)
+            if metric.is_per_head and shape.heads is not None and set(shape.heads) - {0, shape.num_heads}:
+                field = field.with_metadata({**field.metadata, "heads": " ".join(map(str, shape.heads))})
+            fields.append(field)
         if analysis.words and condition.keeps_tokens:
             fields += [
                 numbers(own(name), metric.unit, metric.axis, num_layers)

@@ -416,7 +416,7 @@ def metrics_at(logits: Any, layers: Any, attention: Any, attended: Any, target: 
     Args:
         logits: [layer, vocab], after temperature.
         layers: [layer, hidden], the residual stream.
-        attention: [block, head, seq], the position's rows.
+        attention: [block, head, seq], the position's rows; what they lack of 1 goes to sinks.
         attended: [block], how many tokens it may attend to.
         target: the true token, or `PREDICTED`.
         order: of Rényi's entropy.
@@ -430,6 +430,8 @@ def metrics_at(logits: Any, layers: Any, attention: Any, attended: Any, target: 
     ordered = np.sort(logits, axis=-1)
     other = np.delete(logits, target, axis=-1)
     wanted = logits[:, target, None]
+    to_tokens = attention.sum(axis=-1)
+    attention = attention / to_tokens[..., None]
     metrics = {
         "entropy": entropy,
         "perplexity": np.exp(entropy),
@@ -438,6 +440,7 @@ def metrics_at(logits: Any, layers: Any, attention: Any, attended: Any, target: 
         "surprisal": -log_p[:, target],
         "attention_entropy": entr(attention).sum(axis=-1),
         "attended_entropy": _share_of_most(entr(attention).sum(axis=-1), attended[:, None]),
+        "sink_mass": 1 - to_tokens,
         "kl_to_final": rel_entr(p[-1], p).sum(axis=-1),
         "target_rank": (other > wanted).sum(axis=-1),
         "varentropy": (p * (-log_p - entropy[:, None]) ** 2).sum(axis=-1),

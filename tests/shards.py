@@ -201,6 +201,7 @@ def _metrics(random: np.random.Generator, shape: ModelShape, entropy: np.ndarray
         "attended_entropy": random.beta(4, 2, made["attention_entropy"].shape),
         "renyi_entropy": entropy * random.beta(9, 2, entropy.shape),
     }
+    made["sink_mass"] = 0.5 - 0.4 * made["attended_entropy"]
     made["attended_entropy"][random.random(len(entropy)) < 0.1] = np.nan
     assert set(made) == set(METRICS)
     return made

@@ -136,6 +136,8 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v3": Family(_LAYERS, {**_LATENT_HEADS.options, "head_dim": 4}),
     "apertus": Family(_LAYERS),
     "mamba": Family("backbone.layers"),
+    "flint": Family(_LAYERS),
+    "laguna": Family(_LAYERS, {**_MIXED, "num_attention_heads_per_layer": [4, 2, 6]}),
     "falcon_h1": Family(_LAYERS, {"lm_head_multiplier": 0.7}),
     "lfm2": Family(_LAYERS, {"layer_types": ["conv", "full_attention", "conv"]}),
     "gemma3": Family(_TEXT, {"text_config": {**_MIXED, "final_logit_softcapping": 4.0}, "vision_config": _VISION}),
@@ -204,9 +206,10 @@ def _small(config_class: Any, options: Mapping[str, Any]) -> PretrainedConfig:
     return config  # type: ignore[no-any-return]
 
 
-def make_tiny(model_type: str, attention: str | None = None) -> PreTrainedModel:
+def make_tiny(model_type: str, attention: str | None = None, vocab: int = VOCAB) -> PreTrainedModel:
     """Return a random model of a family, float32, in eval mode; `attention` None: as it is loaded to be read."""
     config = tiny_config(model_type)
+    config.vocab_size = vocab
     architecture = find_architecture(config, model_type)
     attention = attention or (EAGER if architecture.eager_only else READABLE)
     torch.manual_seed(0)  # some families draw biases, to which noise is added

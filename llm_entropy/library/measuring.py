@@ -17,10 +17,11 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.library.opening import LanguageModel, planned
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import CPU_TOKENS
+from llm_entropy.measuring.metrics import over_heads
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.loaded import borrowed
 from llm_entropy.runs.token_texts import TokenTexts
-from llm_entropy.schema import Records
+from llm_entropy.schema import Records, measured_of
 from llm_entropy.settings import (
     COMPARISON_METRICS,
     DEFAULT_METRICS,
@@ -107,7 +108,7 @@ def measure(
             found.append(module.predict_step(batch.to(device)))
             if (wait := found[-1].wait) is not None:
                 wait()
-    asked = [*analysis.metrics, *COMPARISON_METRICS]
+    asked = [*measured_of(analysis, lm.view.shape), *COMPARISON_METRICS]
     return _frame(lm, [records for records in found if records.conditions], asked)
 
 
@@ -146,7 +147,7 @@ def _frame(lm: LanguageModel, found: Sequence[Records], asked: Sequence[str]) ->
         for metric in (name for name in asked if name in found[0].conditions[condition].metrics):
             values = torch.cat([records.conditions[condition].metrics[metric].float() for records in found])
             if values.ndim == 3:  # [record, block, head]
-                values = values.mean(dim=-1)
+                values = over_heads(values, lm.view.shape.heads)
             numbers = values.numpy()[order]
             width = numbers.shape[1]
             columns = (

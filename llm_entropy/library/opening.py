@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm_entropy import kernels
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, check_lens
-from llm_entropy.models.attention import check_attention
+from llm_entropy.models.attention import about_attention, check_attention
 from llm_entropy.models.families import ModelView, run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
@@ -24,6 +25,8 @@ from llm_entropy.models.loading import ModelSource, find_model, load_model
 from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings
 from llm_entropy.settings.fields import plain_value
+
+log = logging.getLogger("llm_entropy")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +156,8 @@ def open_model(
     with borrowed(source, needs_attention=True):
         view = view_model(source.loaded)
         check_attention(view, where)
+        for line in about_attention(view, ()):
+            log.warning("%s: %s", where, line)
         return LanguageModel(source, view, Lens(view, lens, plan.lens_path), check_lens(view, where).error)
 
 

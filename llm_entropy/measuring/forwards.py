@@ -36,6 +36,8 @@ class Reading(NamedTuple):
     """Whether the entropy of its attention is read, too."""
     attended: bool
     """Whether it is counted, beside that, how many tokens are attended."""
+    sinks: bool
+    """Whether it is read, beside that, how much of it goes to no token."""
     before_block: Callable[[], None]
     """Called before each block runs."""
 
@@ -135,9 +137,12 @@ def _forward(
                     batch.rows,
                     batch.positions,
                     counts=reading.attended,
+                    sinks=reading.sinks,
                     first_block=num_skipped,
                 )
             )
         run_base(view, batch.input_ids, batch.attention_mask, shows_maps=read is not None)
-    attention = None if read is None else AttentionStatistics(read.stack(), read.stack_attended())
+    attention = None
+    if read is not None:
+        attention = AttentionStatistics(read.stack(), read.stack_attended(), read.stack_sinks())
     return Forward(states.stack(), attention), kept

@@ -7,7 +7,7 @@ A metric is one function, and a row of `METRICS`. Shapes: statistics of vocabula
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Optional
 
 import torch
@@ -146,10 +146,28 @@ def attended_entropy(statistics: AttentionStatistics) -> Tensor:
     return torch.where(attended > 1, statistics.entropy / attended.log(), torch.nan)
 
 
+def sink_mass(statistics: AttentionStatistics) -> Tensor:
+    """Return 1 - sum_j a_j of each attention row, [block, record, head], in [0, 1]: what goes to no token."""
+    return _given(statistics.sinks)
+
+
 FROM_ATTENTION: dict[str, Callable[[AttentionStatistics], Tensor]] = {
-    function.__name__: function for function in (attention_entropy, attended_entropy)
+    function.__name__: function for function in (attention_entropy, attended_entropy, sink_mass)
 }
 """Every metric that is made from the attention, by its name."""
+
+
+def over_heads(values: Tensor, heads: Optional[Sequence[int]]) -> Tensor:
+    """Return the mean over the heads, [..., block], of values [..., block, head]; NaN of a block that has none.
+
+    Args:
+        values: Of any metric of the attention.
+        heads: [block], how many there are; None: all of them.
+    """
+    if heads is None or set(heads) <= {0, values.shape[-1]}:
+        return values.mean(dim=-1)
+    means = [values[..., block, :num].mean(dim=-1) for block, num in enumerate(heads)]
+    return torch.stack(means, dim=-1)
 
 
 def residual_norm(states: Tensor) -> Tensor:

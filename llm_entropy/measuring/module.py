@@ -16,10 +16,10 @@ from llm_entropy.measuring.budget import conditions_together, rows_together
 from llm_entropy.measuring.forwards import Forward, Reading, run_forwards, shared_layers
 from llm_entropy.measuring.headway import Amount, Headway
 from llm_entropy.measuring.lens import Lens
-from llm_entropy.measuring.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM
+from llm_entropy.measuring.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM, over_heads
 from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
-from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records
+from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records, measured_of
 from llm_entropy.settings import (
     BASELINE_METRICS,
     COMPARISON_METRICS,
@@ -59,7 +59,8 @@ class EntropyModule(L.LightningModule):
         self.analysis = analysis
         self.conditions = analysis.run_conditions
         self.steer_by(asked.plans)
-        measured = dict.fromkeys([*analysis.metrics, *(OF_ANSWERS if asked.reads_answers else ())])
+        metrics = measured_of(analysis, view.shape)
+        measured = dict.fromkeys([*metrics, *(OF_ANSWERS if asked.reads_answers else ())])
         self.names = [[*measured] for _ in self.conditions]
         for comparison in compared(self.conditions):
             self.names[self.conditions.index(comparison.other)] += COMPARISON_METRICS
@@ -196,7 +197,7 @@ class EntropyModule(L.LightningModule):
 
     def _reading(self, headway: Headway) -> Reading:
         needs = self.wanted.needs
-        return Reading(self.view, "attention" in needs, "attended" in needs, headway.block)
+        return Reading(self.view, "attention" in needs, "attended" in needs, "sinks" in needs, headway.block)
 
     def _headway(self, batch: Batch, sizes: Sequence[int], num_groups: int) -> Headway:
         """Return what tells how much of a batch is done; the first condition is read with each group of the others."""
@@ -250,7 +251,8 @@ class EntropyModule(L.LightningModule):
         for name in self.names[condition]:
             if name in FROM_ATTENTION:
                 values = FROM_ATTENTION[name](statistics).transpose(0, 1)
-                yield name, values if self.conditions[condition].keeps_tokens else values.mean(dim=-1)
+                keeps_heads = self.conditions[condition].keeps_tokens
+                yield name, values if keeps_heads else over_heads(values, self.view.shape.heads)
 
     def _tell(self, num_tokens: int) -> None:
         for listener in self.listeners:

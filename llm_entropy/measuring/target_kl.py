@@ -78,7 +78,7 @@ class LastLayerKL:
         """Return KL at each position of a batch, [record]."""
         num_layers = self._view.shape.num_layers
         plans = [None, plan.to(batch.attention_mask.device)]
-        reading = Reading(self._view, attention=False, attended=False, before_block=lambda: None)
+        reading = Reading(self._view, attention=False, attended=False, sinks=False, before_block=lambda: None)
         standard, steered = run_forwards(reading, batch, plans, shared_layers(plans, num_layers))
         if not len(steered.states):  # so small a strength that nothing is added
             return torch.zeros(len(batch.rows))

@@ -252,8 +252,6 @@ class ModelView:
     """The name of a buffer of its attention modules, as in `Architecture`."""
     shows_maps_if_asked: bool = False
     """Whether its attention modules return their maps only where `output_attentions` is said."""
-    has_sinks: bool = False
-    """Whether a part of a row of its attention maps goes to what is no token."""
     counts_weights: bool = False
     """Whether the tokens that a row may see are those with a weight: its modules are given no mask that tells them."""
     attention_error: Optional[float] = None
@@ -288,9 +286,11 @@ def view_model(model: PreTrainedModel) -> ModelView:
     attention = find_attention(model, parts.blocks)
     shape = ModelShape(
         num_blocks=len(parts.blocks),
-        num_heads=attention.num_heads or shape_of(config).num_heads,
+        num_heads=max(attention.heads) or shape_of(config).num_heads,
         hidden_size=parts.hidden_size,
         vocab_size=parts.decoder.weight.shape[0],
+        heads=attention.heads if len(set(attention.heads)) > 1 else None,
+        has_sinks=attention.has_sinks,
     )
     return ModelView(
         model=model,
@@ -307,7 +307,6 @@ def view_model(model: PreTrainedModel) -> ModelView:
         softcap=parts.softcap,
         own_mask=architecture.own_mask,
         shows_maps_if_asked=attention.if_asked,
-        has_sinks=attention.has_sinks,
         found=parts.words,
     )
 

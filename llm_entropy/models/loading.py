@@ -157,8 +157,8 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         )
     architecture, model_class = _find_class(key, settings, location, config)
     shape = shape_of(config)
-    if min(shape) < 1:
-        sizes = ", ".join(f"{size} {number}" for size, number in shape._asdict().items())
+    if min(shape.plain().values()) < 1:
+        sizes = ", ".join(f"{size} {number}" for size, number in shape.plain().items())
         raise ReportedError(f"{name}: config.json says {sizes}; expected at least 1 of each; correct it")
     with _reading(key, settings, location):
         tokenizer = AutoTokenizer.from_pretrained(location, **options)

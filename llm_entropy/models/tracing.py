@@ -317,8 +317,8 @@ class Attention(NamedTuple):
 
     modules: tuple[Optional[nn.Module], ...]
     """That of each block that has one."""
-    num_heads: Optional[int]
-    """Of each; None if there are none."""
+    heads: tuple[int, ...]
+    """Of each block; 0 of one that has none."""
     if_asked: bool
     """Whether maps are returned only where `output_attentions` is said."""
     has_sinks: bool
@@ -350,14 +350,11 @@ def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Atten
             options = {"output_attentions": True}
             model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
     attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
-    seen = [found[module] for module in attentions if module is not None]
-    if len({own.num_heads for own in seen}) > 1:  # records have a column for each head
-        seen, attentions = [], (None,) * len(blocks)
     return Attention(
         modules=attentions,
-        num_heads=seen[0].num_heads if seen else None,
+        heads=tuple(0 if module is None else found[module].num_heads for module in attentions),
         if_asked=bool(options) and bool(found),
-        has_sinks=any(own.least < LEAST_SUM for own in seen),
+        has_sinks=any(module is not None and found[module].least < LEAST_SUM for module in attentions),
     )
 
 

@@ -16,7 +16,8 @@ from llm_entropy.outputs.inference.doses import Dosed, DoseTable, dose_table, re
 from llm_entropy.outputs.inference.positions import PositionNumbers
 from llm_entropy.outputs.inference.summary import Compared, Summary, summarise
 from llm_entropy.outputs.placebos import PlaceboTable
-from llm_entropy.outputs.views import Pair, num_points
+from llm_entropy.outputs.points import num_points
+from llm_entropy.outputs.views import Pair
 from llm_entropy.schema import ModelShape
 from llm_entropy.settings import (
     ALL_METRICS,

@@ -6,6 +6,7 @@ import logging
 import shlex
 import time
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from math import isfinite, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -19,7 +20,7 @@ from llm_entropy.outputs.report.page import SENTENCE_BYTES
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema import ModelShape, measured_of
 from llm_entropy.settings import Settings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest
@@ -152,7 +153,7 @@ def source_of(run_dir: Path, settings: Settings, key: str, model: dict[str, Any]
         )
     facts = {name: SteeringFacts(**about) for name, about in model["steering"].items()}
     return MergeSource(
-        key, model["name"], model["kind"], ModelShape(**model["shape"]), ledger, facts, settings.seed, settings.data
+        key, model["name"], model["kind"], ModelShape.of(model["shape"]), ledger, facts, settings.seed, settings.data
     )
 
 
@@ -186,7 +187,7 @@ def read_result(run_dir: Path, settings: Settings, about: dict[str, Any]) -> Run
         key: ModelResult(
             run_dir,
             key,
-            settings.analysis,
+            replace(settings.analysis, metrics=measured_of(settings.analysis, ModelShape.of(model["shape"]))),
             [SummaryRow(**_numbers(row)) for row in model["summary"]],
             [EffectRow(**{**row, "columns": _numbers(row["columns"])}) for row in model["effects"]],
         )

@@ -18,7 +18,7 @@ from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_ranges, spans_of
 from llm_entropy.outputs.sinks import ModelSinks, Target
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import ModelShape, kept_column, shard_schema
+from llm_entropy.schema import ModelShape, kept_column, measured_of, shard_schema
 from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, DataSettings, Kind
 from llm_entropy.store.files import publish
 from llm_entropy.store.ledger import Ledger
@@ -117,7 +117,7 @@ def _filled(folder: Path, source: MergeSource, analysis: AnalysisSettings, optio
             source.key,
             schema,
             source.shape,
-            analysis.metrics,
+            measured_of(analysis, source.shape),
             list(TEXT_METRICS) if analysis.is_generated else [],
             total.num_sentences,
             source.seed,

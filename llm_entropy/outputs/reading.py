@@ -22,7 +22,7 @@ from llm_entropy.outputs.places import (
     placebos_path,
     summary_path,
 )
-from llm_entropy.outputs.views import mean_over_heads
+from llm_entropy.outputs.points import mean_over_heads
 from llm_entropy.schema import SENTENCE, SENTENCE_ID
 from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition
 
@@ -123,7 +123,8 @@ def _read_records(path: Path, metric: str) -> pd.DataFrame:
     about = ALL_METRICS[metric]
     means = mean_by_group(values, np.diff(starts, append=len(table)), has_gaps=about.has_gaps)
     if about.is_per_head:
-        means = mean_over_heads(means, int(table.schema.field(metric).metadata[b"shape"].split()[0]))
+        shape, heads = (table.schema.field(metric).metadata.get(name, b"").split() for name in (b"shape", b"heads"))
+        means = mean_over_heads(means, int(shape[0]), [*map(int, heads)] or None)
     numbers = means.astype(np.float32).astype(np.float64)
     numbers[~np.isfinite(numbers)] = np.nan
     sentences = table[SENTENCE].take(starts).to_pylist()

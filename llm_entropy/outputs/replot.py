@@ -106,7 +106,7 @@ def _tables(run_dir: Path, model: str, conditions: Sequence[Condition], metrics:
     }
     count = about["num_sentences"]
     untouched = {name: own["first_layer"] or 0 for name, own in about.get("steering", {}).items()}
-    shape = ModelShape(**about["shape"])
+    shape = ModelShape.of(about["shape"])
     return ModelTables(
         model, about["name"], shape, count, about["num_records"], list(conditions), curves, {}, untouched=untouched
     )

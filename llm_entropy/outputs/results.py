@@ -314,13 +314,15 @@ class RunResult(Mapping[str, ModelResult]):
         """
         from llm_entropy.outputs.replot import plot_models
 
-        first = next(iter(next(iter(self.values())).values()))
-        if metric not in first.metrics:
-            raise KeyError(f"{metric!r}: the run has {', '.join(first.metrics)}")
-        assert first.of is not None
-        condition = first.of[1]
-        assert isinstance(condition, Condition)
-        return plot_models(self.run_dir, list(self), condition, metric)
+        firsts = {key: next(iter(model.values())) for key, model in self.items()}
+        measured = [key for key, first in firsts.items() if metric in first.metrics]
+        if not measured:
+            every = dict.fromkeys(name for first in firsts.values() for name in first.metrics)
+            raise KeyError(f"{metric!r}: the run has {', '.join(every)}")
+        of = firsts[measured[0]].of
+        assert of is not None
+        assert isinstance(of[1], Condition)
+        return plot_models(self.run_dir, measured, of[1], metric)
 
     def tidy(self) -> pd.DataFrame:
         """Return all metrics of all models and conditions as one long table, as `ConditionResult.tidy`."""

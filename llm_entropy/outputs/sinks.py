@@ -44,11 +44,12 @@ from llm_entropy.outputs.places import (
     placebos_path,
     summary_path,
 )
+from llm_entropy.outputs.points import filled_points, num_points
 from llm_entropy.outputs.records import ConditionParquet, DifferenceParquet, kept_fields
 from llm_entropy.outputs.report.sample import SentenceSampler
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.outputs.texts import FROM_TEXTS
-from llm_entropy.outputs.views import Pair, View, num_points
+from llm_entropy.outputs.views import Pair, View
 from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
 from llm_entropy.schema import LENS_TOKENS, TRACKED_TOKENS, WORD_START, ModelShape, column
 from llm_entropy.settings import (
@@ -292,7 +293,7 @@ class ModelSinks:
         target = self._target
         for sinks in self._conditions.values():
             for metric, builder in sinks.curves.items():
-                _warn_if_missing(target.model, sinks.condition.name, metric, builder)
+                _warn_if_missing(target, sinks.condition.name, metric, builder)
         curves = {name: _built(sinks.curves) for name, sinks in self._conditions.items()}
         return ModelTables(
             target.model,
@@ -327,10 +328,10 @@ def _compare(sinks: ComparisonSinks, curves: dict[str, dict[str, Curves]]) -> Co
     return ComparisonTables(sinks.comparison, metrics, _built(sinks.between))
 
 
-def _warn_if_missing(model: str, condition: str, metric: str, builder: CurveBuilder) -> None:
-    about = ALL_METRICS[metric]
-    if not about.has_gaps and (missing := int(builder.moments.missing[about.first :].sum())):
+def _warn_if_missing(target: Target, condition: str, metric: str, builder: CurveBuilder) -> None:
+    missing = int(builder.moments.missing[filled_points(metric, target.shape)].sum())
+    if missing and not ALL_METRICS[metric].has_gaps:
         log.warning(
             "%s, %s: %d of the numbers of %s are not finite: null in the CSV file, left out of the mean curve",
-            *(model, condition, missing, metric),
+            *(target.model, condition, missing, metric),
         )

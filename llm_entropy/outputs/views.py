@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from llm_entropy.outputs.answer_numbers import AnswerNumbers, answer_numbers
 from llm_entropy.outputs.chunk import Chunk, mean_by_group
 from llm_entropy.outputs.comparison import Floats, difference
 from llm_entropy.outputs.kept_csv import kept_fields
+from llm_entropy.outputs.points import mean_over_heads, num_points
 from llm_entropy.outputs.texts import FROM_TEXTS, text_rows
 from llm_entropy.schema import (
     CONTINUATION,
@@ -24,20 +24,9 @@ from llm_entropy.schema import (
     TOP_TOKENS,
     TRACKED_PROBABILITIES,
     TRACKED_TOKENS,
-    ModelShape,
     column,
 )
 from llm_entropy.settings import ALL_METRICS, ANSWER_METRICS, Condition
-
-
-def num_points(metric: str, shape: ModelShape) -> int:
-    """Return over how many layers, or blocks, a metric runs; of a whole text there is one number."""
-    return {"layer": shape.num_layers, "block": shape.num_blocks, "text": 1}[ALL_METRICS[metric].axis]
-
-
-def mean_over_heads(values: npt.NDArray[Any], num_blocks: int) -> npt.NDArray[Any]:
-    """Return numbers of blocks: [row, block * head], the heads of block 0 first, becomes [row, block]."""
-    return np.asarray(values.reshape(len(values), num_blocks, -1).mean(axis=2))
 
 
 class View:
@@ -65,8 +54,9 @@ class View:
         if self.chunk.is_generated:
             values, counts = values[self._is_written], np.array([len(text) for text in self.texts])
         means = mean_by_group(values, counts, has_gaps=ALL_METRICS[metric].has_gaps)
-        width = num_points(metric, self.chunk.shape)
-        return means if means.shape[1] == width else mean_over_heads(means, width)
+        shape = self.chunk.shape
+        width = num_points(metric, shape)
+        return means if means.shape[1] == width else mean_over_heads(means, width, shape.heads)
 
     @cached_property
     def _is_written(self) -> npt.NDArray[np.bool_]:

@@ -12,11 +12,12 @@ from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, LensProof, check_lens
-from llm_entropy.models.attention import open_attention
+from llm_entropy.models.attention import about_attention, open_attention
 from llm_entropy.models.cached import check_cache
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
 from llm_entropy.models.proofs import check_parts
+from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.plan import Plan
 from llm_entropy.settings import AnalysisSettings, Settings, needs_of
 
@@ -63,6 +64,8 @@ def open_model(
         check_cache(view, where)
     if needs_attention:
         view = open_attention(view, where)
+        for line in about_attention(view, analysis.metrics):  # of several processes the first one says it
+            log.log(logging.WARNING if is_first_process() else logging.DEBUG, "%s: %s", where, line)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))
 
 

@@ -142,7 +142,7 @@ def _describe(plan: Plan, opened: OpenedModel, tokens: int) -> dict[str, Any]:
         "revision": source.revision,
         "model_type": source.config.model_type,
         "kind": source.architecture.kind,
-        "shape": view.shape._asdict(),
+        "shape": view.shape.plain(),
         "dtype": str(view.decoder.weight.dtype).removeprefix("torch."),
         "attention": attention_implementation(view.model),
         "attention_error_nats": view.attention_error,

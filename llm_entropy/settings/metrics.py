@@ -4,7 +4,7 @@ The function of a metric has its name, in `measuring.metrics`.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 Need = Literal[
@@ -20,10 +20,12 @@ Need = Literal[
     "standard_cross",
     "attention",
     "attended",
+    "sinks",
     "stream",
 ]
 """What a metric is made from: fields of `schema.LayerStatistics` (moments: those that are always made), the entropies
-of the model's own attention, how many tokens that may see, or the residual stream itself."""
+of the model's own attention, how many tokens that may see and how much of it goes to sinks, or the residual stream
+itself."""
 
 
 class Metric(NamedTuple):
@@ -54,6 +56,7 @@ class Metric(NamedTuple):
         return bool({"target", "target_rank"} & set(self.needs))
 
 
+SINK_MASS = "sink_mass"
 METRICS: dict[str, Metric] = {
     "entropy": Metric("entropy", "nats", "layer", ("moments",)),
     "perplexity": Metric("perplexity", "", "layer", ("moments",), scale="logarithmic", bounds=(1.0, math.inf)),
@@ -75,6 +78,9 @@ METRICS: dict[str, Metric] = {
         is_per_head=True,
         has_gaps=True,
         bounds=(0.0, 1.0),
+    ),
+    SINK_MASS: Metric(
+        "share of attention to sinks", "", "block", ("attention", "sinks"), is_per_head=True, bounds=(0.0, 1.0)
     ),
     "renyi_entropy": Metric("Rényi entropy", "nats", "layer", ("moments", "power")),
 }
@@ -134,3 +140,13 @@ def needs_of(names: Iterable[str]) -> set[Need]:
         names: Keys of `ALL_METRICS`.
     """
     return {need for name in names for need in ALL_METRICS[name].needs}
+
+
+def beside_sinks(names: Sequence[str]) -> list[str]:
+    """Return what is measured of a model with sinks: where it is something of its attention, their share as well.
+
+    Args:
+        names: Keys of `METRICS`.
+    """
+    wanted = {*names, SINK_MASS} if "attention" in needs_of(names) else set(names)
+    return [name for name in METRICS if name in wanted]

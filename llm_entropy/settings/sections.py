@@ -12,7 +12,7 @@ from llm_entropy.settings.conditions import Condition, Mode, make_conditions, mo
 from llm_entropy.settings.control import ControlSettings
 from llm_entropy.settings.data import DataSettings
 from llm_entropy.settings.fields import check_at_least, make_plain_
-from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS
+from llm_entropy.settings.metrics import DEFAULT_METRICS, METRICS, beside_sinks
 from llm_entropy.settings.plots import LENS_GRID, PLOTS, PlotFormat
 
 LEAST_FROM_SHANNON = 0.02
@@ -261,7 +261,7 @@ class Settings:
             )
         self._refuse_columns_of_outputs()
         for name in self.output.plots if isinstance(self.output.plots, list) else ():
-            if name in METRICS and name not in self.analysis.metrics:
+            if name in METRICS and name not in beside_sinks(self.analysis.metrics):
                 raise ReportedError(
                     f"output.plots: got {name!r}, which the run does not measure; analysis.metrics has "
                     f"{', '.join(self.analysis.metrics)}"

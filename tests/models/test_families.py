@@ -24,8 +24,8 @@ from llm_entropy.corpus.batching import collate
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
-from llm_entropy.models.attention import open_attention
-from llm_entropy.models.families import ModelView, find_architecture, view_model
+from llm_entropy.models.attention import about_attention, open_attention, read_attention_entropy
+from llm_entropy.models.families import ModelView, find_architecture, run_base, view_model
 from llm_entropy.models.proofs import check_parts
 from llm_entropy.schema import Batch, Example
 from llm_entropy.settings import CONTROL, METRICS, STANDARD, AnalysisSettings, ControlSettings
@@ -47,11 +47,11 @@ def positions_of(length: int) -> list[int]:
     return [position for position in READ if position < length]
 
 
-def batch() -> Batch:
-    """Return the sentences as a padded batch; the target of a position is the next token."""
+def batch(*, every: bool = False) -> Batch:
+    """Return the sentences as a padded batch, read at some positions or at each; the target is the next token."""
     examples = []
     for number, length in enumerate(LENGTHS):
-        ids, read = tokens(length), positions_of(length)
+        ids, read = tokens(length), list(range(length)) if every else positions_of(length)
         targets = [ids[position + 1] if position + 1 < length else PREDICTED for position in read]
         none = [-1] * len(read)
         examples.append(Example(number, f"sentence {number}", ids, read, targets, none, none))
@@ -123,13 +123,15 @@ def show(model: nn.Module, model_type: str, length: int, vectors: Tensor | None)
     return Shown(states, logits, maps)
 
 
+def most_heads(shown: Shown) -> int:
+    return max(map(len, shown.maps), default=1)
+
+
 def expect(shown: Shown, has_attention: list[bool], length: int) -> list[Expected]:
     """Return what the program should report of a sentence, position by position."""
-    num_heads = len(shown.maps[0]) if shown.maps else 1
-    maps = iter(shown.maps)
-    nothing = torch.full((num_heads, length, length), torch.nan)
-    weights = torch.stack([next(maps) if has_one else nothing for has_one in has_attention]).double()
-    weights = weights / weights.sum(-1, keepdim=True)  # where sinks take a share
+    weights = torch.full((len(has_attention), most_heads(shown), length, length), torch.nan, dtype=torch.float64)
+    for block, own in zip(np.flatnonzero(has_attention), shown.maps, strict=True):
+        weights[block, : len(own)] = own  # of heads that a block lacks there is nothing
     ids, found = tokens(length), []
     for position in positions_of(length):
         rows = weights[:, :, position].numpy()
@@ -138,7 +140,7 @@ def expect(shown: Shown, has_attention: list[bool], length: int) -> list[Expecte
                 (shown.logits[:, position] / TEMPERATURE).double().numpy(),
                 shown.layers[:, position].double().numpy(),
                 rows,
-                (rows[:, 0] > 0).sum(-1),
+                (rows > 0).sum(-1).max(-1),
                 ids[position + 1] if position + 1 < length else PREDICTED,
                 2.0,
             )
@@ -191,6 +193,66 @@ def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str
             np.testing.assert_allclose(found, values, budget, budget / 4, err_msg=f"{model_type} {condition} {name}")
     if made_with() is None:
         assert row_of(view) == table_of(TABLE.read_text()).get(model_type), f"{TABLE.name} is out of date: {AGAIN}"
+
+
+def window_of_5(position: int) -> int:
+    return min(position + 1, 5)
+
+
+LOCAL = {
+    "gemma2": ("sliding", window_of_5),
+    "gemma3_text": ("sliding", window_of_5),
+    "gpt_oss": ("sliding", window_of_5),
+    "laguna": ("sliding", window_of_5),
+    "llama4_text": ("chunked", lambda position: position % 5 + 1),
+    "mistral": ("", window_of_5),
+}
+"""Families with blocks that see a part of a sentence: what the configuration calls them, and how many tokens they see;
+without a name it is all blocks."""
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("model_type", LOCAL)
+def test_a_window_or_chunk_counts_the_tokens_in_it_alone(model_type: str) -> None:
+    view, (kind, num_seen) = opened(model_type), LOCAL[model_type]
+    longest = max(LENGTHS)
+    whole = batch(every=True)
+    with read_attention_entropy(view, whole.rows, whole.positions, counts=True) as read:
+        run_base(view, whole.input_ids, whole.attention_mask, shows_maps=True)
+    counts, positions = read.stack_attended(), whole.positions.tolist()
+    assert counts is not None
+    for block, own in enumerate(counts):
+        is_local = kind in (getattr(view.model.config, "layer_types", None) or [kind] * 3)[block]
+        seen = torch.tensor([num_seen(position) if is_local else position + 1 for position in positions])
+        assert torch.equal(own, seen[:, None].expand_as(own)), f"block {block}"
+        entropies = read.stack()[block]
+        assert bool((entropies <= seen[:, None].log() + 1e-5).logical_or(entropies.isnan()).all())
+    assert num_seen(longest - 1) < longest, "the sentences are longer than what such a block sees"
+
+
+@pytest.mark.parametrize("model_type", ["gpt_oss", "flint"])
+def test_the_mass_of_sinks_is_that_of_the_sentence_alone_and_of_its_last_token(model_type: str) -> None:
+    view = opened(model_type)
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["attention_entropy"]), {})
+    together = module.predict_step(batch(every=True)).conditions[STANDARD].metrics
+    assert list(together) == ["attention_entropy", "sink_mass"]
+    ends = np.cumsum(LENGTHS)
+    for number, length in enumerate(LENGTHS):
+        last = Example(0, "alone", tokens(length), [length - 1], [PREDICTED], [-1], [-1])
+        alone = module.predict_step(collate([last], 9, 0)).conditions[STANDARD].metrics
+        for name in together:
+            torch.testing.assert_close(alone[name][0], together[name][ends[number] - 1], rtol=1e-5, atol=1e-6)
+    assert ((together["sink_mass"] > 0.01) & (together["sink_mass"] < 0.99)).any(-1).any(-1).all()
+
+
+def test_a_metric_of_sinks_is_0_where_there_are_none_and_empty_where_there_is_no_attention() -> None:
+    view = opened("lfm2")
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["sink_mass"]), {})
+    mass = module.predict_step(batch()).conditions[STANDARD].metrics["sink_mass"]
+    assert mass[:, [0, 2]].isnan().all()
+    assert (mass[:, 1] == 0).all()
+    assert [*about_attention(view, ["sink_mass"])][1:] == ["all of its attention goes to tokens: sink_mass is 0"]
+    assert len([*about_attention(view, ["attention_entropy"])]) == 1
 
 
 @pytest.mark.skipif(made_with() is not None, reason=f"the table was made with transformers {made_with()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,6 +27,8 @@ from llm_entropy.models.attention.rows import RowEntropies
 from llm_entropy.models.attention.widened import in_float32
 from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, view_model
 from llm_entropy.models.tracing import probe_tokens
+from llm_entropy.schema import widest_float
+from llm_entropy.settings import SINK_MASS
 
 log = logging.getLogger("llm_entropy")
 
@@ -37,18 +39,34 @@ PROBE_TOLERANCE = 1e-4
 
 
 class AttentionEntropies:
-    """What was read of the attention in one forward pass."""
+    """What was read of the attention in one forward pass.
 
-    def __init__(self, has_attention: Sequence[bool], nothing: Tensor, *, counts: bool) -> None:
-        self._has_attention, self._nothing, self._counts = has_attention, nothing, counts
+    Args:
+        has_attention: Of each block that runs.
+        nothing: [record, head], NaN: of a block without attention, and of heads that a block does not have.
+        counts: Whether the tokens that rows may see are counted.
+        sinks: Whether it is read, too, how much of the rows goes to no token.
+    """
+
+    def __init__(self, has_attention: Sequence[bool], nothing: Tensor, *, counts: bool, sinks: bool) -> None:
+        self._has_attention, self._nothing, self._counts, self._reads_sinks = has_attention, nothing, counts, sinks
         self._entropies: list[Tensor] = []
         self._attended: list[Tensor] = []
+        self._sinks: list[Tensor] = []
 
-    def append(self, entropies: Tensor, attended: Optional[Tensor]) -> None:
-        """Keep the entropies [record, head] of the next block with attention, and how many tokens its rows may see."""
+    def append(self, entropies: Tensor, attended: Optional[Tensor], sinks: Optional[Tensor]) -> None:
+        """Keep what was read of the next block with attention.
+
+        Args:
+            entropies: [record, head].
+            attended: [record, head], how many tokens its rows may see; one head for all if they see the same.
+            sinks: [record, head], how much of its rows goes to no token; None: nothing.
+        """
         self._entropies.append(entropies)
         if attended is not None:
             self._attended.append(attended)
+        if self._reads_sinks:
+            self._sinks.append(torch.zeros_like(entropies) if sinks is None else sinks)
 
     def num_read(self) -> int:
         """Return of how many blocks the attention was read."""
@@ -62,37 +80,57 @@ class AttentionEntropies:
         """Return how many tokens each row may see, [block, record, head], one head for all if they see the same."""
         if not self._counts:
             return None
-        nothing = self._attended[0] if self._attended else self._nothing[:, :1].long()
-        return torch.stack(self._spread(self._attended, torch.zeros_like(nothing)))
+        is_same = all(counts.shape[1] == 1 for counts in self._attended)
+        nothing = torch.zeros_like(self._nothing[:, :1] if is_same else self._nothing, dtype=torch.long)
+        each = [counts.expand_as(nothing) if counts.shape[1] == 1 else counts for counts in self._attended]
+        return torch.stack(self._spread(each, nothing))
+
+    def stack_sinks(self) -> Optional[Tensor]:
+        """Return how much of each row goes to no token, [block, record, head], float32; NaN as in `stack`."""
+        return torch.stack(self._spread(self._sinks, self._nothing)) if self._reads_sinks else None
 
     def _spread(self, read: list[Tensor], nothing: Tensor) -> list[Tensor]:
-        """Return the items of the blocks with attention, in order, among `nothing` for those without."""
-        if len(read) == len(self._has_attention):
-            return read
-        values = iter(read)
+        """Return the items of the blocks with attention, in order, among `nothing` for those without.
+
+        So are the heads that a block has less than others.
+        """
+        most = nothing.shape[1]
+        wide = [own if own.shape[1] == most else torch.cat([own, nothing[:, own.shape[1] :]], dim=1) for own in read]
+        if len(wide) == len(self._has_attention):
+            return wide
+        values = iter(wide)
         return [next(values) if has_attention else nothing for has_attention in self._has_attention]
 
 
 @contextmanager
 def read_attention_entropy(
-    view: ModelView, rows: Tensor, positions: Tensor, *, counts: bool = False, first_block: int = 0
+    view: ModelView,
+    rows: Tensor,
+    positions: Tensor,
+    *,
+    counts: bool = False,
+    sinks: bool = False,
+    first_block: int = 0,
 ) -> Iterator[AttentionEntropies]:
     """Read -sum_j a_j ln a_j of the attention rows asked for, in the forward pass that runs inside of the context.
 
     A row sums over the keys that the position may see: padding, and what a causal mask or a window hides, has weight
-    0 and adds nothing. Families outside of transformers' attention interface show their maps; the map
-    [batch, head, seq, seq] of a block is let go before the next block makes its own.
+    0 and adds nothing. Where a part of it goes to sinks, which are no tokens, the entropy is that of the rest. Families
+    outside of transformers' attention interface show their maps; the map [batch, head, seq, seq] of a block is let go
+    before the next block makes its own.
 
     Args:
         view: A model that was loaded to read its attention: `sdpa_and_entropy`, or eager.
         rows: [record], the row of the batch of each record.
         positions: [record], the position in that row whose attention is read.
         counts: Whether it is counted, too, how many tokens each of these rows may see.
+        sinks: Whether it is read, too, how much of each of these rows goes to sinks.
         first_block: The first block that runs.
     """
     has_attention = [module is not None for module in view.attentions[first_block:]]
     nothing = torch.full((len(rows), view.shape.num_heads), torch.nan, device=rows.device)
-    entropies, attended = AttentionEntropies(has_attention, nothing, counts=counts), AttendedTokens(rows, positions)
+    entropies = AttentionEntropies(has_attention, nothing, counts=counts, sinks=sinks)
+    attended = AttendedTokens(rows, positions)
     modules = [module for module in view.attentions if module is not None]
     implementation = attention_implementation(view.model)
     if implementation == READABLE:
@@ -100,7 +138,7 @@ def read_attention_entropy(
 
         def read_inputs(inputs: AttentionInputs) -> None:
             count = attended(inputs.mask, inputs.key.shape[2], is_causal=inputs.is_causal) if counts else None
-            entropies.append(compute(inputs), count)
+            entropies.append(compute(inputs), count, None)
 
         with reading_attention(modules, read_inputs):
             yield entropies
@@ -118,14 +156,21 @@ def read_attention_entropy(
             own = None if view.own_mask is None else module.get_buffer(view.own_mask)
             mask, is_causal = _mask_given(module, args, options), view.kind == "causal"
             count = attended(mask, weights.shape[-1], is_causal=is_causal, own_mask=own)
-        if view.has_sinks:
+        mass = None
+        if view.shape.has_sinks:
+            mass = _mass_of_sinks(weights) if sinks else None
             weights = weights / weights.sum(dim=-1, keepdim=True)
-        entropies.append(torch.special.entr(weights).sum(dim=-1), count)
+        entropies.append(torch.special.entr(weights).sum(dim=-1), count, mass)
         return type(output)((*output[:place], None, *output[place + 1 :]))
 
     register = partial(nn.Module.register_forward_hook, with_kwargs=True)
     with hooks_on_applications(modules, register, read_map):
         yield entropies
+
+
+def _mass_of_sinks(weights: Tensor) -> Tensor:
+    """Return what rows [..., seq] of attention leave to sinks, 1 - their sum, [...]; added up without rounding."""
+    return (1 - weights.sum(dim=-1, dtype=widest_float(weights.device))).clamp(min=0).to(weights.dtype)
 
 
 def _mask_given(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Optional[Tensor]:
@@ -136,7 +181,7 @@ def _mask_given(module: nn.Module, args: tuple[Any, ...], options: dict[str, Any
 
 
 def open_attention(view: ModelView, name: str) -> ModelView:
-    """Return a model in the way in which its attention is read, proved; where it cannot be, the log says so once.
+    """Return a model in the way in which its attention is read, proved; `about_attention` says where it cannot be.
 
     Where what was read beside fused attention is not what eager attention shows (a softcap of the scores, two
     softmaxes), the model attends eagerly from here on. Blocks without attention that can be read have NaN in its place.
@@ -157,21 +202,33 @@ def open_attention(view: ModelView, name: str) -> ModelView:
     is_eager = any(view.attentions) and attention_implementation(view.model) == EAGER
     if is_eager and not _counts_are_right(view):
         view = replace(view, counts_weights=True)
+    if not any(view.attentions):
+        view = replace(view, shape=view.shape._replace(heads=(0,) * len(view.blocks), has_sinks=False))
+    return view
+
+
+def about_attention(view: ModelView, metrics: Collection[str]) -> Iterator[str]:
+    """Yield what is to be known of numbers of a model's attention.
+
+    Args:
+        view: As `open_attention` returns it.
+        metrics: What is measured.
+    """
     without = [str(block) for block, module in enumerate(view.attentions) if module is None]
     if without:
         which = (
             "none of its blocks has" if len(without) == len(view.blocks) else f"blocks {', '.join(without)} do not have"
         )
-        log.warning(
-            "%s: %s attention whose scores or weights can be read: it is null there in tables, and left out of plots",
-            name,
-            which,
+        yield (
+            f"{which} attention whose scores or weights can be read: it is null there in tables, and left out of plots"
         )
-    if view.has_sinks:
-        log.warning(
-            "%s: a part of the attention goes to sinks, which are no tokens; its entropy is that of the rest", name
+    if view.shape.has_sinks:
+        yield (
+            f"a part of the attention goes to sinks, which are no tokens; its entropy is that of the rest, and "
+            f"{SINK_MASS} is that part"
         )
-    return view
+    elif SINK_MASS in metrics and any(view.attentions):
+        yield f"all of its attention goes to tokens: {SINK_MASS} is 0"
 
 
 @torch.inference_mode()
@@ -207,8 +264,9 @@ def check_attention(view: ModelView, name: str) -> Optional[float]:
         return None
     with eager_attention(view.model), in_float32(view.model):
         _, truth = _probe(view)
-    has_attention = torch.tensor([module is not None for module in view.attentions], device=read.device)
-    error = float((read - truth)[has_attention].abs().max()) if has_attention.any() else 0.0
+    heads = view.shape.heads or (view.shape.num_heads,) * len(view.attentions)
+    errors = [(one - other)[:, :num].flatten() for one, other, num in zip(read, truth, heads, strict=True)]
+    error = float(torch.cat(errors).abs().max())
     if not error <= PROBE_TOLERANCE:
         raise ReportedError(
             f"{name}: attention entropy misses that of the model's own eager attention by {error:.3g} nats (at most "

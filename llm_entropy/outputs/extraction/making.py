@@ -82,7 +82,7 @@ def _make_model(
     run_dir: Path, settings: ExtractionSettings, about: dict[str, Any], key: str, model: dict[str, Any], ledger: Ledger
 ) -> dict[str, Any]:
     """Write the files of a model, and return what `run.json` says of them."""
-    extract, shape = settings.extract, ModelShape(**model["shape"])
+    extract, shape = settings.extract, ModelShape.of(model["shape"])
     states = find_states(ledger, shape, key)
     if states.num_lost:
         log.warning("%s: %d pairs are left out: one of their texts holds no token to read", key, states.num_lost)

@@ -19,6 +19,7 @@ from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.report.numbers import short
 from llm_entropy.outputs.report.sentences import shown_sentences
 from llm_entropy.outputs.tables import Curves, ModelTables
+from llm_entropy.schema import measured_of
 from llm_entropy.settings import ALL_METRICS, Condition, Settings
 from llm_entropy.store.manifest import CONFIG
 
@@ -131,7 +132,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
     return {
         "key": tables.model,
         **{name: about.get(name) for name in (*names, *counts)},
-        **tables.shape._asdict(),
+        **tables.shape.plain(),
         "num_layers": tables.shape.num_layers,
         "curves": {
             name: {metric: {"mean": one.mean, "half": _half_width(metric, one)} for metric, one in own.items()}
@@ -146,7 +147,8 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         "untouched": tables.untouched,
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
         "groups": _groups(tables.groups),
-        "sample": tables.sample and shown_sentences(tables, tables.sample, settings.analysis.metrics, about["kind"]),
+        "sample": tables.sample
+        and shown_sentences(tables, tables.sample, measured_of(settings.analysis, tables.shape), about["kind"]),
     }
 
 

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from llm_entropy.outputs.chunk import Chunk
+from llm_entropy.outputs.points import mean_over_heads, num_points
 from llm_entropy.outputs.report.numbers import LEAST_PROBABILITY, packed, packed_places
 from llm_entropy.outputs.report.pieces import pieces, shortened
 from llm_entropy.outputs.report.words import shown_words
 from llm_entropy.outputs.tables import ModelTables, SentenceSample
-from llm_entropy.outputs.views import View, mean_over_heads, num_points
+from llm_entropy.outputs.views import View
 from llm_entropy.schema import (
     CONTINUATION,
     LENS_PROBABILITIES,
@@ -119,8 +120,9 @@ def _metrics(chunk: Chunk, tables: ModelTables, metrics: Sequence[str]) -> dict[
 
 def _numbers(view: View, metric: str) -> Any:
     """Return a metric, [record, layer]; the mean over heads."""
-    numbers, width = view.numbers(metric), num_points(metric, view.chunk.shape)
-    return numbers if numbers.shape[1] == width else mean_over_heads(numbers, width)
+    numbers, shape = view.numbers(metric), view.chunk.shape
+    width = num_points(metric, shape)
+    return numbers if numbers.shape[1] == width else mean_over_heads(numbers, width, shape.heads)
 
 
 def _named(chunk: Chunk, condition: Condition, names: Names) -> dict[str, Any]:
