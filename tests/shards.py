@@ -204,6 +204,10 @@ def _metrics(random: np.random.Generator, shape: ModelShape, entropy: np.ndarray
     made["sink_mass"] = 0.5 - 0.4 * made["attended_entropy"]
     made["attended_entropy"][random.random(len(entropy)) < 0.1] = np.nan
     assert set(made) == set(METRICS)
+    if shape.heads is not None:
+        lacks = (np.arange(shape.num_heads) >= np.array(shape.heads)[:, None]).ravel()
+        for name in (name for name, about in METRICS.items() if about.is_per_head):
+            made[name][:, lacks] = np.nan
     return made
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tiny_models import CAUSAL_VOCAB, SENTENCES, make_tokenizer
 from transformers import PreTrainedModel
 
 from llm_entropy import OutputSettings, measure, open_model, run_analysis
+from llm_entropy.commands.summary import print_summary
 from llm_entropy.outputs.results import RunResult
 
 HEADS = {"gpt_oss": (4, 4, 4), "laguna": (4, 2, 6), "lfm2": (0, 4, 0), "mamba": (0, 0, 0)}
@@ -95,6 +98,44 @@ def test_heads_and_blocks_that_are_not_there_are_empty_and_no_others(name: str, 
     placebos = run[name].placebos
     own = placebos[placebos["metric"] == "attention_entropy"].groupby("layer")["n"].min()
     assert own.tolist() == [len(TEXTS) if num else 0 for num in HEADS[name]]
+
+
+def test_what_cannot_be_read_is_said_once_at_load_and_never_again(run: RunResult) -> None:
+    said = [line for line in (run.run_dir / "run.log").read_text().splitlines() if " WARNING " in line]
+    ours = [line.partition("llm_entropy: models.")[2] for line in said if "llm_entropy: " in line]
+    assert [line.partition(": ")[0] for line in ours] == ["gpt_oss", "lfm2", "mamba"], said
+    assert ours[0].endswith("its entropy is that of the rest, and sink_mass is that part")
+    assert "blocks 0, 2 do not have attention whose scores or weights can be read: it is null there" in ours[1]
+    assert "none of its blocks has attention" in ours[2]
+    assert not [line for line in said if "RuntimeWarning" in line or "not finite" in line]
+
+
+def test_the_report_leaves_out_what_no_block_has(run: RunResult) -> None:
+    page = (run.run_dir / "report.html").read_text()
+    found = json.loads(re.search(r"<script[^>]*type=\"application/json\"[^>]*>(.*?)</script>", page, re.S)[1])
+    for model in found["models"]:
+        name = model["key"]
+        own = {"entropy", *ASKED[1:]} if any(HEADS[name]) else {"entropy"}
+        own |= {"sink_mass"} if name == "gpt_oss" else set()
+        assert set(model["curves"]["standard"]) == own
+        assert set(model["summary"]["up_+2"]) == own | {"kl_from_standard", "top1_changed"}
+        assert set(model["doses"]["up"]) == own
+        assert set(model["sample"]["metrics"]) == own | {"kl_from_standard", "top1_changed"}
+        assert ("heads" in model) == (len(set(HEADS[name])) > 1 or not any(HEADS[name]))
+
+
+def test_the_terminal_shows_no_number_where_there_is_none(
+    run: RunResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    print_summary(run)
+    shown = capsys.readouterr().out
+    assert "nan" not in shown
+    rows = [line.split() for line in shown.splitlines() if " attention_entropy " in line]
+    assert [row[0] for row in rows] == [name for name in HEADS for _ in (-1, 2)]
+    last = run["lfm2"]["standard"]["attention_entropy"][1].mean()
+    assert f"{last:.4g}" in rows[4]
+    assert rows[6] == ["mamba", "attention_entropy", "nats", "up_-1", "not", "tested"]
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "laguna", "lfm2"])

@@ -65,13 +65,13 @@ def _lines(model: ModelResult) -> Iterator[dict[str, str]]:
         start = {"model": row.model, "metric": row.metric, "unit": row.unit}
         own = [effect for effect in effects if effect.columns["metric"] == row.metric]
         if not own:
-            ends = {"first layer": f"{row.first_layer:.4g}", "last layer": f"{row.last_layer:.4g}"}
+            ends = {"first layer": _number(row.first_layer), "last layer": _number(row.last_layer)}
             yield {**start, "condition": row.condition, **ends}
         for effect in own:
             yield {
                 **start,
                 "condition": effect.columns["condition"],
-                row.condition: f"{row.last_layer:.4g}",
+                row.condition: _number(row.last_layer),
                 **_said(effect),
             }
 
@@ -81,11 +81,16 @@ def _said(effect: EffectRow) -> dict[str, str]:
     found = effect.columns
     low, high = found["ci_low"], found["ci_high"]
     return {
-        "difference": f"{found['mean_difference']:+.4g}",
-        "95 % interval": interval_text(low, high),
+        "difference": _number(found["mean_difference"], "+.4g"),
+        "95 % interval": "" if math.isnan(low) else interval_text(low, high),
         "p (Holm)": _p_value(found["p_holm"]),
         "placebos": _beside_placebos(found["placebo_p"], effect.num_placebos),
     }
+
+
+def _number(value: float, form: str = ".4g") -> str:
+    """Return a number in a few digits; nothing of what no sentence has, as the attention of a model without any."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _p_value(value: float) -> str:

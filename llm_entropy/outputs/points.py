@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -31,9 +31,15 @@ def filled_points(metric: str, shape: ModelShape) -> Places:
     return points[np.array(shape.heads)[points] > 0]
 
 
-def gap_points(metric: str, shape: ModelShape) -> Places:
-    """Return the blocks that are empty for want of attention, rising."""
-    return np.setdiff1d(np.arange(ALL_METRICS[metric].first, num_points(metric, shape)), filled_points(metric, shape))
+def drawn_points(metric: str, shape: ModelShape) -> Places:
+    """Return the layers, or blocks, that a curve runs through, rising: it goes on over blocks without attention."""
+    points, filled = np.arange(num_points(metric, shape)), filled_points(metric, shape)
+    return points if len(filled) == len(points) - ALL_METRICS[metric].first else filled
+
+
+def with_points(metrics: Iterable[str], shape: ModelShape) -> list[str]:
+    """Return the metrics of which a model has any number: of none of its blocks need the attention be readable."""
+    return [metric for metric in metrics if len(filled_points(metric, shape))]
 
 
 def mean_over_heads(

@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
+from math import nan
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from llm_entropy.outputs.inference.summary import Summary
+from llm_entropy.outputs.points import filled_points
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ACCURACY, ALL_METRICS, PREFERENCE, Condition
 
@@ -32,14 +34,15 @@ class SummaryRow(NamedTuple):
     first_layer: float
     """Mean over the sentences at the first layer (or block) that has a value."""
     last_layer: float
-    """The same at the last."""
+    """The same at the last that has one."""
 
 
 class EffectRow(NamedTuple):
     """What one condition changes in one metric, at one layer: a row of the model's summary."""
 
     at: Literal["last", "largest"]
-    """Why this layer: it is the last one, or that of the largest effect size of those that steering reaches."""
+    """Why this layer: it is the last one (the last block with attention), or that of the largest effect size of those
+    that steering reaches."""
     strength: float
     """The condition's."""
     num_placebos: int
@@ -63,8 +66,7 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
             metric,
             ALL_METRICS[metric].unit,
             condition.name,
-            float(curve.mean[ALL_METRICS[metric].first]),
-            float(curve.mean[-1]),
+            *_ends(curve.mean[filled_points(metric, tables.shape)].tolist()),
         )
         for condition in tables.baselines
         for metric, curve in tables.curves[condition.name].items()
@@ -75,6 +77,11 @@ def summary_rows(tables: ModelTables) -> list[SummaryRow]:
                 unit = ALL_METRICS[metric].unit
                 rows.append(SummaryRow(tables.model, metric, unit, condition.name, float(mean[0]), float(mean[-1])))
     return rows
+
+
+def _ends(means: Sequence[float]) -> tuple[float, float]:
+    """Return the first and the last number; NaN where there is none."""
+    return (means[0], means[-1]) if means else (nan, nan)
 
 
 def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[EffectRow]:
@@ -92,7 +99,9 @@ def effect_rows(tables: ModelTables, conditions: Sequence[Condition]) -> list[Ef
     for name, places in _groups(tables.summary):
         own = steering[name]
         about = own.strength, num_placebos[own.source]
-        rows.append(EffectRow("last", *about, _row(tables.summary, places[-1])))
+        filled = filled_points(str(tables.summary.metric[places[0]]), tables.shape)
+        last = places[filled[-1]] if len(filled) else places[-1]
+        rows.append(EffectRow("last", *about, _row(tables.summary, last)))
         # Below the first steered layer surprisal and rank change with each condition's own target alone.
         is_reached = np.isfinite(tables.summary.p_value[places])
         sizes = np.abs(tables.summary.effect_size[places])

@@ -117,6 +117,38 @@ def test_a_layer_that_should_have_a_value_and_has_none_is_reported(tmp_path, cap
     assert "tiny, standard: 1 of the numbers of entropy_change are not finite" in caplog.text
 
 
+def test_blocks_without_attention_are_null_and_not_reported_and_another_null_is(tmp_path, caplog):
+    shape = SHAPE._replace(heads=(0, 2, 0, 2))
+    analysis = shards.comparative(metrics=["attention_entropy"])
+    whole = shards.write(tmp_path, "tiny", shards.table(MANY[:20], analysis, shape))
+    tables = shards.merge(tmp_path, "tiny", analysis, shape)
+    assert not caplog.text
+    found = result_of(tmp_path, analysis)["control"]["attention_entropy"]
+    assert np.isfinite(found).all().tolist() == [False, True, False, True]
+    assert not np.isfinite(found[[0, 2]]).any().any()
+    (row,) = summary_rows(tables)
+    np.testing.assert_allclose([row.first_layer, row.last_layer], tables.curves["standard"][row.metric].mean[[1, 3]])
+    values = np.array(whole["control/attention_entropy"].to_pylist())
+    values[4, 2:4] = np.nan
+    place = whole.schema.get_field_index("control/attention_entropy")
+    changed = whole.set_column(place, whole.schema.field(place), shards._array(whole.schema.field(place), values))
+    shards.write(tmp_path / "again", "tiny", changed)
+    shards.merge(tmp_path / "again", "tiny", analysis, shape)
+    (message,) = caplog.messages
+    assert message.startswith("tiny, control: 1 of the numbers of attention_entropy are not finite")
+
+
+def test_the_last_block_with_attention_stands_for_the_last_one(tmp_path):
+    shape = SHAPE._replace(heads=(2, 2, 0, 0))
+    analysis = shards.comparative(metrics=["entropy", "attention_entropy"])
+    shards.write(tmp_path, "tiny", shards.table(MANY[:20], analysis, shape))
+    tables = shards.merge(tmp_path, "tiny", analysis, shape)
+    rows = [row.columns for row in effect_rows(tables, analysis.run_conditions) if row.at == "last"]
+    last = {row["metric"]: row["layer"] for row in rows}
+    assert last == {"entropy": 4, "attention_entropy": 1, "kl_from_standard": 4, "top1_changed": 4}
+    assert all(np.isfinite(row["mean_difference"]) for row in rows)
+
+
 def test_single_records_are_restored_bit_for_bit(tmp_path):
     analysis = AnalysisSettings()
     whole = shards.write(tmp_path, "tiny", shards.table(MANY, analysis))

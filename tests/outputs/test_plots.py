@@ -13,9 +13,19 @@ import shards
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Annotation
 from PIL import Image
 
-from llm_entropy.outputs.plots import canvas, comparative, draw_model, draw_side_by_side, impact, lettering
+from llm_entropy.outputs.plots import (
+    canvas,
+    comparative,
+    draw_model,
+    draw_side_by_side,
+    figures_of_model,
+    figures_side_by_side,
+    impact,
+    lettering,
+)
 from llm_entropy.outputs.plots import condition as condition_plots
 from llm_entropy.outputs.plots.condition import draw_trajectories, spread
 from llm_entropy.outputs.tables import Curves, ModelTables
@@ -91,9 +101,9 @@ def test_many_conditions_have_their_figures_in_their_own_folders_and_under_their
     monkeypatch.setattr(canvas, "_rendered", lambda figure: Image.new("L", (1, 1)))
     original = condition_plots.draw_trajectories
 
-    def listen(axes, curves, metric, colour):
+    def listen(axes, curves, metric, colour, **more):
         colours.add(colour)
-        original(axes, curves, metric, colour)
+        original(axes, curves, metric, colour, **more)
 
     monkeypatch.setattr(condition_plots, "draw_trajectories", listen)
     result = make(tmp_path, shards.dose(metrics=["entropy"]), num=3)
@@ -205,6 +215,74 @@ def test_constants_and_missing_numbers_are_drawn_without_warnings(tmp_path, tabl
         compared.between[metric] = curves_of(rows)
     draw_model(changed, tmp_path)
     draw_side_by_side([changed], tmp_path)
+
+
+BLOCK_METRICS = ["attention_entropy", "attended_entropy"]
+
+
+def with_heads(run_dir: Path, *heads: int, key: str = "tiny", metrics: list[str] | None = None) -> ModelTables:
+    shape = shards.SHAPE._replace(heads=heads)
+    control = ControlSettings(control_vector=[0.1], strengths=[-1, 2])
+    analysis = shards.comparative(metrics=metrics or ["entropy", *BLOCK_METRICS])
+    return make(run_dir, replace(analysis, control=control), num=5, shape=shape, key=key)
+
+
+def test_a_curve_goes_on_over_blocks_without_attention(tmp_path):
+    result = with_heads(tmp_path, 0, 2, 0, 2)
+    shown = {figure.path.relative_to(tmp_path).as_posix(): figure for figure in figures_of_model(result, tmp_path)}
+    own = shown["standard/plots/tiny_attention_entropy.png"].figure()
+    mean = own.axes[0].lines[0]
+    assert mean.get_xdata().tolist() == [1, 3]
+    np.testing.assert_allclose(mean.get_ydata(), result.curves["standard"]["attention_entropy"].mean[[1, 3]])
+    assert mean.get_marker() == "o"
+    assert own.axes[0].get_xticks().tolist() == [0, 1, 2, 3]
+    assert any("attention in 2 of 4 blocks" in text.get_text() for text in own.findobj(Annotation))
+    for line in shown["comparative/control_+2/plots/tiny_attention_entropy_comparison.png"].figure().axes[0].lines:
+        assert line.get_xdata().tolist() == [1, 3]
+    panels = shown["comparative/plots/tiny_summary.png"].figure().axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    overview = panels[titles.index("Attention entropy (nats)")]
+    assert [1, 3] in [list(line.get_xdata()) for line in overview.lines]
+    doses = shown["comparative/plots/tiny_attention_entropy_dose_response.png"].figure()
+    assert all(np.isfinite(axes.lines[0].get_ydata()).all() for axes in doses.axes)
+
+
+def test_one_block_with_attention_is_seen(tmp_path):
+    result = with_heads(tmp_path, 0, 0, 2, 0, metrics=["attention_entropy"])
+    figures = {figure.path.name: figure for figure in figures_of_model(result, tmp_path)}
+    (axes,) = figures["tiny_attention_entropy.png"].figure().axes
+    assert (list(axes.lines[-1].get_xdata()), axes.lines[-1].get_marker()) == ([2], "o")
+    (deviation,) = axes.patches
+    mean = result.curves["standard"]["attention_entropy"].mean[2]
+    assert axes.get_ylim()[0] < deviation.get_y() < mean < deviation.get_y() + deviation.get_height()
+    doses = figures["tiny_attention_entropy_dose_response.png"].figure().axes
+    assert doses[0].get_title(loc="left").startswith("Last block with attention (2)")
+    cells = figures["tiny_layer_impact.png"].figure().axes[0].texts
+    assert [text.get_position()[0] for text in cells if text.get_text() == "\u2013"] == [0, 1, 3, 4]
+
+
+def test_of_a_model_without_attention_there_is_no_figure_of_it(tmp_path):
+    result = with_heads(tmp_path, 0, 0, 0, 0)
+    figures = {figure.path.name: figure for figure in figures_of_model(result, tmp_path)}
+    assert not [name for name in figures if "atte" in name]
+    assert "tiny_entropy_dose_response.png" in figures
+    labels = figures["tiny_layer_impact.png"].figure().axes[0].get_yticklabels()
+    assert [text.get_text() for text in labels] == ["Entropy"]
+    titles = [axes.get_title(loc="left") for axes in figures["tiny_summary.png"].figure().axes]
+    assert titles == ["Entropy (nats)", "KL from standard (nats)", "Share of changed top tokens"]
+
+
+def test_a_model_without_attention_leaves_the_others_their_colours_side_by_side(tmp_path):
+    results = [
+        with_heads(tmp_path, *heads, key=f"m{num}") for num, heads in enumerate([(2,) * 4, (0,) * 4, (0, 2, 0, 2)])
+    ]
+    shown = {figure.path.name: figure for figure in figures_side_by_side(results, tmp_path)}
+    lines = shown["models_attention_entropy.png"].figure().axes[0].lines
+    assert [line.get_color() for line in lines] == [canvas.PALETTE[0], canvas.PALETTE[2]]
+    np.testing.assert_allclose(lines[1].get_xdata(), [1 / 3, 1])
+    alone = [with_heads(tmp_path, 0, 0, 0, 0, key="alone", metrics=BLOCK_METRICS)]
+    assert not figures_side_by_side(alone, tmp_path)
+    assert "alone_layer_impact.png" not in [figure.path.name for figure in figures_of_model(alone[0], tmp_path)]
 
 
 def test_bands_keep_to_the_values_that_there_can_be():

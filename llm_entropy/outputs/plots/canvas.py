@@ -23,7 +23,9 @@ from matplotlib.ticker import NullFormatter
 from PIL.Image import Image, fromarray
 
 from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
+from llm_entropy.outputs.points import Places, drawn_points, num_points
 from llm_entropy.outputs.tables import Curves, ModelTables
+from llm_entropy.schema import ModelShape
 from llm_entropy.settings import ALL_METRICS, Condition
 from llm_entropy.settings.conditions import Role
 from llm_entropy.store.files import written_whole
@@ -325,6 +327,29 @@ def band(curves: Curves, metric: str) -> tuple[Numbers, Numbers]:
 def band_label(metric: str) -> str:
     """Return what the legend calls the band."""
     return "± 1 standard deviation" + (" of the logarithm" if is_logarithmic(metric) else "")
+
+
+def shade(axes: Axes, at: Places, low: Numbers, high: Numbers, **look: Any) -> None:
+    """Shade between two curves over depth; at a single point, beside which there is nothing to shade, with a bar.
+
+    Args:
+        axes: Where to.
+        at: [point], the layers or blocks.
+        low: [point].
+        high: [point].
+        look: Of the patch.
+    """
+    if len(at) > 1:
+        axes.fill_between(at, low, high, **look)
+        return
+    for bar in axes.bar(at, high - low, 0.3, low, **look):
+        bar.sticky_edges.y.clear()  # the axis is to reach beyond its foot
+
+
+def about_blocks(metric: str, shape: ModelShape) -> list[str]:
+    """Return what the line below a title says of blocks that are left out."""
+    count = len(drawn_points(metric, shape))
+    return [] if count == num_points(metric, shape) else [f"attention in {count} of {shape.num_blocks} blocks"]
 
 
 def finish(axes: Axes, num_points: int, metric: str) -> None:

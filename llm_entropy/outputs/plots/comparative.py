@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,6 +23,7 @@ from llm_entropy.outputs.plots.canvas import (
     ROLE_COLOURS,
     Drawing,
     Numbers,
+    about_blocks,
     band,
     band_label,
     capital,
@@ -33,6 +34,7 @@ from llm_entropy.outputs.plots.canvas import (
     model_line,
     place_depth_ticks,
     place_legend,
+    shade,
     shown_name,
     use_both_logarithms,
     widen_constant,
@@ -42,6 +44,7 @@ from llm_entropy.outputs.plots.condition import draw_trajectories
 from llm_entropy.outputs.plots.impact import draw_impact, impact_size
 from llm_entropy.outputs.plots.layout import SinglePanel
 from llm_entropy.outputs.plots.verdict import num_untouched, shade_untouched, verdict
+from llm_entropy.outputs.points import Places, drawn_points, with_points
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, KL_FROM_STANDARD, TOP1_CHANGED, Comparison
 from llm_entropy.settings.plots import COMPARISON, DIFFERENCES, LAYER_IMPACT
@@ -79,16 +82,17 @@ def figures_of_comparison(tables: ModelTables, compared: ComparisonTables, run_d
             (metric, kind),
             SinglePanel,
         )
-        for metric in compared.metrics
+        for metric in with_points(compared.metrics, tables.shape)
         for kind, draw in both.items()
     ]
-    size = impact_size(tables.shape.num_layers, len(compared.metrics))
-    impact = Drawing(place.plot(LAYER_IMPACT), *size, partial(_draw_impact, tables, compared), (LAYER_IMPACT,))
+    num_metrics = len(with_points(compared.metrics, tables.shape))
+    size, draw_it = impact_size(tables.shape.num_layers, num_metrics), partial(_draw_impact, tables, compared)
+    impact = [Drawing(place.plot(LAYER_IMPACT), *size, draw_it, (LAYER_IMPACT,))] if num_metrics else []
     between = [
         Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_between, tables, compared, metric), (metric,), SinglePanel)
         for metric in BETWEEN
     ]
-    return [*of_metrics, impact, *between]
+    return [*of_metrics, *impact, *between]
 
 
 def _draw_conditions(tables: ModelTables, compared: ComparisonTables, metric: str, canvas: Figure) -> None:
@@ -96,8 +100,10 @@ def _draw_conditions(tables: ModelTables, compared: ComparisonTables, metric: st
     baseline, other = map(shown_name, compared.comparison)
     rows = verdict(tables, compared.comparison.other, metric)
     first = num_untouched(tables, compared.comparison.other)
-    _draw_both(canvas.add_subplot(), compared.comparison, compared.metrics[metric], metric, rows, first)
-    write_title(canvas, f"{_start(metric)}, {baseline} and {other}", model_line(tables, *_target(metric)))
+    at = drawn_points(metric, tables.shape)
+    _draw_both(canvas.add_subplot(), compared.comparison, compared.metrics[metric], metric, rows, first, at)
+    line = model_line(tables, *_target(metric), *about_blocks(metric, tables.shape))
+    write_title(canvas, f"{_start(metric)}, {baseline} and {other}", line)
 
 
 def _draw_distances(tables: ModelTables, compared: ComparisonTables, metric: str, canvas: Figure) -> None:
@@ -105,7 +111,7 @@ def _draw_distances(tables: ModelTables, compared: ComparisonTables, metric: str
     baseline, other = map(shown_name, compared.comparison)
     curves, first = compared.metrics[metric].difference, num_untouched(tables, compared.comparison.other)
     _draw_differences(canvas.add_subplot(), curves, metric, first)
-    line = model_line(tables, *_target(metric), *_of_sample(curves))
+    line = model_line(tables, *_target(metric), *_of_sample(curves), *about_blocks(metric, tables.shape))
     write_title(canvas, f"{_start(metric)}, {other} {MINUS} {baseline}", line)
 
 
@@ -142,27 +148,35 @@ def _of_sample(curves: Curves) -> list[str]:
 
 
 def _draw_both(
-    axes: Axes, comparison: Comparison, both: ComparisonCurves, metric: str, rows: Summary, first: int
+    axes: Axes,
+    comparison: Comparison,
+    both: ComparisonCurves,
+    metric: str,
+    rows: Summary,
+    first: int,
+    at: Optional[Places] = None,
 ) -> None:
     """Draw the means, the spread of the sentences lightly, and how sure the distance of the means is."""
-    depth = np.arange(len(both.baseline.mean))
+    depth = np.arange(len(both.baseline.mean)) if at is None else at
     handles: list[Artist] = []
     labels: list[str] = []
     for condition, curves, style in zip(comparison, (both.baseline, both.other), ("-", "--"), strict=True):
         name, colour = shown_name(condition), ROLE_COLOURS[condition.role]
         if curves.count > 1:
-            axes.fill_between(depth, *band(curves, metric), color=colour, alpha=SPREAD_ALPHA, lw=0)
-        handles += axes.plot(depth, curves.mean, style, color=colour, lw=1.6, zorder=3, **marker(len(depth)))
+            ends = [end[depth] for end in band(curves, metric)]
+            shade(axes, depth, *ends, color=colour, alpha=SPREAD_ALPHA, lw=0)
+        handles += axes.plot(depth, curves.mean[depth], style, color=colour, lw=1.6, zorder=3, **marker(len(depth)))
         labels.append(f"{name}, mean" if curves.count > 1 else name)
     if both.baseline.count > 1:
         handles.append(Patch(color=BLACK, alpha=SPREAD_ALPHA, lw=0))
         labels.append(band_label(metric))
         colour = ROLE_COLOURS[comparison.other.role]
         look: dict[str, Any] = {"color": colour, "alpha": INTERVAL_ALPHA, "lw": 0}
-        axes.fill_between(depth, *interval_about(both.baseline.mean, rows, metric), **look, zorder=2.5)
+        ends = [end[depth] for end in interval_about(both.baseline.mean, rows, metric)]
+        shade(axes, depth, *ends, **look, zorder=2.5)
         handles.append(Patch(**look))
         labels.append("95 % interval of the mean difference")
-    finish(axes, len(depth), metric)
+    finish(axes, len(both.baseline.mean), metric)
     shade_untouched(axes, first, handles, labels)
     place_legend(axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 

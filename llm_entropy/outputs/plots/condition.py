@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -23,6 +23,7 @@ from llm_entropy.outputs.plots.canvas import (
     ROLE_COLOURS,
     Drawing,
     Numbers,
+    about_blocks,
     band,
     band_label,
     capital,
@@ -31,12 +32,14 @@ from llm_entropy.outputs.plots.canvas import (
     model_line,
     place_depth_ticks,
     place_legend,
+    shade,
     shown_name,
     write_title,
 )
 from llm_entropy.outputs.plots.layout import PanelGrid, SinglePanel
 from llm_entropy.outputs.plots.lettering import plain, token_label, wrapped
 from llm_entropy.outputs.plots.verdict import shade_untouched
+from llm_entropy.outputs.points import Places, drawn_points, with_points
 from llm_entropy.outputs.tables import Curves, ModelTables, TokenTracks
 from llm_entropy.settings import ALL_METRICS, Condition
 from llm_entropy.settings.plots import TOKEN_PROBABILITIES
@@ -61,7 +64,7 @@ def figures_of_condition(tables: ModelTables, condition: Condition, run_dir: Pat
     place = place_of_condition(run_dir, condition, tables.model)
     of_metrics = [
         Drawing(place.plot(metric), 6.4, 4.0, partial(_draw_metric, tables, condition, metric), (metric,), SinglePanel)
-        for metric in tables.curves[condition.name]
+        for metric in with_points(tables.curves[condition.name], tables.shape)
     ]
     emerging = partial(_draw_emerging, tables, condition)
     return [
@@ -72,9 +75,10 @@ def figures_of_condition(tables: ModelTables, condition: Condition, run_dir: Pat
 
 def _draw_metric(tables: ModelTables, condition: Condition, metric: str, canvas: Figure) -> None:
     about, curves = ALL_METRICS[metric], tables.curves[condition.name][metric]
-    draw_trajectories(canvas.add_subplot(), curves, metric, ROLE_COLOURS[condition.role])
+    at = drawn_points(metric, tables.shape)
+    draw_trajectories(canvas.add_subplot(), curves, metric, ROLE_COLOURS[condition.role], at=at)
     title = f"{capital(about.label)} by {about.axis}, {shown_name(condition)}"
-    write_title(canvas, title, model_line(tables, *_shown(curves)))
+    write_title(canvas, title, model_line(tables, *_shown(curves), *about_blocks(metric, tables.shape)))
 
 
 def _draw_emerging(tables: ModelTables, condition: Condition, canvas: Figure) -> None:
@@ -87,7 +91,9 @@ def _shown(curves: Curves) -> list[str]:
     return [f"{MOST_TRAJECTORIES} of them drawn"] if curves.count > MOST_TRAJECTORIES else []
 
 
-def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str, num_untouched: int = 0) -> None:
+def draw_trajectories(
+    axes: Axes, curves: Curves, metric: str, colour: str, num_untouched: int = 0, at: Optional[Places] = None
+) -> None:
     """Draw single sentences lightly, one standard deviation in grey, and the mean in black.
 
     Args:
@@ -96,25 +102,29 @@ def draw_trajectories(axes: Axes, curves: Curves, metric: str, colour: str, num_
         metric: Its name, for the axes.
         colour: Of the single sentences.
         num_untouched: How many of the lowest layers steering does not reach.
+        at: The layers, or blocks, that the curves run through; None: all.
     """
-    depth = np.arange(len(curves.mean))
-    rows = curves.sample[evenly_spaced(len(curves.sample), MOST_TRAJECTORIES)]
+    depth = np.arange(len(curves.mean)) if at is None else at
+    rows = curves.sample[evenly_spaced(len(curves.sample), MOST_TRAJECTORIES)][:, depth]
     alpha = float(np.clip(12 / len(rows), 0.10, 0.5))
     lines = np.stack([np.broadcast_to(depth, rows.shape), rows], axis=-1)
     axes.add_collection(LineCollection(list(lines), colors=[to_rgba(colour, alpha)], linewidths=0.6, zorder=2))
     axes.update_datalim(lines[np.isfinite(rows)])
-    (mean,) = axes.plot(depth, curves.mean, color=BLACK, lw=2.0, zorder=4)
+    dots: dict[str, Any] = marker(len(depth)) if len(depth) < len(curves.mean) or len(depth) == 1 else {}
+    if len(depth) == 1:
+        axes.plot(*lines.reshape(-1, 2).T, "_", color=to_rgba(colour, alpha), ms=14, zorder=2)
+    (mean,) = axes.plot(depth, curves.mean[depth], color=BLACK, lw=2.0, zorder=4, **dots)
     grey: dict[str, Any] = {"color": "#555555", "alpha": 0.28, "lw": 0}
     handles: list[Artist]
     handles, labels = [Line2D([], [], color=to_rgba(colour, 0.5), linewidth=0.8)], ["single sentences"]
     if curves.count > 1:
-        axes.fill_between(depth, *band(curves, metric), **grey, zorder=3)
+        shade(axes, depth, *(end[depth] for end in band(curves, metric)), **grey, zorder=3)
         handles += [mean, Patch(**grey)]
         labels += ["mean", band_label(metric)]
     else:
         handles, labels = [mean], ["the sentence"]
     axes.autoscale_view()
-    finish(axes, len(depth), metric)
+    finish(axes, len(curves.mean), metric)
     shade_untouched(axes, num_untouched, handles, labels)
     place_legend(
         axes, handles, labels, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2 if num_untouched else 3

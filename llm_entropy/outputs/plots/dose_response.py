@@ -39,6 +39,7 @@ from llm_entropy.outputs.plots.condition import MOST_TRAJECTORIES
 from llm_entropy.outputs.plots.layout import PanelGrid
 from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import largest_effect, verdict
+from llm_entropy.outputs.points import filled_points, with_points
 from llm_entropy.outputs.tables import Curves, ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition
 from llm_entropy.settings.plots import DOSE_RESPONSE
@@ -66,7 +67,7 @@ def figures_of_doses(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     place = place_of_comparisons(run_dir, tables.model)
     for vector in vectors:
         conditions = doses_of(tables, vector)
-        for metric in tables.comparisons[conditions[0].name].metrics:
+        for metric in with_points(tables.comparisons[conditions[0].name].metrics, tables.shape):
             name = f"{metric}_{DOSE_RESPONSE}" if len(vectors) == 1 else f"{vector}_{metric}_{DOSE_RESPONSE}"
             layers = _layers(tables, conditions, metric)
             draw = partial(_draw_panels, tables, conditions, metric, layers)
@@ -118,14 +119,15 @@ def strongest(conditions: Sequence[Condition]) -> Condition:
 def _layers(tables: ModelTables, conditions: Sequence[Condition], metric: str) -> list[int]:
     """Return the last layer, and that of the largest effect of the largest strength, if it is another."""
     rows = verdict(tables, strongest(conditions), metric)
-    last, largest = len(rows.layer) - 1, largest_effect(rows)
+    last, largest = int(filled_points(metric, tables.shape)[-1]), largest_effect(rows)
     return [last] if largest is None or largest == last else [last, largest]
 
 
 def _panel_title(tables: ModelTables, conditions: Sequence[Condition], metric: str, layer: int) -> str:
     rows = verdict(tables, strongest(conditions), metric)
-    axis, is_last = ALL_METRICS[metric].axis, layer == len(rows.layer) - 1
-    which = f"last {axis} ({layer})" if is_last else f"{axis} {layer}"
+    axis, is_last = ALL_METRICS[metric].axis, layer == filled_points(metric, tables.shape)[-1]
+    having = "" if layer == len(rows.layer) - 1 else " with attention"
+    which = f"last {axis}{having} ({layer})" if is_last else f"{axis} {layer}"
     if layer == largest_effect(rows):
         which += ", of the largest effect"
     assert tables.doses is not None

@@ -17,16 +17,19 @@ from llm_entropy.outputs.places import place_of_condition
 from llm_entropy.outputs.plots.canvas import (
     PALETTE,
     Drawing,
+    about_blocks,
     capital,
     finish,
     legend_columns,
     marker,
     model_line,
     place_legend,
+    shade,
     shown_name,
     write_title,
 )
 from llm_entropy.outputs.plots.lettering import shorten
+from llm_entropy.outputs.points import Places, drawn_points, with_points
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ALL_METRICS, Condition
 from llm_entropy.settings.plots import GROUPS
@@ -56,7 +59,7 @@ def figures_of_groups(tables: ModelTables, run_dir: Path) -> list[Drawing]:
         Drawing(
             place.plot(f"{metric}_groups"), width, 4.2, partial(_draw_groups, tables, shown, metric), (metric, GROUPS)
         )
-        for metric in first_group
+        for metric in with_points(first_group, tables.shape)
     ]
 
 
@@ -65,7 +68,7 @@ def _draw_groups(tables: ModelTables, shown: Sequence[Condition], metric: str, c
     panels = np.atleast_1d(canvas.subplots(1, len(shown), sharey=True))
     for axes, condition in zip(panels.tolist(), shown, strict=True):
         curves = {group: own[metric] for group, own in tables.groups[condition.name].items()}
-        _draw_panel(axes, curves, metric)
+        _draw_panel(axes, curves, metric, drawn_points(metric, tables.shape))
         if condition is not shown[0]:
             axes.set_ylabel("")
         axes.set_title(shown_name(condition), fontsize=9, parse_math=False)
@@ -75,7 +78,8 @@ def _draw_groups(tables: ModelTables, shown: Sequence[Condition], metric: str, c
     columns = legend_columns(labels, 4.6 * len(shown))
     place_legend(canvas, handles, labels, loc="outside lower center", ncols=columns)
     title = f"{capital(ALL_METRICS[metric].label)} by group"
-    write_title(canvas, title, model_line(tables, "mean of each group, 95 % interval"))
+    line = model_line(tables, "mean of each group, 95 % interval", *about_blocks(metric, tables.shape))
+    write_title(canvas, title, line)
 
 
 def look(index: int) -> dict[str, Any]:
@@ -83,13 +87,11 @@ def look(index: int) -> dict[str, Any]:
     return {"color": PALETTE[index % len(PALETTE)], "ls": LINES[index // len(PALETTE) % len(LINES)]}
 
 
-def _draw_panel(axes: Axes, curves: dict[str, GroupCurve], metric: str) -> None:
+def _draw_panel(axes: Axes, curves: dict[str, GroupCurve], metric: str, at: Places) -> None:
     num_points = 1
     for index, curve in enumerate(curves.values()):
         num_points = len(curve.mean)
-        depth = np.arange(num_points)
-        axes.fill_between(
-            depth, curve.interval.low, curve.interval.high, color=look(index)["color"], alpha=0.15, lw=0, zorder=2
-        )
-        axes.plot(depth, curve.mean, lw=2.0, zorder=3, **look(index), **marker(num_points))
+        low, high = curve.interval.low[at], curve.interval.high[at]
+        shade(axes, at, low, high, color=look(index)["color"], alpha=0.15, lw=0, zorder=2)
+        axes.plot(at, curve.mean[at], lw=2.0, zorder=3, **look(index), **marker(num_points))
     finish(axes, num_points, metric)

@@ -36,6 +36,7 @@ from llm_entropy.outputs.plots.verdict import (
     placebo_means,
     verdict,
 )
+from llm_entropy.outputs.points import filled_points, with_points
 from llm_entropy.outputs.tables import ComparisonTables, ModelTables
 from llm_entropy.settings import ALL_METRICS
 
@@ -52,7 +53,7 @@ class Impact(NamedTuple):
     effects: Numbers
     """Effect sizes; NaN where there is none."""
     missing: Mask
-    """Where the metric has no block."""
+    """Where the metric has no block, or the block no attention."""
     significant: Mask
     """Where the difference is one after Holm's correction."""
     within: Mask
@@ -90,7 +91,7 @@ def draw_impact(canvas: Figure, tables: ModelTables, compared: ComparisonTables)
     if first:
         axes.add_patch(Rectangle((-0.5, -0.5), first, len(shown), zorder=1.5, **UNTOUCHED_LOOK))
     _write_cells(axes, impact, first, limit)
-    axes.set_yticks(range(len(shown)), [_row_label(metric) for metric in compared.metrics])
+    axes.set_yticks(range(len(shown)), [_row_label(metric) for metric in _metrics(tables, compared)])
     place_depth_ticks(axes, num_layers, "entropy")
     axes.set_xticks(thinned(num_layers))
     axes.set_xlim(-0.5, num_layers - 0.5)
@@ -103,19 +104,24 @@ def draw_impact(canvas: Figure, tables: ModelTables, compared: ComparisonTables)
     _explain(canvas, impact, first, num_placebos, about_placebos(compared.comparison.other))
 
 
+def _metrics(tables: ModelTables, compared: ComparisonTables) -> list[str]:
+    return with_points(compared.metrics, tables.shape)
+
+
 def _placebos(tables: ModelTables, compared: ComparisonTables) -> list[Floats]:
-    return [placebo_means(tables, compared.comparison.other, metric) for metric in compared.metrics]
+    return [placebo_means(tables, compared.comparison.other, metric) for metric in _metrics(tables, compared)]
 
 
 def _impact(tables: ModelTables, compared: ComparisonTables) -> Impact:
-    shape = len(compared.metrics), tables.shape.num_layers
+    metrics = _metrics(tables, compared)
+    shape = len(metrics), tables.shape.num_layers
     impact = Impact(np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, bool))
-    for row, (metric, placebos) in enumerate(zip(compared.metrics, _placebos(tables, compared), strict=True)):
+    for row, (metric, placebos) in enumerate(zip(metrics, _placebos(tables, compared), strict=True)):
         rows = verdict(tables, compared.comparison.other, metric)
         width = len(rows.layer)
         impact.effects[row, :width] = rows.effect_size
-        impact.missing[row, width:] = True
-        impact.missing[row, : ALL_METRICS[metric].first] = True
+        impact.missing[row] = True
+        impact.missing[row, filled_points(metric, tables.shape)] = False
         impact.significant[row, :width] = is_significant(rows)
         impact.within[row, :width] = is_within(rows, placebos)
     return impact

@@ -33,6 +33,7 @@ from llm_entropy.outputs.plots.canvas import (
     model_line,
     place_depth_ticks,
     place_legend,
+    shade,
     shown_name,
     use_both_logarithms,
     widen_constant,
@@ -42,6 +43,7 @@ from llm_entropy.outputs.plots.dose_response import source_of, strength_of, stro
 from llm_entropy.outputs.plots.layout import PanelGrid
 from llm_entropy.outputs.plots.lettering import shorten
 from llm_entropy.outputs.plots.verdict import about_placebos, num_untouched, placebo_means, shade_untouched, verdict
+from llm_entropy.outputs.points import drawn_points, num_points, with_points
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import COMPARISON_METRICS, KL_FROM_STANDARD, Condition
 from llm_entropy.settings.plots import SUMMARY
@@ -77,7 +79,7 @@ def figures_of_overview(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     """
     if not tables.comparisons:
         return []
-    metrics = [*next(iter(tables.comparisons.values())).metrics, *COMPARISON_METRICS]
+    metrics = with_points([*next(iter(tables.comparisons.values())).metrics, *COMPARISON_METRICS], tables.shape)
     num_columns = MOST_COLUMNS if len(metrics) > 4 else min(len(metrics), 2)
     num_rows = -(-len(metrics) // num_columns)
     size = max(3.1 * num_columns, 6.4), 1.2 + 2.05 * num_rows
@@ -165,18 +167,20 @@ def _draw_panel(
     handles: list[Artist | Container] = []
     labels: list[str] = []
     own = [(look, verdict(tables, look.condition, metric)) for look in looks]
-    depth = own[0][1].layer
+    depth, width = drawn_points(metric, tables.shape), num_points(metric, tables.shape)
+    has_dots = len(looks) == 1 or len(depth) < width
     for look, rows in own:
-        axes.fill_between(depth, rows.ci_low, rows.ci_high, color=look.colour, alpha=0.25, lw=0, zorder=2)
-        dots: dict[str, Any] = marker(len(depth), size=2.4) if len(looks) == 1 else {}
-        handles += axes.plot(depth, rows.mean_difference, look.line, color=look.colour, lw=1.5, zorder=3, **dots)
+        shade(axes, depth, rows.ci_low[depth], rows.ci_high[depth], color=look.colour, alpha=0.25, lw=0, zorder=2)
+        dots: dict[str, Any] = marker(len(depth), size=2.4) if has_dots else {}
+        means = rows.mean_difference[depth]
+        handles += axes.plot(depth, means, look.line, color=look.colour, lw=1.5, zorder=3, **dots)
         labels.append(shown_name(look.condition))
     if tables.num_sentences > 1:
         handles.append(Patch(color=looks[0].colour if len(looks) == 1 else BLACK, alpha=0.25, lw=0))
         labels.append("95 % interval")
     _draw_placebos(axes, tables, looks, metric, handles, labels)
     axes.axhline(0, color=BLACK, lw=0.7, zorder=1.5)
-    place_depth_ticks(axes, len(depth), metric, most=7)
+    place_depth_ticks(axes, width, metric, most=7)
     axes.set_title(
         "KL from standard (nats)" if metric == KL_FROM_STANDARD else axis_label(metric),
         fontsize=9,
@@ -206,9 +210,9 @@ def _draw_placebos(
     if not len(means):
         return
     values = np.ma.masked_invalid(means)
-    depth = np.arange(means.shape[1])
-    low, high = values.min(axis=0).filled(np.nan), values.max(axis=0).filled(np.nan)
-    axes.fill_between(depth, low, high, color=PLACEBO_COLOUR, lw=0, zorder=1)
+    depth = drawn_points(metric, tables.shape)
+    low, high = (end.filled(np.nan)[depth] for end in (values.min(axis=0), values.max(axis=0)))
+    shade(axes, depth, low, high, color=PLACEBO_COLOUR, lw=0, zorder=1)
     for edge in (low, high):  # seen through the intervals before it
         axes.plot(depth, edge, color=PLACEBO_EDGE, lw=0.6, zorder=2.5)
     handles.append(Patch(facecolor=PLACEBO_COLOUR, edgecolor=PLACEBO_EDGE, lw=0.6))

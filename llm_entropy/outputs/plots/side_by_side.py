@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from llm_entropy.outputs.plots.canvas import (
     write_title,
 )
 from llm_entropy.outputs.plots.layout import PanelGrid
+from llm_entropy.outputs.points import drawn_points, with_points
 from llm_entropy.outputs.tables import ModelTables
 from llm_entropy.settings import ALL_METRICS, METRICS, Condition
 from llm_entropy.settings.plots import MODELS
@@ -53,7 +54,11 @@ def figures_of_models(tables: Sequence[ModelTables], condition: Condition, run_d
     figures: list[Drawing] = []
     place = place_of_condition(run_dir, condition, "models")
     for metric in METRICS:
-        models = [model for model in tables if metric in model.curves[condition.name]]
+        models = {  # by their number among all, which their colours keep
+            number: model
+            for number, model in enumerate(tables)
+            if metric in with_points(model.curves[condition.name], model.shape)
+        }
         if not models:
             continue
         num_panels = 2 if _has_share(metric) else 1
@@ -67,7 +72,7 @@ def _has_share(metric: str) -> bool:
     return ALL_METRICS[metric].unit == "nats" and ALL_METRICS[metric].axis == "layer"
 
 
-def _draw_models(models: Sequence[ModelTables], condition: Condition, metric: str, canvas: Figure) -> None:
+def _draw_models(models: Mapping[int, ModelTables], condition: Condition, metric: str, canvas: Figure) -> None:
     label, has_share = capital(ALL_METRICS[metric].label), _has_share(metric)
     panels = canvas.subplots(1, 1 + has_share, squeeze=False)[0]
     handles = _draw_means(panels[0], models, condition, metric, lambda values, _: values)
@@ -77,7 +82,7 @@ def _draw_models(models: Sequence[ModelTables], condition: Condition, metric: st
     shaded = f", {band_label(metric)} shaded" if len(models) <= MOST_BANDS else ""
     title = f"{label} over relative depth, {shown_name(condition)}"
     write_title(canvas, title, f"mean over the sentences{shaded}")
-    labels = [_legend_of(model) for model in models]
+    labels = [_legend_of(model) for model in models.values()]
     place_legend(canvas, handles, labels, loc="outside lower center", ncols=1 + has_share)
 
 
@@ -88,23 +93,24 @@ def _legend_of(model: ModelTables) -> str:
 
 def _draw_means(
     axes: Axes,
-    models: Sequence[ModelTables],
+    models: Mapping[int, ModelTables],
     condition: Condition,
     metric: str,
     scale: Callable[[Numbers, int], Numbers],
 ) -> list[Line2D]:
     """Draw each model's mean; `scale` turns nats into what is shown, given V. Return the lines."""
     lines = []
-    for index, model in enumerate(models):
+    for index, model in models.items():
         curves, size = model.curves[condition.name][metric], model.shape.vocab_size
-        depth = relative_depth(len(curves.mean))
+        at = drawn_points(metric, model.shape)
+        depth = relative_depth(len(curves.mean))[at]
         colour = PALETTE[index % len(PALETTE)]
         if curves.count > 1 and len(models) <= MOST_BANDS:
-            low, high = band(curves, metric)
+            low, high = (end[at] for end in band(curves, metric))
             axes.fill_between(depth, scale(low, size), scale(high, size), color=colour, alpha=0.12, lw=0)
         style = LINES[index // len(PALETTE) % len(LINES)]
         dots = marker(len(depth), MARKERS[index % len(MARKERS)], 4)
-        lines += axes.plot(depth, scale(curves.mean, size), style, color=colour, lw=1.8, **dots)
+        lines += axes.plot(depth, scale(curves.mean[at], size), style, color=colour, lw=1.8, **dots)
     finish(axes, 2, metric)
     is_layer = ALL_METRICS[metric].axis == "layer"
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["emb." if is_layer else "0", "0.25", "0.5", "0.75", "1"])

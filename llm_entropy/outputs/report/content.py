@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from llm_entropy.outputs.answers import AnswerCurves
 from llm_entropy.outputs.groups import GroupCurve
 from llm_entropy.outputs.inference.resampling import Interval
 from llm_entropy.outputs.inference.student import t_interval
-from llm_entropy.outputs.inference.summary import Summary
+from llm_entropy.outputs.points import with_points
 from llm_entropy.outputs.report.numbers import short
 from llm_entropy.outputs.report.sentences import shown_sentences
 from llm_entropy.outputs.tables import Curves, ModelTables
@@ -113,11 +113,20 @@ def _metrics(tables: Sequence[ModelTables]) -> list[str]:
     """Return the metrics that the page shows: those of a condition, those between two, and what else is compared."""
     return list(
         dict.fromkeys(
-            [name for one in tables for curves in one.curves.values() for name in curves]
+            [name for one in tables for curves in one.curves.values() for name in _shown(curves, one)]
             + [name for one in tables for compared in one.comparisons.values() for name in compared.between]
-            + [name for one in tables if one.summary is not None for name in one.summary.metric.tolist()]
+            + [name for one in tables if one.summary is not None for name in _shown(one.summary.metric.tolist(), one)]
         )
     )
+
+
+def _shown(metrics: Iterable[str], tables: ModelTables) -> list[str]:
+    """Return the metrics that have a number in any block, as those of the attention of a model without any have not.
+
+    Where these are all there are, they are shown empty.
+    """
+    every = list(metrics)
+    return with_points(every, tables.shape) or every
 
 
 def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) -> dict[str, Any]:
@@ -126,7 +135,7 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         *("name", "revision", "model_type", "kind", "dtype", "attention", "max_length"),
         *("lens_error_logits", "lens_allowed_logits", "attention_error_nats", "attention_allowed_nats"),
     )
-    curves = {name: dict(own) for name, own in tables.curves.items()}
+    curves = {name: {metric: own[metric] for metric in _shown(own, tables)} for name, own in tables.curves.items()}
     for name, compared in tables.comparisons.items():
         curves[name] |= compared.between
     return {
@@ -138,9 +147,10 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
             name: {metric: {"mean": one.mean, "half": _half_width(metric, one)} for metric, one in own.items()}
             for name, own in curves.items()
         },
-        "summary": {} if tables.summary is None else _summary(tables.summary),
+        "summary": _summary(tables),
         "placebos": {
-            vector: {metric: list(means) for metric, means in own.items()} for vector, own in tables.placebos.items()
+            vector: {metric: list(own[metric]) for metric in _shown(own, tables)}
+            for vector, own in tables.placebos.items()
         },
         "doses": _doses(tables),
         "strengths": _strengths(tables.strengths),
@@ -148,7 +158,9 @@ def _model(tables: ModelTables, about: Mapping[str, Any], settings: Settings) ->
         "answers": {name: _answers(curves) for name, curves in tables.answers.items()},
         "groups": _groups(tables.groups),
         "sample": tables.sample
-        and shown_sentences(tables, tables.sample, measured_of(settings.analysis, tables.shape), about["kind"]),
+        and shown_sentences(
+            tables, tables.sample, _shown(measured_of(settings.analysis, tables.shape), tables), about["kind"]
+        ),
     }
 
 
@@ -188,12 +200,18 @@ def _ends(interval: Interval) -> dict[str, Any]:
     return {"low": interval.low, "high": interval.high}
 
 
-def _summary(summary: Summary) -> dict[str, dict[str, dict[str, Any]]]:
+def _summary(tables: ModelTables) -> dict[str, dict[str, dict[str, Any]]]:
     """Return the summary by condition and metric; an empty column is left out."""
+    summary = tables.summary
+    if summary is None:
+        return {}
     rows = _rows_by(summary.condition, summary.metric)
+    shown = _shown(dict.fromkeys(summary.metric.tolist()), tables)
     columns = {item.name: getattr(summary, item.name) for item in fields(summary) if item.name in SUMMARY_COLUMNS}
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for (condition, metric), places in rows.items():
+        if metric not in shown:
+            continue
         own = {name: values[places] for name, values in columns.items()}
         kept = {name: values for name, values in own.items() if not np.isnan(values.astype(float)).all()}
         found.setdefault(condition, {})[metric] = kept
@@ -205,7 +223,10 @@ def _doses(tables: ModelTables) -> dict[str, dict[str, dict[str, Any]]]:
     doses = tables.doses
     found: dict[str, dict[str, dict[str, Any]]] = {}
     if doses is not None:
+        shown = _shown(dict.fromkeys(doses.metric.tolist()), tables)
         for (vector, metric), places in _rows_by(doses.vector, doses.metric).items():
+            if metric not in shown:
+                continue
             found.setdefault(vector, {})[metric] = {name: getattr(doses, name)[places] for name in DOSE_COLUMNS}
     return found
 

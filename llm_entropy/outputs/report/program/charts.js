@@ -72,7 +72,7 @@ function lineChart(holder, chart) {
     s("text", { x: -(height - bottom + top) / 2, y: 14, transform: "rotate(-90)", "text-anchor": "middle" },
       chart.yName));
   const path = (values) => values.map((value, index) => (fits(value)
-    ? `${index && fits(values[index - 1]) ? "L" : "M"}${x(chart.xs[index]).toFixed(1)},${y(value).toFixed(1)}` : ""))
+    ? `${(chart.isBridged ? values.slice(0, index).some(fits) : index && fits(values[index - 1])) ? "L" : "M"}${x(chart.xs[index]).toFixed(1)},${y(value).toFixed(1)}` : ""))
       .join("");
   for (const one of chart.series) {
     if (!one.low || chart.isWhiskers) continue;
@@ -100,7 +100,7 @@ function lineChart(holder, chart) {
             { x1: at, x2: at, y1: y(one.low[index]), y2: y(one.high[index]), "stroke-width": 2,
               paint: { stroke: "var(--ink)" } }));
       }
-      if (chart.xs.length <= 40) svg.append(s("circle", { cx: at, cy: up, r: 3, paint: { fill: one.look.stroke } }));
+      if (one.values.filter(fits).length <= 40) svg.append(s("circle", { cx: at, cy: up, r: 3, paint: { fill: one.look.stroke } }));
     });
   }
   if (isNamed) {

@@ -69,7 +69,7 @@ function curves(folder) {
       { label: `${yName} over depth, ${series.map((one) => one.name).join(", ")}; the table below has the numbers`,
         xs: range(numPoints(model, metric)), xName: capital(about(metric).axis), xText: xTickName(metric),
       xLong: (index) => capital(pointName(metric, index)), yName, series,
-        isLog: about(metric).scale === "logarithmic" && !isDifference,
+        isBridged: isBridged(model, metric), isLog: about(metric).scale === "logarithmic" && !isDifference,
         withZero: isDifference || least(metric) === 0 && about(metric).unit === "nats", lowName: "95 %",
         shadeTo: isFinite(untouched) ? untouched : 0 });
     const lines = series.filter((one) => !one.isBand);

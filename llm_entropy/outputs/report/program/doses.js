@@ -58,15 +58,15 @@ function doses(folder) {
     if (!names.includes(shown.vector)) shown.vector = names[0];
     const metrics = Object.keys(model.doses[shown.vector]);
     if (!metrics.includes(shown.metric)) shown.metric = metrics.includes("entropy") ? "entropy" : metrics[0];
-    const metric = shown.metric, points = numPoints(model, metric),
-      layer = shown.layer === null || shown.layer >= points ? points - 1 : shown.layer;
+    const metric = shown.metric, points = pointsOf(model, metric),
+      layer = points.includes(shown.layer) ? shown.layer : lastPoint(model, metric);
     controls.replaceChildren(
       names.length > 1
         ? choice("Vector", names.map((name) => [name, name]), shown.vector,
         (value) => { shown.vector = value; draw(model); }) : "",
       choice("Metric", metrics.map((name) => [name, withUnit(name)]), metric,
         (value) => { shown.metric = value; draw(model); }),
-      choice("Layer", range(points).map((at) => [String(at), pointName(metric, at)]), String(layer),
+      choice("Layer", points.map((at) => [String(at), pointName(metric, at)]), String(layer),
         (value) => { shown.layer = Number(value); draw(model); }));
     const own = acting(model).filter((one) => one.vector === shown.vector),
       steps = doseSteps(model, shown.vector, metric, layer);

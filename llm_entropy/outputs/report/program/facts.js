@@ -10,6 +10,11 @@ const metricName = (metric) => capital(about(metric).label);
 const withUnit = (metric) => metricName(metric) + (about(metric).unit ? ` (${about(metric).unit})` : "");
 const numPoints = (model, metric) =>
   ({ layer: model.num_layers, block: model.num_blocks, text: 1 })[about(metric).axis];
+/* The layers or blocks that have numbers: a block without attention that can be read has none in any sentence. */
+const pointsOf = (model, metric) => range(numPoints(model, metric))
+  .filter((at) => about(metric).axis !== "block" || !model.heads || model.heads[at] > 0);
+const lastPoint = (model, metric) => pointsOf(model, metric).slice(-1)[0];
+const isBridged = (model, metric) => pointsOf(model, metric).length < numPoints(model, metric);
 const isOfText = (metric) => about(metric).axis === "text";
 const pointName = (metric, index) =>
   isOfText(metric) ? "the whole text" : about(metric).axis === "block" ? `block ${index}` : index === 0

@@ -30,7 +30,7 @@ function groups(folder) {
     lineChart(holder,
       { label: `${withUnit(metric)} by group over depth; the table below has the numbers`, xs: points,
         xName: capital(about(metric).axis), xText: xTickName(metric),
-        xLong: (index) => capital(pointName(metric, index)),
+        xLong: (index) => capital(pointName(metric, index)), isBridged: isBridged(model, metric),
       yName: withUnit(metric), isLog: about(metric).scale === "logarithmic", lowName: "95 %", isBare: true,
       series: labels.map((label, place) =>
         ({ name: label, look: trackLook(place), values: of(label).mean, low: end(label, -1), high: end(label, 1) })) });

@@ -36,7 +36,7 @@ function impact(folder) {
       h("span", {}, h("span", { class: "scale both" }), " falls \u2026 rises, up to |d| = 1.5"),
       h("span", {}, "\u2022 p < 0.05 after Holm's correction"),
       h("span", {}, h("span", { class: "within" }), " a placebo changes it at least as much"),
-      h("span", {}, "grey: steering does not reach the layer"), h("span", {}, BLANK, " no such layer")));
+      h("span", {}, "grey: steering does not reach the layer"), h("span", {}, BLANK, " no such layer, or no attention there")));
   return function draw(model) {
     const own = acting(model);
     folder.hidden = !own.length;

@@ -72,12 +72,12 @@ function placebos(folder) {
     if (!own.length) return;
     const metrics = Object.keys(model.placebos[own[0].vector]);
     if (!metrics.includes(shown.metric)) shown.metric = metrics.includes("entropy") ? "entropy" : metrics[0];
-    const metric = shown.metric, points = numPoints(model, metric);
-    const layer = shown.layer === null || shown.layer >= points ? points - 1 : shown.layer;
+    const metric = shown.metric, points = pointsOf(model, metric);
+    const layer = points.includes(shown.layer) ? shown.layer : lastPoint(model, metric);
     controls.replaceChildren(
       choice("Metric", metrics.map((name) => [name, withUnit(name)]), metric,
         (value) => { shown.metric = value; draw(model); }),
-      choice("Layer", range(points).map((at) => [String(at), pointName(metric, at)]), String(layer),
+      choice("Layer", points.map((at) => [String(at), pointName(metric, at)]), String(layer),
         (value) => { shown.layer = Number(value); draw(model); }));
     meaning.textContent = sayMeaning(metric);
     forest(holder, model, own, metric, layer);

@@ -8,9 +8,9 @@ function summaryTable(folder) {
     ["p (Holm)", "p", 0], ["sentences up", "up", 0], ["placebos as large", "placebos", 0]];
   const rows = data.models.flatMap((model) => acting(model)
     .flatMap((condition) => Object.keys(model.summary[condition.name]).flatMap((metric) => {
-    const most = largest(model, condition.name, metric), last = numPoints(model, metric) - 1;
+    const most = largest(model, condition.name, metric), last = lastPoint(model, metric);
     const get = (name, layer) => column(model, condition.name, metric, name)[layer];
-    return range(last + 1).map((layer) => ({
+    return pointsOf(model, metric).map((layer) => ({
       at: [layer === last ? "last" : "", layer === most ? "largest" : ""], isTested: isNumber(get("p_holm", layer)),
       keys: { model: model.key, condition: condition.name,
         metric: about(metric).label + (about(metric).unit ? ` (${about(metric).unit})` : ""), layer,

@@ -17,7 +17,7 @@ function verdictMetrics(models) {
 
 /* Judge one condition by one metric at its last layer: `state` is yes, maybe or no; `headline` and `text` say why. */
 function judge(model, condition, metric) {
-  const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
+  const layer = lastPoint(model, metric), get = (name) => column(model, condition.name, metric, name)[layer];
   const change = get("mean_difference"), p = get("p_holm"), label = about(metric).label;
   if (!isNumber(change) || !isNumber(p)) return { state: "no", headline: `Not tested: steering does not reach ${label}`,
     text: "" };
@@ -61,7 +61,7 @@ const weaker = (condition) =>
 
 /* The numbers behind a judgement: name, number, and what it is. */
 function verdictFacts(model, condition, metric) {
-  const layer = numPoints(model, metric) - 1, get = (name) => column(model, condition.name, metric, name)[layer];
+  const layer = lastPoint(model, metric), get = (name) => column(model, condition.name, metric, name)[layer];
   const change = get("mean_difference"), before = get("mean_standard"), found = larger(model, condition, metric, layer);
   if (!isNumber(change)) return [];
   const moves = ((model.curves[condition.name] || {}).kl_from_standard || {}).mean || [],
@@ -115,7 +115,7 @@ function sayCurve(model) {
   const name = Object.keys(model.curves)[0], metrics = Object.keys(model.curves[name] || {});
   if (!metrics.length) return null;
   const metric = metrics.includes("entropy") ? "entropy" : metrics[0], means = model.curves[name][metric].mean;
-  const unit = unitOf(metric), last = means.length - 1;
+  const unit = unitOf(metric), last = lastPoint(model, metric);
   const top = means.reduce((best, value, at) => (isNumber(value) && (best < 0 || value > means[best]) ? at : best), -1);
   if (top < 0) return null;
   const first = means.findIndex(isNumber), share = about(metric).unit === "nats" && isNumber(means[last])
@@ -149,7 +149,7 @@ function verdict(folder) {
           .map((other) => Math.abs(other.strength))));
       const rest = own.filter((one) => !main.includes(one)), figure = h("div", {});
       const drawable = own.filter((one) =>
-        isNumber(column(model, one.name, metric, "mean_difference")[numPoints(model, metric) - 1]));
+        isNumber(column(model, one.name, metric, "mean_difference")[lastPoint(model, metric)]));
       if (drawable.length) forests.push([figure, model, drawable]);
       return h("div", { class: "verdicts" }, h("h3", {}, bdi(model.key)),
         h("ul", { class: "lead sides" }, main.map((one) => verdictItem(model, one, metric))),
@@ -157,10 +157,10 @@ function verdict(folder) {
           h("ul", { class: "lead sides" }, rest.map((one) => verdictItem(model, one, metric)))) : null,
         drawable.length
           ? h("figure", {},
-          h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, numPoints(model, metric) - 1)}`),
+          h("figcaption", {}, `Change of ${about(metric).label}${atPoint(metric, lastPoint(model, metric))}`),
           figure, forestKey(model, drawable, metric)) : null);
     }));
-    for (const [figure, model, own] of forests) forest(figure, model, own, metric, numPoints(model, metric) - 1);
+    for (const [figure, model, own] of forests) forest(figure, model, own, metric, lastPoint(model, metric));
   }
   draw();
   return (_, isResized) => { if (isResized) draw(); };
