@@ -43,7 +43,7 @@ the first table are held against a reference in float64, too, in the tests: ever
 Attention: *fused* is read beside transformers' fused attention; *eager* from the maps of eager attention, which takes
 longer; *none* cannot be read, and is null in every table. "in 1 of 3" blocks: the others have none, or one that shows
 neither scores nor weights. "sinks apart": a part of the attention goes to what is no token, which is `sink_mass`; the
-entropy is that of the rest.
+entropy is that of the rest. "without sinks": so it is, and the maps do not show how large that part is.
 """
 COLUMNS = "| model_type | kind | lens | steering | attention |\n|---|---|---|---|---|"
 REFUSED = """
@@ -70,7 +70,8 @@ def row_of(view: ModelView) -> Row:
     read, num_blocks = sum(module is not None for module in view.attentions), len(view.blocks)
     way = "fused" if attention_implementation(view.model) == READABLE else "eager"
     attention = "none" if not read else way if read == num_blocks else f"{way}, in {read} of {num_blocks}"
-    return Row(view.kind, "yes", "yes", attention + (", sinks apart" if view.shape.has_sinks else ""))
+    sinks = ", sinks apart" if view.shape.has_sinks else ", without sinks" if view.hides_sinks else ""
+    return Row(view.kind, "yes", "yes", attention + sinks)
 
 
 def table_of(text: str) -> dict[str, Row]:

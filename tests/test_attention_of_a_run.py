@@ -156,3 +156,15 @@ def test_without_csv_files_the_same_is_read_from_the_records(run: RunResult, tmp
         hidden = path.rename(tmp_path / path.name)
         pd.testing.assert_frame_equal(own["attention_entropy"], expected, rtol=1e-6)
         hidden.rename(path)
+
+
+def test_a_library_counts_the_tokens_of_a_family_whose_masks_do_not_tell_them() -> None:
+    lm = open_model(make_tiny("mpt", vocab=CAUSAL_VOCAB), make_tokenizer("causal"))
+    frame = measure(lm, TEXTS, metrics=ASKED[1:])  # of several lengths: there is padding
+    entropy, share = (
+        frame[frame["metric"] == metric].pivot(index=["sentence_id", "position"], columns="layer", values="value")
+        for metric in ASKED[1:]
+    )
+    positions = entropy.index.get_level_values("position").to_numpy()
+    seen = np.log(np.where(positions > 0, positions + 1, np.nan))[:, None]
+    np.testing.assert_allclose(share, entropy / seen, rtol=1e-5)

@@ -19,6 +19,7 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.budget import CPU_TOKENS
 from llm_entropy.measuring.metrics import over_heads
 from llm_entropy.measuring.module import EntropyModule
+from llm_entropy.models.attention import check_sinks
 from llm_entropy.models.loaded import borrowed
 from llm_entropy.runs.token_texts import TokenTexts
 from llm_entropy.schema import Records, measured_of
@@ -89,6 +90,7 @@ def measure(
         compare_control=bool(conditions),
         conditions=_as_settings(conditions or {}),
     )
+    check_sinks(lm.view, analysis.metrics, lm.name)
     plan = planned(lm.source, analysis, max_length, seed)
     texts = texts_of(sentences, DataSettings(), None)
     ids = [number for number, text in enumerate(texts) if text is not None and text.strip()]

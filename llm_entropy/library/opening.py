@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm_entropy import kernels
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, check_lens
-from llm_entropy.models.attention import about_attention, check_attention
+from llm_entropy.models.attention import about_attention, check_attention, with_right_counts
 from llm_entropy.models.families import ModelView, run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
@@ -156,6 +156,7 @@ def open_model(
     with borrowed(source, needs_attention=True):
         view = view_model(source.loaded)
         check_attention(view, where)
+        view = with_right_counts(view)
         for line in about_attention(view, ()):
             log.warning("%s: %s", where, line)
         return LanguageModel(source, view, Lens(view, lens, plan.lens_path), check_lens(view, where).error)

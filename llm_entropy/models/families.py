@@ -252,6 +252,8 @@ class ModelView:
     """The name of a buffer of its attention modules, as in `Architecture`."""
     shows_maps_if_asked: bool = False
     """Whether its attention modules return their maps only where `output_attentions` is said."""
+    hides_sinks: bool = False
+    """Whether a part of its attention goes to sinks, and its maps do not show it."""
     counts_weights: bool = False
     """Whether the tokens that a row may see are those with a weight: its modules are given no mask that tells them."""
     attention_error: Optional[float] = None
@@ -307,6 +309,7 @@ def view_model(model: PreTrainedModel) -> ModelView:
         softcap=parts.softcap,
         own_mask=architecture.own_mask,
         shows_maps_if_asked=attention.if_asked,
+        hides_sinks=attention.hides_sinks,
         found=parts.words,
     )
 

@@ -323,6 +323,8 @@ class Attention(NamedTuple):
     """Whether maps are returned only where `output_attentions` is said."""
     has_sinks: bool
     """Whether rows of maps add up to less than 1: the rest goes to what is no token."""
+    hides_sinks: bool
+    """Whether modules have weights of sinks, and rows of their maps add up to 1 all the same."""
 
 
 @dataclass
@@ -350,11 +352,15 @@ def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Atten
             options = {"output_attentions": True}
             model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
     attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
+    modules = [module for module in attentions if module is not None]
+    has_sinks = any(found[module].least < LEAST_SUM for module in modules)
+    names = [name for module in modules for name, _ in module.named_parameters()]
     return Attention(
         modules=attentions,
         heads=tuple(0 if module is None else found[module].num_heads for module in attentions),
         if_asked=bool(options) and bool(found),
-        has_sinks=any(module is not None and found[module].least < LEAST_SUM for module in attentions),
+        has_sinks=has_sinks,
+        hides_sinks=not has_sinks and any("sink" in name.lower() for name in names),
     )
 
 

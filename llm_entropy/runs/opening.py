@@ -12,7 +12,7 @@ from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, LensProof, check_lens
-from llm_entropy.models.attention import about_attention, open_attention
+from llm_entropy.models.attention import about_attention, check_sinks, open_attention
 from llm_entropy.models.cached import check_cache
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
@@ -63,6 +63,7 @@ def open_model(
     if analysis.is_generated:
         check_cache(view, where)
     if needs_attention:
+        check_sinks(view, analysis.metrics, where)
         view = open_attention(view, where)
         for line in about_attention(view, analysis.metrics):  # of several processes the first one says it
             log.log(logging.WARNING if is_first_process() else logging.DEBUG, "%s: %s", where, line)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from llm_entropy.corpus.batching import collate
+from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
-from llm_entropy.models.attention import about_attention, open_attention, read_attention_entropy
+from llm_entropy.models.attention import about_attention, check_sinks, open_attention, read_attention_entropy
 from llm_entropy.models.families import ModelView, find_architecture, run_base, view_model
 from llm_entropy.models.proofs import check_parts
 from llm_entropy.schema import Batch, Example
@@ -253,6 +254,18 @@ def test_a_metric_of_sinks_is_0_where_there_are_none_and_empty_where_there_is_no
     assert (mass[:, 1] == 0).all()
     assert [*about_attention(view, ["sink_mass"])][1:] == ["all of its attention goes to tokens: sink_mass is 0"]
     assert len([*about_attention(view, ["attention_entropy"])]) == 1
+
+
+def test_sinks_that_maps_do_not_show_are_said_and_their_mass_is_refused() -> None:
+    view = opened("granite_swa")
+    assert not view.shape.has_sinks
+    assert [*about_attention(view, ["attention_entropy"])] == [
+        "a part of the attention goes to sinks, which its maps do not show; its entropy is that of the rest"
+    ]
+    check_sinks(view, ["attention_entropy"], "mine")
+    with pytest.raises(ReportedError, match=r"^mine: a part of its attention goes to sinks, .*; leave sink_mass out"):
+        check_sinks(view, ["sink_mass"], "mine")
+    assert row_of(view).attention == "eager, without sinks"
 
 
 @pytest.mark.skipif(made_with() is not None, reason=f"the table was made with transformers {made_with()}")

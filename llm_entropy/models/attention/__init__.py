@@ -199,12 +199,20 @@ def open_attention(view: ModelView, name: str) -> ModelView:
         else:
             view.model.set_attn_implementation(EAGER)
             return open_attention(view_model(view.model), name)
-    is_eager = any(view.attentions) and attention_implementation(view.model) == EAGER
-    if is_eager and not _counts_are_right(view):
-        view = replace(view, counts_weights=True)
+    view = with_right_counts(view)
     if not any(view.attentions):
         view = replace(view, shape=view.shape._replace(heads=(0,) * len(view.blocks), has_sinks=False))
     return view
+
+
+def with_right_counts(view: ModelView) -> ModelView:
+    """Return a model whose rows are known to see the tokens that have a weight, where its masks do not tell them.
+
+    Args:
+        view: A model whose attention is proved.
+    """
+    is_eager = any(view.attentions) and attention_implementation(view.model) == EAGER
+    return replace(view, counts_weights=True) if is_eager and not _counts_are_right(view) else view
 
 
 def about_attention(view: ModelView, metrics: Collection[str]) -> Iterator[str]:
@@ -227,8 +235,28 @@ def about_attention(view: ModelView, metrics: Collection[str]) -> Iterator[str]:
             f"a part of the attention goes to sinks, which are no tokens; its entropy is that of the rest, and "
             f"{SINK_MASS} is that part"
         )
+    elif view.hides_sinks:
+        yield "a part of the attention goes to sinks, which its maps do not show; its entropy is that of the rest"
     elif SINK_MASS in metrics and any(view.attentions):
         yield f"all of its attention goes to tokens: {SINK_MASS} is 0"
+
+
+def check_sinks(view: ModelView, metrics: Collection[str], name: str) -> None:
+    """Make sure that it can be read how much of the attention goes to sinks, if that is asked for.
+
+    Args:
+        view: The model.
+        metrics: What is measured.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: It cannot: the model has sinks, and its attention maps add up to 1.
+    """
+    if SINK_MASS in metrics and view.hides_sinks:
+        raise ReportedError(
+            f"{name}: a part of its attention goes to sinks, and its maps do not show how much; leave {SINK_MASS} out "
+            "of analysis.metrics"
+        )
 
 
 @torch.inference_mode()
@@ -249,7 +277,7 @@ def check_attention(view: ModelView, name: str) -> Optional[float]:
     Raises:
         ReportedError: It is not: the family leaves transformers' interface out, or does more than fused attention can.
     """
-    advice = "; leave attention_entropy and attended_entropy out of analysis.metrics, or correct its attention"
+    advice = "; leave attention_entropy and its like out of analysis.metrics, or correct its attention"
     if not any(view.attentions):
         return None
     is_eager = attention_implementation(view.model) == EAGER  # it shows its own maps: there is nothing to compare
