@@ -76,7 +76,8 @@ def measure(
     Returns:
         A row for each condition, position, metric and layer. Columns: model, condition, sentence_id (number of the
         text), position, token, metric, layer, value. For metrics of the attention, layer is the block, 0..L-1, and
-        value the mean over the heads. Steered conditions also have `kl_from_standard` and `top1_changed`.
+        value the mean over the heads. Models with sinks also have `sink_mass` beside them. Steered conditions also have
+        `kl_from_standard` and `top1_changed`.
 
     Raises:
         ReportedError: An argument is wrong.

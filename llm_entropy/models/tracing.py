@@ -33,6 +33,8 @@ ROUNDINGS = 16
 """What is done once more by other operations may differ by so many roundings, as a share of the largest number."""
 LEAST_SUM = 0.98
 """Rows of an attention map that add up to less leave something to sinks; half precision rounds by less."""
+LEAST_REST = 2e-5
+"""So does what is left beyond the rounding, where a module has weights of sinks."""
 LARGEST_DENOMINATOR = 4096
 """Of a fraction that a measured factor is taken for."""
 UNSATURATED = 0.9
@@ -334,6 +336,8 @@ class _Attending:
     num_heads: int
     least: float = 1.0
     """The least sum of a row of its map."""
+    rounding: float = 0.0
+    """By how much such a sum may miss 1 where there are no sinks."""
 
 
 def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Attention:
@@ -353,14 +357,15 @@ def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Atten
             model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
     attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
     modules = [module for module in attentions if module is not None]
+    holding = [module for module in modules if any("sink" in name.lower() for name, _ in module.named_parameters())]
     has_sinks = any(found[module].least < LEAST_SUM for module in modules)
-    names = [name for module in modules for name, _ in module.named_parameters()]
+    has_sinks = has_sinks or any(1 - found[module].least > found[module].rounding for module in holding)
     return Attention(
         modules=attentions,
         heads=tuple(0 if module is None else found[module].num_heads for module in attentions),
         if_asked=bool(options) and bool(found),
         has_sinks=has_sinks,
-        hides_sinks=not has_sinks and any("sink" in name.lower() for name in names),
+        hides_sinks=not has_sinks and bool(holding),
     )
 
 
@@ -380,7 +385,8 @@ def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, _Attend
     def note_map(module: nn.Module, args: Any, output: Any) -> None:
         weights = _map_in(output)
         if weights is not None and not any(own in found for own in module.modules()):
-            found[module] = _Attending(weights.shape[1], float(weights.float().sum(dim=-1).min()))
+            rounding = max(LEAST_REST, 2 * torch.finfo(weights.dtype).eps)
+            found[module] = _Attending(weights.shape[1], float(weights.float().sum(dim=-1).min()), rounding)
 
     with ExitStack() as undo:
         for module in {own for block in blocks for own in block.modules()}:

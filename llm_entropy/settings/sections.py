@@ -49,7 +49,7 @@ class AnalysisSettings:
     lens_path: Optional[str] = None
     """Folder of a tuned lens (`params.pt` or `params.safetensors`); `{model}` stands for the model's key."""
     metrics: list[str] = field(default_factory=lambda: list(DEFAULT_METRICS))
-    """Names of the metrics."""
+    """Names of the metrics; models with attention sinks have `sink_mass` beside those of the attention."""
     renyi_order: float = 2.0
     """Order a of `renyi_entropy`, ln(sum p^a) / (1 - a)."""
     top_k: int = 5

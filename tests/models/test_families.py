@@ -246,6 +246,17 @@ def test_the_mass_of_sinks_is_that_of_the_sentence_alone_and_of_its_last_token(m
     assert ((together["sink_mass"] > 0.01) & (together["sink_mass"] < 0.99)).any(-1).any(-1).all()
 
 
+def test_sinks_that_take_next_to_nothing_are_found_too() -> None:
+    model = make_tiny("gpt_oss")
+    for block in model.model.layers:
+        block.self_attn.sinks.data.fill_(-13.0)
+    view = open_attention(view_model(model), "gpt_oss")
+    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["sink_mass"]), {})
+    mass = module.predict_step(batch()).conditions[STANDARD].metrics["sink_mass"]
+    assert view.shape.has_sinks
+    assert 1e-4 < mass.max() < 0.05
+
+
 def test_a_metric_of_sinks_is_0_where_there_are_none_and_empty_where_there_is_no_attention() -> None:
     view = opened("lfm2")
     module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["sink_mass"]), {})
@@ -292,7 +303,7 @@ def test_what_has_no_one_stream_is_refused_by_name_with_the_reason(model_type: s
         find_architecture(CONFIG_MAPPING[model_type](), "models.mine: folder")
 
 
-@pytest.mark.parametrize("model_type", ["deberta", "lfm2", "mamba", "mixtral", "qwen3_next"])
+@pytest.mark.parametrize("model_type", ["deberta", "gpt_oss", "laguna", "lfm2", "mamba", "mixtral", "qwen3_next"])
 def test_a_family_is_opened_in_half_precision_too(model_type: str) -> None:
     view = view_model(make_tiny(model_type).to(torch.bfloat16))
     check_parts(view, model_type)

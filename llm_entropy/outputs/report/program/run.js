@@ -42,7 +42,7 @@ function whatRan(folder) {
       data.models.map((model) => h("div", { class: "card" }, h("h3", {}, bdi(model.key)), pairs([
         ["model", model.name],
           ["kind", model.kind === "causal" ? "causal: predicts the next token" : "masked: fills in [MASK]"],
-        ["size", `${model.num_blocks} blocks, ${model.num_heads} heads, width ${model.hidden_size}`],
+        ["size", `${model.num_blocks} blocks, ${model.heads ? "up to " : ""}${model.num_heads} heads, width ${model.hidden_size}`],
         ["vocabulary", `${fmt(model.vocab_size)} tokens, ln V = ${fmt(Math.log(model.vocab_size))} nats`],
         ["weights", model.dtype], ["revision", model.revision],
         ["read", `${count(model.num_sentences, "sentence")}, ${count(model.num_records, "position")}`]]))),
