@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ ROUNDINGS = 3
 again behind a scale or a softcap."""
 SCALE_ERROR = 2e-3
 """Largest error of the scale of the logits; over all of the probe the rounding of bfloat16 leaves less than a tenth."""
+CHUNK = 2**12
+"""Tokens of the vocabulary whose logits are made together: weights in half precision are widened for it."""
 MASKED = -1e4
 """Logits below are those of masked tokens, whatever the number: minus infinity, or the least of a type."""
 
@@ -165,10 +168,11 @@ def check_lens(view: ModelView, name: str) -> LensProof:
     Raises:
         ReportedError: It does not: the family's row, or the checkpoint, is not what it seems.
     """
-    decoder = view.decoder
-    probes = [_probe(view, name, seed, lengths) for seed, lengths in enumerate(PROBES)]
+    last = len(PROBES) - 1
+    probes = [_probe(view, name, seed, lengths, by_base=seed == last) for seed, lengths in enumerate(PROBES)]
     seen, truth = (torch.cat(logits) for logits in zip(*probes, strict=True))
-    proof, wrong = _compare(seen, truth, decoder.weight.dtype)
+    probes.clear()
+    proof, wrong = _compare(seen, truth, view.decoder.weight.dtype)
     if wrong is not None:
         raise ReportedError(
             f"{name}: the logit lens at the last layer misses the model's own logits by {proof.error:.3g} ({wrong}): "
@@ -179,22 +183,31 @@ def check_lens(view: ModelView, name: str) -> LensProof:
     return proof
 
 
-def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Return the lens's logits and the model's own, [record, vocab], of a padded batch of random sentences."""
+def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...], *, by_base: bool) -> tuple[Tensor, Tensor]:
+    """Return the lens's logits and the model's own, [record, vocab], of a padded batch of random sentences.
+
+    Both are of one pass of the model; with `by_base` the lens is given what a pass without the head shows, as in a run.
+    """
     input_ids = probe_tokens(view.model, (len(lengths), max(lengths)), seed)
     ends = torch.tensor(lengths, device=input_ids.device)[:, None]
     mask = (torch.arange(max(lengths), device=input_ids.device) < ends).long()
     rows, positions = mask.nonzero(as_tuple=True)
     with read_layers(view, rows, positions) as states:
-        run_base(view, input_ids, mask)
+        truth = view.model(input_ids=input_ids, attention_mask=mask).logits[rows, positions].float()
+    if by_base:
+        with read_layers(view, rows, positions) as states:
+            run_base(view, input_ids, mask)
     inputs = Lens(view).project(states.stack()[-1:], [view.shape.num_blocks])
     if inputs.shape[-1] != view.decoder.in_features:
         raise ReportedError(
             f"{name}: the lens gives the decoder {inputs.shape[-1]} numbers, it takes {view.decoder.in_features}; "
             f"found by tracing: {view.found}"
         )
-    seen = kernels.logits_of(inputs[0], view.unembedding(temperature=1.0))
-    truth = view.model(input_ids=input_ids, attention_mask=mask).logits[rows, positions].float()
+    unembedding, num_tokens = view.unembedding(temperature=1.0), len(view.decoder.weight)
+    seen = torch.empty(len(rows), num_tokens, device=truth.device)
+    for start in range(0, num_tokens, CHUNK):
+        tokens = slice(start, min(start + CHUNK, num_tokens))
+        seen[:, tokens] = kernels.logits_of(inputs[0], unembedding, tokens)
     if seen.shape != truth.shape:
         raise ReportedError(
             f"{name}: the lens gives {seen.shape[-1]} logits, the model {truth.shape[-1]}; found by tracing: "
@@ -220,19 +233,25 @@ def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[LensProof
     masked = truth < MASKED
     if not torch.equal(seen < MASKED, masked):
         return LensProof(float("inf"), 0.0), "other tokens are masked"
-    kept = ~masked.any(dim=0)
-    seen, truth = seen[:, kept], truth[:, kept]
-    difference, rounding = truth - seen, seen.to(dtype).float() - seen
-    deviation, true_deviation = (logits - logits.mean(dim=-1, keepdim=True) for logits in (seen, truth))
-    spread = float(deviation.square().sum())
-    scale = float((deviation * true_deviation).sum()) / spread if spread else 1.0
-    error, largest = float(difference.abs().max()), float(seen.abs().max())
-    typical, usual = _root_mean_square(difference), _root_mean_square(seen)
-    of_rounding = ROUNDINGS * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+    if masked.any():
+        kept = ~masked.any(dim=0)
+        seen, truth = seen[:, kept], truth[:, kept]
+    # One matrix beside the two at a time: of a large vocabulary each is larger than all that the probe takes.
+    difference = truth - seen
+    error, typical = _largest(difference), _root_mean_square(difference)
+    del difference
+    largest, usual = _largest(seen), _root_mean_square(seen)
+    is_half = dtype.itemsize == 2
+    of_rounding = ROUNDINGS * torch.finfo(dtype).eps if is_half else 0.0
+    rounding = _root_mean_square(seen.to(dtype).float().sub_(seen)) if is_half else 0.0
+    deviation = (seen - seen.mean(dim=-1, keepdim=True)).flatten()
+    spread = float(deviation.dot(deviation))
+    # What deviates from its mean has none: the mean of the other side counts nothing in a product with it.
+    scale = float(deviation.dot(truth.flatten())) / spread if spread else 1.0
     proof = LensProof(error, LARGEST_ERROR * max(1.0, largest) + of_rounding * largest)
     for what, value, allowed in (
         ("largest error", *proof),
-        ("root mean square", typical, TYPICAL_ERROR * max(1.0, usual) + ROUNDINGS * _root_mean_square(rounding)),
+        ("root mean square", typical, TYPICAL_ERROR * max(1.0, usual) + ROUNDINGS * rounding),
         ("error of the scale", abs(scale - 1.0), SCALE_ERROR),
     ):
         if not value <= allowed:
@@ -240,5 +259,10 @@ def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[LensProof
     return proof, None
 
 
+def _largest(values: Tensor) -> float:
+    least, most = values.aminmax()
+    return max(-float(least), float(most))
+
+
 def _root_mean_square(values: Tensor) -> float:
-    return float(values.square().mean().sqrt())
+    return float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, values.numel()))

@@ -27,7 +27,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.tracing import HeadStep, NotFound, find_attention, outline, trace
+from llm_entropy.models.tracing import Attending, HeadStep, NotFound, find_attention, outline, trace
 from llm_entropy.schema import ModelShape, Unembedding
 from llm_entropy.settings import Kind
 
@@ -278,14 +278,16 @@ def view_model(model: PreTrainedModel) -> ModelView:
     """
     config = model.config
     architecture = find_architecture(config, type(model).__name__, type(model))
+    attending: dict[nn.Module, Attending] = {}
     try:
-        parts = trace(model, None if architecture.execution is None else architecture.execution(model))
+        in_order = None if architecture.execution is None else architecture.execution(model)
+        parts = trace(model, in_order, attending)
     except NotFound as error:
         raise ReportedError(
             f"the parts of a {type(model).__name__} (model_type {config.model_type!r}) cannot be found: {error}; such "
             "a model cannot be measured yet"
         ) from error
-    attention = find_attention(model, parts.blocks)
+    attention = find_attention(model, parts.blocks, attending)
     shape = ModelShape(
         num_blocks=len(parts.blocks),
         num_heads=max(attention.heads) or shape_of(config).num_heads,

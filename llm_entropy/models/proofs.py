@@ -35,23 +35,26 @@ def check_parts(view: ModelView, name: str) -> None:
     Raises:
         ReportedError: It does not hold.
     """
-    check_batches(view, name)
+    alone = check_batches(view, name)
     check_steering(view, name)
-    check_direction(view, name)
+    check_direction(view, name, alone)
 
 
 @torch.inference_mode()
-def check_batches(view: ModelView, name: str) -> None:
+def check_batches(view: ModelView, name: str) -> Tensor:
     """Prove that a padded batch gives every layer what its sentences give one by one, and that its blocks run in order.
 
     Args:
         view: The model.
         name: The model, for the message.
 
+    Returns:
+        The states [layer, token, hidden] of the first sentence by itself.
+
     Raises:
         ReportedError: It does not.
     """
-    input_ids = probe_tokens(view.model, (len(LENGTHS), max(LENGTHS)), seed=1)
+    input_ids = _sentences(view)
     lengths = torch.tensor(LENGTHS, device=input_ids.device)
     mask = (torch.arange(max(LENGTHS), device=input_ids.device) < lengths[:, None]).long()
     together = _layers(view, input_ids, mask, name)
@@ -69,6 +72,12 @@ def check_batches(view: ModelView, name: str) -> None:
             f"{float(off[wrong[0]]):.3g} of their size)",
         )
     log.debug("%s: a padded batch gives what its sentences give within %.3g", name, float(off.max()))
+    return alone[0]
+
+
+def _sentences(view: ModelView) -> Tensor:
+    """Return the tokens that are run together and one by one, [sentence, token]."""
+    return probe_tokens(view.model, (len(LENGTHS), max(LENGTHS)), seed=1)
 
 
 @torch.inference_mode()
@@ -122,21 +131,22 @@ def check_steering(view: ModelView, name: str) -> None:
 
 
 @torch.inference_mode()
-def check_direction(view: ModelView, name: str) -> None:
+def check_direction(view: ModelView, name: str, states: Tensor) -> None:
     """Prove that a causal model's states depend on no later token, and a masked one's do.
 
     Args:
         view: The model.
         name: The model, for the message.
+        states: As `check_batches` returned them; the last token of that sentence is now another one.
 
     Raises:
         ReportedError: It does not hold.
     """
-    input_ids = probe_tokens(view.model, (1, max(LENGTHS)), seed=3).expand(2, -1).clone()
+    input_ids = _sentences(view)[:1]
     other = probe_tokens(view.model, (1, 64), seed=4).flatten()
-    input_ids[1, -1] = other[(other != input_ids[0, -1]).int().argmax()]
-    layers = _layers(view, input_ids, torch.ones_like(input_ids), name).unflatten(1, input_ids.shape)
-    off = float(_difference(layers[-1:, 0, :-1], layers[-1:, 1, :-1]))
+    input_ids[0, -1] = other[(other != input_ids[0, -1]).int().argmax()]
+    layers = _layers(view, input_ids, torch.ones_like(input_ids), name)
+    off = float(_difference(layers[-1:, :-1], states[-1:, :-1]))
     if view.kind == "causal" and not off <= TOLERANCE[layers.dtype]:
         _refuse(view, name, "it is read as a causal model, and a token changes the states of those before it")
     if view.kind == "masked" and not off > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -83,12 +83,15 @@ class _Call:
     """How many calls had begun when it ended."""
 
 
-def trace(model: PreTrainedModel, in_order: Optional[Sequence[nn.Module]] = None) -> Parts:
+def trace(
+    model: PreTrainedModel, in_order: Optional[Sequence[nn.Module]], attending: dict[nn.Module, Attending]
+) -> Parts:
     """Find the parts of a model.
 
     Args:
         model: With its head, in evaluation mode.
         in_order: Its blocks, if they are known.
+        attending: Is filled with the modules that were seen to attend, for `find_attention`.
 
     Raises:
         NotFound: They cannot be found.
@@ -96,7 +99,8 @@ def trace(model: PreTrainedModel, in_order: Optional[Sequence[nn.Module]] = None
     decoder = model.get_output_embeddings()
     with torch.inference_mode(), _watching(model, set(in_order or ())) as calls:
         input_ids = probe_tokens(model, PROBE_SHAPE)
-        logits = _logits(model, input_ids)
+        with _attention_noted([model], attending):
+            logits = _logits(model, input_ids)
         if not isinstance(decoder, nn.Module):
             decoder = _find_decoder(calls, logits.shape[-1])
         last_call = next((call for call in reversed(calls) if call.module is decoder), None)
@@ -330,7 +334,7 @@ class Attention(NamedTuple):
 
 
 @dataclass
-class _Attending:
+class Attending:
     """What was seen of a module that attends."""
 
     num_heads: int
@@ -340,20 +344,26 @@ class _Attending:
     """By how much such a sum may miss 1 where there are no sinks."""
 
 
-def find_attention(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> Attention:
+def find_attention(
+    model: PreTrainedModel, blocks: Sequence[nn.Module], attending: Mapping[nn.Module, Attending]
+) -> Attention:
     """Return the attention module of each block that has one.
 
     Of a model that was loaded to read its attention, they are those that call transformers' interface; of one that
     attends eagerly, those that return maps [batch, head, seq, seq]. Any other shows none.
+
+    Args:
+        model: With its head.
+        blocks: Of the model.
+        attending: The modules that were seen to attend while it was traced.
     """
-    found: dict[nn.Module, _Attending] = {}
-    input_ids = probe_tokens(model, PROBE_SHAPE)
+    inside = {own for block in blocks for own in block.modules()}
+    found = {module: own for module, own in attending.items() if module in inside}
     options: dict[str, bool] = {}
-    with torch.inference_mode(), _attention_noted(blocks, found):
-        model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-        is_eager = model.config._attn_implementation == "eager"
-        if not found and is_eager and _takes(model, "output_attentions"):
-            options = {"output_attentions": True}
+    is_eager = model.config._attn_implementation == "eager"
+    if not found and is_eager and _takes(model, "output_attentions"):
+        options, input_ids = {"output_attentions": True}, probe_tokens(model, PROBE_SHAPE)
+        with torch.inference_mode(), _attention_noted(blocks, found):
             model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **options)
     attentions = tuple(next((own for own in found if own in set(block.modules())), None) for block in blocks)
     modules = [module for module in attentions if module is not None]
@@ -376,17 +386,17 @@ def _takes(model: PreTrainedModel, name: str) -> bool:
 
 
 @contextmanager
-def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, _Attending]) -> Iterator[None]:
+def _attention_noted(blocks: Sequence[nn.Module], found: dict[nn.Module, Attending]) -> Iterator[None]:
     """Note in `found` the modules in blocks that attend in a way that can be read."""
 
     def note_inputs(module: nn.Module, inputs: Any) -> None:
-        found.setdefault(module, _Attending(inputs.query.shape[1]))
+        found.setdefault(module, Attending(inputs.query.shape[1]))
 
     def note_map(module: nn.Module, args: Any, output: Any) -> None:
         weights = _map_in(output)
         if weights is not None and not any(own in found for own in module.modules()):
             rounding = max(LEAST_REST, 2 * torch.finfo(weights.dtype).eps)
-            found[module] = _Attending(weights.shape[1], float(weights.float().sum(dim=-1).min()), rounding)
+            found[module] = Attending(weights.shape[1], float(weights.float().sum(dim=-1).min()), rounding)
 
     with ExitStack() as undo:
         for module in {own for block in blocks for own in block.modules()}:
