@@ -11,13 +11,14 @@ from tiny_models import randomise_
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from llm_entropy.models.attention.interface import EAGER, READABLE
+from llm_entropy.models.attention.interface import EAGER, READABLE, in_language_model
 from llm_entropy.models.families import find_architecture
 
 VOCAB = 151
-_COUNTS = {"num_hidden_layers": 3, "n_layer": 3, "n_layers": 3, "num_layers": 3, "decoder_layers": 3}
+_COUNTS = {"num_hidden_layers": 3, "n_layer": 3, "n_layers": 3, "num_layers": 3, "num_blocks": 3, "decoder_layers": 3}
 _HEADS = {
     "num_attention_heads": 4,
+    "num_attention_heads_per_layer": 4,
     "num_key_value_heads": 2,
     "num_kv_heads": 4,
     "n_head": 4,
@@ -50,6 +51,16 @@ _RECURRENT = {
     "mamba_d_ssm": 32,
     "conv_L_cache": 3,
 }
+_INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "n_shared_experts": 1}
+_TOWERS = {
+    **dict.fromkeys(("embed_dim", "out_hidden_size", "output_dim", "text_hidden_size", "adapter_out_dim"), 32),
+    **dict.fromkeys(("projection_dim", "projector_hidden_size", "hidden_size_global", "encoder_hidden_size"), 32),
+    **dict.fromkeys(("depth", "encoder_layers"), 1),
+    **dict.fromkeys(("encoder_attention_heads", "num_self_attention_heads", "num_cross_attention_heads"), 4),
+    **dict.fromkeys(("encoder_ffn_dim", "mlp_dim", "projection_intermediate_size"), 48),
+    **dict.fromkeys(("base_channels", "latent_channels", "num_embeddings", "codebook_size"), 32),
+}
+"""Sizes of what reads images and sounds, which are not shown any."""
 _TOKENS = {"vocab_size": VOCAB, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
 SIZES: dict[str, Any] = {
     **_COUNTS,
@@ -58,6 +69,8 @@ SIZES: dict[str, Any] = {
     **_EXPERTS,
     **_LATENT,
     **_RECURRENT,
+    **_INDEXED,
+    **_TOWERS,
     **_TOKENS,
     "layer_types": None,
     "attention_probs_dropout_prob": 0.0,
@@ -168,13 +181,118 @@ FAMILIES: dict[str, Family] = {
 """Families that are held against the reference, by `model_type`."""
 
 
+_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_ENTITY = {"entity_vocab_size": 11, "entity_emb_size": 16}
+_SIGNS = {"pronunciation_vocab_size": 11, "pronunciation_embed_dim": 16, "shape_vocab_size": 11, "shape_embed_dim": 16}
+_BYTES = {"num_hidden_layers": 3, "num_key_value_heads": 4, "hidden_size_global": 32}
+_LOOP = {
+    **dict.fromkeys(("swa_num_attention_heads",), 4),
+    **dict.fromkeys(("swa_num_key_value_heads", "n_layers_per_attn_res_block"), 2),
+    **dict.fromkeys(("swa_head_dim", "d_rel"), 8),
+    "rel_extent": 16,
+    "unpadded_vocab_size": VOCAB,
+}
+_OTHER_HEADS = {
+    **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 2),
+    **{"swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_v_head_dim": 8, "swa_head_dim": 12, "head_dim": 12},
+    **{"swa_qk_nope_head_dim": 8, "shared_experts_intermediate_size": 24},
+}
+_NO_LAYER_INPUTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
+_HALF_MROPE = {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_section": [1, 1, 0]}}
+_INDEXER = {
+    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4},
+    **{"indexer_compress_ratio": 2, "hc_lowrank": 8, "ple_embed_dim": 32},
+}
 OTHERS: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "audio_config": {"codebook_dim": 32, "num_filters": 2},
+        **{"image_token_offset": 40, "audio_token_offset": 72, "image_token_id": 140, "audio_token_id": 141},
+    },
     "bamba": {"attn_layer_indices": [1]},
     "bert-generation": {"is_decoder": True},
-    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 101,
+        **dict.fromkeys(("encoder_config", "decoder_config", "global_config", "patcher_config"), _BYTES),
+    },
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}},
+    "cosmos3_edge": {"text_config": _MROPE},
+    "deepseek_ocr2": {
+        "text_config": {"mlp_layer_types": ["dense", "sparse", "sparse"]},
+        "vision_config": {"sam_config": {"downsample_channels": [16, 32]}},
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}, "ffn_config": {"moe_top_k": 2}},
+    "deepseek_vl_hybrid": {"high_res_vision_config": {"output_channels": 8}},
+    "dots3_note": {
+        "text_config": _OTHER_HEADS,
+        "vision_config": {"adapter_in_dim": 32},
+        "audio_config": {"adapter_input_size": 32},
+    },
+    "dots3_note_text": _OTHER_HEADS,
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_section": [1, 1, 2]}}},
+    "esmc": {"num_key_value_heads": 4},
+    "gemma4": {"text_config": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB}},
+    "gemma4_text": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB},
+    "gemma4_assistant": {"text_config": {**_NO_LAYER_INPUTS, "num_kv_shared_layers": 3}},
+    "glm46v": {"text_config": _MROPE},
+    "glm4v": {"text_config": _MROPE},
+    "glm4v_moe": {"text_config": _HALF_MROPE},
+    "glm5_next": {
+        "text_config": {
+            "qk_rope_head_dim": 0,
+            "head_dim": 0,
+            "index_kpool": 2,
+            "linear_head_dim": 8,
+            "linear_num_heads": 4,
+        }
+    },
+    "glm_ocr": {"text_config": _HALF_MROPE},
+    "glmga": {"text_config": _HALF_MROPE},
+    "granite4_vision": {
+        "vision_config": {"hidden_size": 64},
+        "deepstack_layer_map": [[0, 0]],
+        "downsample_rate": "1/2",
+    },
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
+    "hunyuan_vl": {"text_config": _MROPE},
+    "hy_v4_vl": {"text_config": {**_MROPE, "qk_rope_head_dim": 8}},
+    "inkling2": {"text_config": _LOOP},
+    "inkling2_loop": {"text_config": {**_LOOP, "loop_layer_index_start": 2, "loop_layer_index_end": 4}},
+    "inkling2_loop_text": {**_LOOP, "loop_layer_index_start": 2, "loop_layer_index_end": 4},
+    "inkling2_text": _LOOP,
+    "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
+    "luke": _ENTITY,
+    "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
+    "mistral4": {"head_dim": 12},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "muse_spark": {"text_config": {"moe_hidden_size": 32}, "audio_config": {"hidden_sizes": [32, 32, 32]}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "neomme": {
+        "rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}},
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "paddleocr_vl": {"text_config": _MROPE},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
+    "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 9},
+    "qwen2_vl": {"text_config": _MROPE},
+    "qwen3_omni_moe_thinker": {"text_config": _MROPE, "vision_start_token_id": 9},
+    "qwen4_exp": {"text_config": _INDEXER},
+    "qwen4_exp_text": _INDEXER,
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "roc_bert": _SIGNS,
+    "unlimited_ocr": {
+        "vision_config": {"sam_config": {"downsample_channels": [16, 32]}},
+        "text_config": {"num_key_value_heads": 4},
+    },
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """What other families need."""
+
+AT_LEAST = {"gemma4_assistant": {"text_config": {**_NO_LAYER_INPUTS, "num_kv_shared_layers": 30}}}
+"""Without what a family has no default configuration."""
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
@@ -184,18 +302,22 @@ def tiny_config(model_type: str) -> PretrainedConfig:
 
 
 def _small(config_class: Any, options: Mapping[str, Any]) -> PretrainedConfig:
-    default = config_class()
+    default = config_class(**AT_LEAST.get(config_class.model_type, {}))
     have = {*vars(default), *config_class.attribute_map}
+    num_layers, few = getattr(default, "num_hidden_layers", 0), _COUNTS["num_hidden_layers"]
     made: dict[str, Any] = {}
     for name in getattr(config_class, "sub_configs", {}):
         if isinstance(getattr(default, name, None), PretrainedConfig):
             made[name] = _small(type(getattr(default, name)), options.get(name, {}))
+    made |= {name: value for name, value in _of_few_layers(default).items() if name not in options}
     taken = {config_class.attribute_map.get(name, name) for name in (*options, *made)}
     for name, value in SIZES.items():
         real = config_class.attribute_map.get(name, name)
         is_fixed = isinstance(getattr(config_class, real, None), property)
         if name in have and real not in taken and not is_fixed:
-            made[real] = value
+            usual = vars(default).get(real)
+            is_list = isinstance(usual, (list, tuple)) and isinstance(value, int)
+            made[real] = [value] * (few if len(usual) == num_layers else len(usual)) if is_list else value
     if "qk_rope_head_dim" in have:  # latent attention: one key head for each head, of which a part is rotated
         made |= {"num_key_value_heads": 4, "head_dim": options.get("head_dim", 4)}
     config = config_class(**{**options, **made})
@@ -206,13 +328,32 @@ def _small(config_class: Any, options: Mapping[str, Any]) -> PretrainedConfig:
     return config  # type: ignore[no-any-return]
 
 
+def _of_few_layers(default: PretrainedConfig) -> dict[str, Any]:
+    """Return the lists of a configuration that have an item for each layer, cut to few layers, of every kind one."""
+    num_layers, few = getattr(default, "num_hidden_layers", 0), _COUNTS["num_hidden_layers"]
+    lists = {
+        name: value
+        for name, value in vars(default).items()
+        if isinstance(value, (list, tuple)) and len(value) == num_layers > few
+        if not name.startswith("_") and (name not in SIZES or name == "layer_types")
+    }
+    if not set(lists) - {"layer_types"}:
+        return {}  # a configuration makes the kinds of its layers by itself, of as many as there are
+    kinds = [repr([value[layer] for value in lists.values()]) for layer in range(num_layers)]
+    first = sorted(range(num_layers), key=lambda layer: (kinds.index(kinds[layer]) != layer, layer))[:few]
+    return {name: [value[layer] for layer in sorted(first)] for name, value in lists.items()}
+
+
 def make_tiny(model_type: str, attention: str | None = None, vocab: int = VOCAB) -> PreTrainedModel:
     """Return a random model of a family, float32, in eval mode; `attention` None: as it is loaded to be read."""
     config = tiny_config(model_type)
-    config.vocab_size = vocab
+    if vocab != VOCAB:
+        config.vocab_size = vocab
     architecture = find_architecture(config, model_type)
     attention = attention or (EAGER if architecture.eager_only else READABLE)
     torch.manual_seed(0)  # some families draw biases, to which noise is added
-    model = architecture.auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    model = architecture.auto.from_config(
+        config, attn_implementation=in_language_model(config, attention), dtype=torch.float32
+    )
     randomise_(model, seed=0)
     return model.eval()

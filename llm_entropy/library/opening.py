@@ -22,6 +22,7 @@ from llm_entropy.models.families import ModelView, run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
 from llm_entropy.models.loading import ModelSource, find_model, load_model
+from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings
 from llm_entropy.settings.fields import plain_value
@@ -155,6 +156,8 @@ def open_model(
     assert source.loaded is not None
     with borrowed(source, needs_attention=True):
         view = view_model(source.loaded)
+        check_size(view, where)
+        check_parts(view, where)
         check_attention(view, where)
         view = with_right_counts(view)
         for line in about_attention(view, ()):

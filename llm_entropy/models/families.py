@@ -46,6 +46,8 @@ class Architecture:
     """How many rows of the position table are never a token's."""
     execution: Optional[Callable[[PreTrainedModel], list[nn.Module]]] = None
     """The blocks in the order in which they run, where they are not the items of one list."""
+    num_blocks: str = "num_hidden_layers"
+    """What the configuration calls the number of its blocks."""
     blocks: Optional[str] = None
     """Beside `execution`, the list that holds the blocks, in the model without its head."""
     own_mask: Optional[str] = None
@@ -71,6 +73,7 @@ _BEHIND_PADDING = {"reserved_positions": _behind_padding}
 ROWS: dict[str, dict[str, Any]] = {
     "albert": {"execution": _albert_execution, "blocks": "encoder.albert_layer_groups"},
     "falcon": {"eager_only": True},  # it knows the ways of attending by name
+    "longcat_flash": {"num_blocks": "num_layers"},  # each of them attends twice, and counts as two layers
     "gpt_neo": {"own_mask": "bias"},  # its windows
     "roberta": _BEHIND_PADDING,
     "roberta-prelayernorm": _BEHIND_PADDING,
@@ -196,8 +199,9 @@ def _kind_and_class(
 def shape_of(config: PretrainedConfig) -> ModelShape:
     """Return the sizes that a configuration promises, before any weight is read; 0: it says nothing of it."""
     text = config.get_text_config()
+    blocks = ROWS.get(config.model_type, {}).get("num_blocks", Architecture.num_blocks)
     return ModelShape(
-        num_blocks=_size(text, "num_hidden_layers", 0) * getattr(text, "inner_group_num", 1),
+        num_blocks=_size(text, blocks, 0) * getattr(text, "inner_group_num", 1),
         num_heads=_size(text, "num_attention_heads", 1),  # some families have no attention
         hidden_size=_size(text, "hidden_size", 0),
         vocab_size=_size(text, "vocab_size", 0),
@@ -205,7 +209,10 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
 
 
 def _size(config: PretrainedConfig, name: str, default: int) -> int:
-    value = getattr(config, name, None)
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # every layer has its own, and is to be asked
+        value = [own for layer in config.per_layer_config if (own := getattr(layer, name)) is not None]
     value = max(value, default=None) if isinstance(value, (list, tuple)) else value
     return default if value is None else int(value)
 

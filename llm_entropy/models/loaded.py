@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.attention.interface import EAGER, READABLE, attention_implementation
+from llm_entropy.models.attention.interface import EAGER, READABLE, attention_implementation, in_language_model
 from llm_entropy.models.families import find_architecture, fused_activations, most_tokens, shape_of
 from llm_entropy.models.loading import DTYPES, ModelSource, find_model, limit_of
 from llm_entropy.models.own_code import code_name
@@ -112,8 +112,8 @@ def borrowed(source: ModelSource, *, needs_attention: bool) -> Iterator[None]:
                 own.use_cache = False
         back.enter_context(fused_activations(model))
         if attention is not None and attention != attention_implementation(model):
-            back.callback(model.set_attn_implementation, attention_implementation(model))
-            model.set_attn_implementation(attention)
+            back.callback(model.set_attn_implementation, in_language_model(config, attention_implementation(model)))
+            model.set_attn_implementation(in_language_model(config, attention))
         model.eval()
         yield
 

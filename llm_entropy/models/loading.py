@@ -31,7 +31,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.adapters import find_adapter, merge_adapter
-from llm_entropy.models.attention.interface import EAGER, READABLE
+from llm_entropy.models.attention.interface import EAGER, READABLE, in_language_model
 from llm_entropy.models.checkpoints import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -261,7 +261,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             revision=source.revision or settings.revision,  # what `find_model` read: a branch may have moved on
             trust_remote_code=settings.trust_remote_code,
             dtype=dtype if source.adapter is None else torch.float32,
-            attn_implementation=attention,
+            attn_implementation=None if attention is None else in_language_model(source.config, attention),
             **({} if source.gguf_file is None else {"gguf_file": source.gguf_file}),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are looked at below; transformers would only point to its own report

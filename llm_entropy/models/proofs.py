@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, stream_in
+from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, shape_of, stream_in
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.tracing import probe_tokens
 
@@ -38,6 +38,30 @@ def check_parts(view: ModelView, name: str) -> None:
     alone = check_batches(view, name)
     check_steering(view, name)
     check_direction(view, name, alone)
+
+
+def check_size(view: ModelView, name: str) -> None:
+    """Refuse a model of which more or less was found than its configuration says.
+
+    Args:
+        view: The model.
+        name: The model, for the message.
+
+    Raises:
+        ReportedError: Its blocks are others in number or in width.
+    """
+    found, said = view.shape, shape_of(view.model.config)
+    if said.num_blocks in (0, found.num_blocks) and said.hidden_size in (0, found.hidden_size):
+        return
+    streams, rest = divmod(found.hidden_size, max(1, said.hidden_size))
+    reason = "it would be measured in part"
+    if streams > 1 and not rest:
+        reason = f"its blocks hand on {streams} residual streams side by side: no layer has one state to read or steer"
+    raise ReportedError(
+        f"{name}: the configuration says {said.num_blocks} blocks of width {said.hidden_size}, and "
+        f"{found.num_blocks} of width {found.hidden_size} were found by tracing ({view.found}): {reason}; such a model "
+        "cannot be measured yet"
+    )
 
 
 @torch.inference_mode()

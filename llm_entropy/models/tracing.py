@@ -117,7 +117,8 @@ def trace(
                 + ("finite in float16; give dtype bfloat16 or float32" if is_half else "finite; get its weights again")
             )
         blocks = _find_blocks(calls, in_order)
-        steps = list(_between(calls, blocks[-1], last_call))
+        matrices = [own for own in model.parameters() if own.ndim == 2]
+        steps = list(_between(calls, blocks[-1], last_call, matrices))
         stream = blocks[-1].outputs[0]
         final_norm = None
         if steps and isinstance(steps[0][1], nn.Module) and _is_norm(steps[0][1], stream):
@@ -155,9 +156,9 @@ def _logits(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 def probe_tokens(model: PreTrainedModel, shape: tuple[int, int], seed: int = 0) -> Tensor:
     """Return random tokens [batch, seq] on the model's device; of what the model takes for padding there is none."""
     embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Module)
-    weight = embeddings.weight
-    assert isinstance(weight, Tensor)
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise NotFound(f"its tokens go into no table of embeddings (get_input_embeddings gives {_kind(embeddings)})")
     input_ids = torch.randint(weight.shape[0], shape, generator=torch.Generator().manual_seed(seed))
     special = _special_ids(model.config, weight.shape[0])
     if special and len(special) < weight.shape[0]:
@@ -432,7 +433,9 @@ def _find_decoder(calls: Sequence[_Call], vocab_size: int) -> nn.Module:
     raise NotFound("there is no decoder: get_output_embeddings gives none, and no linear layer makes the logits")
 
 
-def _between(calls: Sequence[_Call], last: _Call, decoder: _Call) -> Iterator[tuple[str, HeadStep]]:
+def _between(
+    calls: Sequence[_Call], last: _Call, decoder: _Call, matrices: Sequence[Tensor]
+) -> Iterator[tuple[str, HeadStep]]:
     """Iterate over what is done to the last block's output until it goes into the decoder."""
     current, place, goal = last.outputs[0], last.end, decoder.inputs[0]
     later = [call for call in calls if call.order >= last.end and not call.order <= decoder.order < call.end]
@@ -440,12 +443,16 @@ def _between(calls: Sequence[_Call], last: _Call, decoder: _Call) -> Iterator[tu
     while not _same(current, goal):
         step = next((call for call in later if call.order >= place and _is_given(call, current)), None)
         if step is not None:
-            current, place, where = step.outputs[0], step.end, step.name
-            if not _same(current, step.inputs[0]):
+            if not _same(step.outputs[0], current):
+                _check_alone(step, current)
                 yield step.name, step.module
+            current, place, where = step.outputs[0], step.end, step.name
             continue
+        beside = next((call for call in later if call.order >= place and _is_beside(call, current)), None)
+        if beside is not None:
+            raise NotFound(_mixes(beside, where))
         following = [call.inputs[0] for call in later if call.order >= place and call.inputs and call.outputs]
-        name, function = _function(current, [*following, goal], where)
+        name, function = _function(current, [*following, goal], where, matrices)
         yield name, function
         current = next(states for states in [*following, goal] if _close(function(current), states))
 
@@ -454,7 +461,34 @@ def _is_given(call: _Call, states: Tensor) -> bool:
     return bool(call.inputs) and bool(call.outputs) and _same(call.inputs[0], states)
 
 
-def _function(current: Tensor, following: Sequence[Tensor], where: str) -> tuple[str, HeadStep]:
+def _is_beside(call: _Call, states: Tensor) -> bool:
+    return bool(call.outputs) and any(_same(given, states) for given in call.inputs[1:])
+
+
+def _check_alone(step: _Call, states: Tensor) -> None:
+    """Refuse a module of the head that needs more than the states which it is handed.
+
+    Raises:
+        NotFound: It does.
+    """
+    try:
+        again = next(_states(step.module(states)), None)
+    except REFUSALS:
+        again = None
+    if again is None or not _close(again, step.outputs[0]):
+        raise NotFound(_mixes(step, "the last block"))
+
+
+def _mixes(step: _Call, where: str) -> str:
+    return (
+        f"{step.name} ({_kind(step.module)}), on the way to the decoder, makes its numbers of more than what {where} "
+        "hands on, so that no layer alone gives the logits"
+    )
+
+
+def _function(
+    current: Tensor, following: Sequence[Tensor], where: str, matrices: Sequence[Tensor]
+) -> tuple[str, HeadStep]:
     """Return the function that turns what was handed on into what the next module was given."""
     for states in following:
         for name, function in FUNCTIONS.items():
@@ -463,11 +497,27 @@ def _function(current: Tensor, following: Sequence[Tensor], where: str) -> tuple
         factor = _factor(current, states)
         if factor is not None:
             return f"times {factor:.6g}", partial(_times, factor)
+        product = _matrix_product(current, states, matrices)
+        if product is not None:
+            return product
     raise NotFound(f"what is done behind {where}, on the way to the decoder, is neither a module nor a known function")
 
 
 def _times(factor: float, states: Tensor) -> Tensor:
     return states * factor
+
+
+def _matrix_product(current: Tensor, states: Tensor, matrices: Sequence[Tensor]) -> Optional[tuple[str, HeadStep]]:
+    """Return the product with a matrix of the model's weights that gives other states, however the matrix lies."""
+    sizes = current.shape[-1], states.shape[-1]
+    for matrix in matrices:
+        for shape, product in (
+            (sizes, partial(torch.matmul, other=matrix)),
+            (sizes[::-1], partial(F.linear, weight=matrix)),
+        ):
+            if matrix.shape == shape and matrix.dtype == current.dtype and _close(product(current), states):
+                return f"times a matrix {list(shape)}", product
+    return None
 
 
 def _factor(current: Tensor, states: Tensor) -> Optional[float]:
@@ -550,6 +600,10 @@ def _numbers(config: PretrainedConfig) -> Iterator[float]:
                 and any(word in name for word in ("logit", "scal", "mult", "cap"))
             ):
                 yield float(value)
+
+
+def _kind(module: Any) -> str:
+    return type(module).__name__
 
 
 def _name_of(model: nn.Module, module: Optional[nn.Module]) -> str:

@@ -10,13 +10,12 @@ from datasets import Dataset
 
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
-from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, LensProof, check_lens
 from llm_entropy.models.attention import about_attention, check_sinks, open_attention
 from llm_entropy.models.cached import check_cache
 from llm_entropy.models.families import ModelView, view_model
 from llm_entropy.models.loading import load_model
-from llm_entropy.models.proofs import check_parts
+from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.plan import Plan
 from llm_entropy.settings import AnalysisSettings, Settings, needs_of
@@ -52,13 +51,7 @@ def open_model(
     where = f"models.{source.key}: {source.name}"
     needs_attention = "attention" in needs_of(analysis.metrics)
     view = view_model(load_model(source, precision=precision, needs_attention=needs_attention))
-    expected = source.shape.num_blocks
-    if view.shape.num_blocks != expected or view.shape.hidden_size != source.shape.hidden_size:
-        raise ReportedError(
-            f"{where}: the configuration says {expected} blocks of width {source.shape.hidden_size}, and "
-            f"{view.shape.num_blocks} of width {view.shape.hidden_size} were found by tracing ({view.found}): it would "
-            "be measured in part; such a model cannot be measured yet"
-        )
+    check_size(view, where)
     check_parts(view, where)
     if analysis.is_generated:
         check_cache(view, where)

@@ -21,6 +21,7 @@ from llm_entropy.models.attention.interface import (
     AttentionInputs,
     attention_implementation,
     eager_attention,
+    in_language_model,
     reading_attention,
 )
 from llm_entropy.models.attention.rows import RowEntropies
@@ -197,7 +198,7 @@ def open_attention(view: ModelView, name: str) -> ModelView:
         if attention_implementation(view.model) == EAGER:
             view = replace(view, attentions=(None,) * len(view.blocks))
         else:
-            view.model.set_attn_implementation(EAGER)
+            view.model.set_attn_implementation(in_language_model(view.model.config, EAGER))
             return open_attention(view_model(view.model), name)
     view = with_right_counts(view)
     if not any(view.attentions):

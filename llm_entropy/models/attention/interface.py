@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, Optional
 
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -67,15 +67,29 @@ def attention_implementation(model: PreTrainedModel) -> str:
     return str(model.config._attn_implementation)
 
 
+def in_language_model(config: PretrainedConfig, implementation: str) -> str | dict[str, str]:
+    """Return what transformers is told so that the language model attends in a way.
+
+    What reads images or sounds keeps its own: it is not run on text, and may know no other.
+
+    Args:
+        config: Of the whole model.
+        implementation: `eager`, `sdpa`, `sdpa_and_entropy`.
+    """
+    text = config.get_text_config()
+    part = next((name for name in config.sub_configs if getattr(config, name, None) is text), None)
+    return implementation if part is None else {"": implementation, part: implementation}
+
+
 @contextmanager
 def eager_attention(model: PreTrainedModel) -> Iterator[None]:
     """Let a model that goes through transformers' interface attend eagerly inside of the context."""
     before = attention_implementation(model)
-    model.set_attn_implementation(EAGER)
+    model.set_attn_implementation(in_language_model(model.config, EAGER))
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(in_language_model(model.config, before))
 
 
 @contextmanager
