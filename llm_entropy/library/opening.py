@@ -21,7 +21,7 @@ from llm_entropy.models.attention import about_attention, check_attention, with_
 from llm_entropy.models.families import ModelView, run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
-from llm_entropy.models.loading import ModelSource, find_model, load_model
+from llm_entropy.models.loading import ModelSource, find_model, limit_of, load_model
 from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings
@@ -162,6 +162,7 @@ def open_model(
         view = with_right_counts(view)
         for line in about_attention(view, ()):
             log.warning("%s: %s", where, line)
+        source = replace(source, most_tokens=limit_of(source.most_tokens, view.most_tokens))
         return LanguageModel(source, view, Lens(view, lens, plan.lens_path), check_lens(view, where).error)
 
 

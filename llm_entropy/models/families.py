@@ -65,7 +65,8 @@ def _albert_execution(model: PreTrainedModel) -> list[nn.Module]:
 
 def _behind_padding(config: PretrainedConfig) -> int:
     """Return how many rows of a position table are left out where the first position follows the padding's id."""
-    return (config.pad_token_id or 0) + 1
+    has_table = getattr(config, "position_embedding_type", "absolute") == "absolute"
+    return (config.pad_token_id or 0) + 1 if has_table else 0
 
 
 _BEHIND_PADDING = {"reserved_positions": _behind_padding}
@@ -81,6 +82,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "xlm-roberta-xl": _BEHIND_PADDING,
     "camembert": _BEHIND_PADDING,
     "data2vec-text": _BEHIND_PADDING,
+    "esm": _BEHIND_PADDING,
     "ibert": _BEHIND_PADDING,
     "longformer": _BEHIND_PADDING,
     "luke": _BEHIND_PADDING,
@@ -89,14 +91,25 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 """What tracing cannot see of a family, as fields of `Architecture`, by the `model_type` of its configuration."""
 
+POSITIONS = ("max_position_embeddings", "max_seq_len")
+"""What a configuration calls the number of tokens that a model takes."""
+
 _SEVERAL_STREAMS = (
     "its blocks hand on several residual streams side by side, so that no layer has one state to read or to steer"
 )
 _DIFFUSION = "it writes a block of tokens by diffusion, in many passes over it, so that no pass gives the distribution"
+_MIXED_LAYERS = (
+    "its blocks and its head read a mixture of what several earlier blocks have handed on, so that no layer alone "
+    "gives the logits"
+)
+_ASSISTANT = "it drafts for a larger model, whose states it is given, and reads no text by itself"
 REFUSED = {
-    "gemma3n": _SEVERAL_STREAMS,
-    "gemma3n_text": _SEVERAL_STREAMS,
-    "deepseek_v4": _SEVERAL_STREAMS,
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "deepseek_v4", "glm5_next", "hy_v4", "hy_v4_vl"), _SEVERAL_STREAMS),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _SEVERAL_STREAMS),
+    **dict.fromkeys(("inkling2", "inkling2_text", "inkling2_loop", "inkling2_loop_text"), _MIXED_LAYERS),
+    **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), _ASSISTANT),
+    "blt": "its blocks stand in three stacks, over bytes, patches and bytes again, and no layer has the states of all",
+    "perceiver": "its blocks work on latent vectors, not on tokens, so that no layer has the state of a token",
     "diffusion_gemma": _DIFFUSION,
 }
 """Why a family is not measured, by `model_type`."""
@@ -220,11 +233,11 @@ def _size(config: PretrainedConfig, name: str, default: int) -> int:
 def most_tokens(config: PretrainedConfig) -> Optional[int]:
     """Return how many tokens of a sentence the model can take, or None if it sets no limit."""
     text = config.get_text_config()
-    positions = getattr(text, "max_position_embeddings", None)
-    if positions is None:
+    positions = next((number for name in POSITIONS if (number := _size(text, name, 0))), 0)
+    if positions < 1:
         return None
     reserved = ROWS.get(config.model_type, {}).get("reserved_positions")
-    return int(positions) - (reserved(text) if reserved else 0)
+    return positions - (reserved(text) if reserved else 0)
 
 
 @dataclass(frozen=True)
@@ -266,6 +279,8 @@ class ModelView:
     attention_error: Optional[float] = None
     """Largest difference between attention entropies read beside fused attention and those of the model's own maps, in
     nats; None where they are read from the maps, or not read."""
+    most_tokens: Optional[int] = None
+    """For how many tokens of a sentence its table of positions has rows; None: it looks up no table."""
     found: str = ""
     """What tracing has found, in words, for a message."""
 
@@ -319,14 +334,15 @@ def view_model(model: PreTrainedModel) -> ModelView:
         own_mask=architecture.own_mask,
         shows_maps_if_asked=attention.if_asked,
         hides_sinks=attention.hides_sinks,
+        most_tokens=parts.most_tokens,
         found=parts.words,
     )
 
 
 def _base_of(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> nn.Module:
-    """Return the model without its head: its decoder is work that the lens does, too."""
+    """Return the model without its head, if it can be run: its decoder is work that the lens does, too."""
     base = model.base_model
-    return base if set(blocks) <= set(base.modules()) else model
+    return base if isinstance(base, PreTrainedModel) and set(blocks) <= set(base.modules()) else model
 
 
 class Outline(NamedTuple):
@@ -402,13 +418,6 @@ def stream_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     hidden = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(hidden, Tensor):
         hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor) and value.ndim == 3)
-    return hidden
-
-
-def stream_in(output: Any) -> Tensor:
-    """Return the residual stream [batch, seq, hidden] in what a block returned."""
-    hidden = output[0] if isinstance(output, (tuple, list)) else output
-    assert isinstance(hidden, Tensor)
     return hidden
 
 

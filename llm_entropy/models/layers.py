@@ -10,7 +10,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor, nn
 
-from llm_entropy.models.families import ModelView, hooks_on_applications, stream_in, stream_of
+from llm_entropy.models.families import ModelView, hooks_on_applications, stream_of
+from llm_entropy.models.tracing import stream_in
 
 
 class LayerStates:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, shape_of, stream_in
+from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, shape_of
 from llm_entropy.models.layers import read_layers
-from llm_entropy.models.tracing import probe_tokens
+from llm_entropy.models.tracing import exchanged, probe_tokens, stream_in
 
 log = logging.getLogger("llm_entropy")
 
@@ -35,9 +35,10 @@ def check_parts(view: ModelView, name: str) -> None:
     Raises:
         ReportedError: It does not hold.
     """
-    alone = check_batches(view, name)
+    alone = _alone(view, LENGTHS, name)
+    check_direction(view, name, alone[0])
+    check_batches(view, name, alone)
     check_steering(view, name)
-    check_direction(view, name, alone)
 
 
 def check_size(view: ModelView, name: str) -> None:
@@ -65,15 +66,13 @@ def check_size(view: ModelView, name: str) -> None:
 
 
 @torch.inference_mode()
-def check_batches(view: ModelView, name: str) -> Tensor:
+def check_batches(view: ModelView, name: str, alone: Sequence[Tensor]) -> None:
     """Prove that a padded batch gives every layer what its sentences give one by one, and that its blocks run in order.
 
     Args:
         view: The model.
         name: The model, for the message.
-
-    Returns:
-        The states [layer, token, hidden] of the first sentence by itself.
+        alone: States [layer, token, hidden] of each sentence by itself.
 
     Raises:
         ReportedError: It does not.
@@ -82,12 +81,7 @@ def check_batches(view: ModelView, name: str) -> Tensor:
     lengths = torch.tensor(LENGTHS, device=input_ids.device)
     mask = (torch.arange(max(LENGTHS), device=input_ids.device) < lengths[:, None]).long()
     together = _layers(view, input_ids, mask, name)
-    alone = [
-        _layers(view, row[None, :n], torch.ones_like(row[None, :n]), name)
-        for row, n in zip(input_ids, LENGTHS, strict=True)
-    ]
-    apart = torch.cat(alone, dim=1)
-    off = _difference(together, apart)
+    off = _difference(together, torch.cat([*alone], dim=1))
     if wrong := (off > TOLERANCE[together.dtype]).nonzero().flatten().tolist():
         _refuse(
             view,
@@ -96,12 +90,20 @@ def check_batches(view: ModelView, name: str) -> Tensor:
             f"{float(off[wrong[0]]):.3g} of their size)",
         )
     log.debug("%s: a padded batch gives what its sentences give within %.3g", name, float(off.max()))
-    return alone[0]
 
 
 def _sentences(view: ModelView) -> Tensor:
     """Return the tokens that are run together and one by one, [sentence, token]."""
     return probe_tokens(view.model, (len(LENGTHS), max(LENGTHS)), seed=1)
+
+
+@torch.inference_mode()
+def _alone(view: ModelView, lengths: Sequence[int], name: str) -> list[Tensor]:
+    """Return the states [layer, token, hidden] of each sentence, cut to one of these lengths, run by itself."""
+    return [
+        _layers(view, row[None, :length], torch.ones_like(row[None, :length]), name)
+        for row, length in zip(_sentences(view), lengths, strict=True)
+    ]
 
 
 @torch.inference_mode()
@@ -130,10 +132,7 @@ def check_steering(view: ModelView, name: str) -> None:
         pattern[..., 2::3] *= 2
         change[block] = pattern * size
         added[block] = change[block]
-        if output is hidden:
-            return hidden + change
-        changed = [hidden + change if item is hidden else item for item in output]
-        return tuple(changed) if isinstance(output, tuple) else changed
+        return exchanged(output, hidden, hidden + change)
 
     first = partial(nn.Module.register_forward_hook, prepend=True)
     with hooks_on_applications(view.blocks, first, add):
@@ -161,19 +160,24 @@ def check_direction(view: ModelView, name: str, states: Tensor) -> None:
     Args:
         view: The model.
         name: The model, for the message.
-        states: As `check_batches` returned them; the last token of that sentence is now another one.
+        states: States [layer, token, hidden] of the first sentence; here one of its tokens is another one.
 
     Raises:
         ReportedError: It does not hold.
     """
     input_ids = _sentences(view)[:1]
     other = probe_tokens(view.model, (1, 64), seed=4).flatten()
-    input_ids[0, -1] = other[(other != input_ids[0, -1]).int().argmax()]
+    changed = max(LENGTHS) // 2
+    input_ids[0, changed] = other[(other != input_ids[0, changed]).int().argmax()]
     layers = _layers(view, input_ids, torch.ones_like(input_ids), name)
-    off = float(_difference(layers[-1:, :-1], states[-1:, :-1]))
-    if view.kind == "causal" and not off <= TOLERANCE[layers.dtype]:
+    last, tolerance = layers[-1:], TOLERANCE[layers.dtype]
+    before = float(_difference(last[:, :changed], states[-1:, :changed]))
+    behind = float(_difference(last[:, changed + 1 :], states[-1:, changed + 1 :]))
+    if view.kind == "causal" and not before <= tolerance:
         _refuse(view, name, "it is read as a causal model, and a token changes the states of those before it")
-    if view.kind == "masked" and not off > 0:
+    if view.kind == "masked" and not max(before, behind) > 0:
+        _refuse(view, name, "it is read as a masked model, and no token changes the state of another on this device")
+    if view.kind == "masked" and not before > 0:
         _refuse(view, name, "it is read as a masked model, and a token changes nothing before it, as in a causal one")
 
 

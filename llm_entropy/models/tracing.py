@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple, Optional, cast
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, Optional, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PretrainedConfig, PreTrainedModel
 
 from llm_entropy.errors import ReportedError
@@ -43,7 +45,10 @@ REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, Runtim
 """What a model may raise that needs more than text, or was not made to be run."""
 READER = "llm_entropy_reader"
 """Attribute of an attention module that is being read: what is called with the `AttentionInputs`."""
+LOOKUPS = {F.embedding, torch.index_select, Tensor.index_select, Tensor.__getitem__}
+"""Ways of taking rows of a table."""
 Containers = (nn.ModuleList, nn.ModuleDict)
+Lists = (*Containers, nn.Sequential)
 
 
 class NotFound(Exception):  # noqa: N818 - it is an answer
@@ -65,6 +70,8 @@ class Parts:
     scale: float
     softcap: Optional[float]
     hidden_size: int
+    most_tokens: Optional[int]
+    """For how many tokens its table of positions has rows, if it looks up one."""
     words: str
     """What was found, for a message."""
 
@@ -78,6 +85,8 @@ class _Call:
     order: int
     """Number of the call, by when it began."""
     inputs: list[Tensor]
+    is_direct: bool
+    """Whether the first of these is itself an argument, and not inside of one."""
     outputs: list[Tensor] = field(default_factory=list)
     end: int = -1
     """How many calls had begun when it ended."""
@@ -99,7 +108,7 @@ def trace(
     decoder = model.get_output_embeddings()
     with torch.inference_mode(), _watching(model, set(in_order or ())) as calls:
         input_ids = probe_tokens(model, PROBE_SHAPE)
-        with _attention_noted([model], attending):
+        with _Lookups() as lookups, _attention_noted([model], attending):
             logits = _logits(model, input_ids)
         if not isinstance(decoder, nn.Module):
             decoder = _find_decoder(calls, logits.shape[-1])
@@ -116,7 +125,7 @@ def trace(
                 f"{type(model).__name__}: {damaged.name} ({type(damaged.module).__name__}) gives numbers that are not "
                 + ("finite in float16; give dtype bfloat16 or float32" if is_half else "finite; get its weights again")
             )
-        blocks = _find_blocks(calls, in_order)
+        blocks = _find_blocks(model, calls, in_order)
         matrices = [own for own in model.parameters() if own.ndim == 2]
         steps = list(_between(calls, blocks[-1], last_call, matrices))
         stream = blocks[-1].outputs[0]
@@ -140,6 +149,7 @@ def trace(
         scale=scale,
         softcap=softcap,
         hidden_size=stream.shape[-1],
+        most_tokens=min(lookups.limits, default=None),
         words=words,
     )
 
@@ -191,7 +201,9 @@ def _watching(model: nn.Module, also: set[nn.Module]) -> Iterator[list[_Call]]:
     running: dict[nn.Module, list[_Call]] = {}
 
     def begin(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        call = _Call(name, module, len(calls), list(_states((args, kwargs))))
+        inputs = list(_states((args, kwargs)))
+        is_direct = any(value is given for given in inputs[:1] for value in (*args, *kwargs.values()))
+        call = _Call(name, module, len(calls), inputs, is_direct)
         calls.append(call)
         running.setdefault(module, []).append(call)
 
@@ -207,6 +219,38 @@ def _watching(model: nn.Module, also: set[nn.Module]) -> Iterator[list[_Call]]:
                 hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(end).remove)
         yield calls
+
+
+class _Lookups(TorchFunctionMode):
+    """Notes for how many tokens there are rows, wherever rows are taken one behind the other, a row for each token.
+
+    That is how positions are looked up, learned ones and fixed ones. The first row may be another than row 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[int] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in LOOKUPS:
+            given = (*args, *(kwargs or {}).values())
+            flat = [item for value in given for item in (value if isinstance(value, tuple) else (value,))]
+            tensors = [value for value in flat if isinstance(value, Tensor)]
+            table = next((value for value in tensors if value.is_floating_point() and value.ndim == 2), None)
+            rows = next((value for value in tensors if not value.is_floating_point()), None)
+            if table is not None and rows is not None and (first := _first_of_sequence(rows)) is not None:
+                self.limits.append(table.shape[0] - first)
+        return function(*args, **(kwargs or {}))
+
+
+def _first_of_sequence(rows: Tensor) -> Optional[int]:
+    """Return where rows begin that are taken one behind the other, the same of every sentence of the probe."""
+    length = PROBE_SHAPE[1]
+    if rows.dtype == torch.bool or rows.numel() % length or not rows.numel():
+        return None
+    sequences = rows.reshape(-1, length)
+    first = int(sequences[0, 0])
+    return first if bool((sequences == torch.arange(first, first + length, device=rows.device)).all()) else None
 
 
 def _is_watched(model: nn.Module, name: str) -> bool:
@@ -225,12 +269,38 @@ def _states(values: Any) -> Iterator[Tensor]:
     if isinstance(values, Tensor):
         if values.is_floating_point() and values.ndim >= 3:
             yield values
-    elif isinstance(values, dict):
-        for value in values.values():
+    else:
+        for value in _parts_of(values):
             yield from _states(value)
-    elif isinstance(values, (tuple, list)):
-        for value in values:
-            yield from _states(value)
+
+
+def _parts_of(values: Any) -> Iterable[Any]:
+    """Return what a tuple, list, dictionary or dataclass holds."""
+    if isinstance(values, dict):
+        return list(values.values())
+    if is_dataclass(values) and not isinstance(values, type):
+        return [getattr(values, own.name) for own in fields(values)]
+    return values if isinstance(values, (tuple, list)) else ()
+
+
+def stream_in(output: Any) -> Tensor:
+    """Return the residual stream [batch, seq, hidden] in what a block returned: the first states in it."""
+    return next(_states(output))
+
+
+def exchanged(values: Any, old: Tensor, new: Tensor) -> Any:
+    """Return what a module was given or has returned with `new` in the place of `old`; nothing is changed in place."""
+    if values is old:
+        return new
+    if isinstance(values, dict):
+        changed = copy(values)
+        for name, value in values.items():
+            changed[name] = new if value is old else value
+        return changed
+    if is_dataclass(values) and not isinstance(values, type):
+        return replace(values, **{own.name: new for own in fields(values) if getattr(values, own.name) is old})
+    items = [new if item is old else item for item in values]
+    return type(values)(*items) if hasattr(values, "_fields") else tuple(items) if isinstance(values, tuple) else items
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
@@ -248,7 +318,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
 # --- the blocks --------------------------------------------------------------------------------------------------
 
 
-def _find_blocks(calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]) -> list[_Call]:
+def _find_blocks(model: nn.Module, calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]) -> list[_Call]:
     """Return the calls of the blocks: the longest chain of items of a list, each given what the one before returned."""
     if in_order is not None:
         found = [call for call in calls if call.module in set(in_order)]
@@ -257,8 +327,8 @@ def _find_blocks(calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]
         return found
     lists: dict[str, list[_Call]] = {}
     for call in calls:
-        container, _, item = call.name.rpartition(".")
-        if item.isdigit() and call.inputs and call.outputs:
+        container = _list_of(model, call.name)
+        if container is not None and call.inputs and call.outputs:
             lists.setdefault(container, []).append(call)
     chains = [chain for items in lists.values() for chain in _chains(items)]
     if not chains:
@@ -266,11 +336,10 @@ def _find_blocks(calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]
     best = max(chains, key=lambda chain: (len(chain), sum(p.numel() for p in chain[0].module.parameters())))
     shape = tuple(best[0].outputs[0].shape)
     if shape[:2] != PROBE_SHAPE or len(shape) != 3:
-        raise NotFound(
-            f"its blocks hand on {list(shape)} for {list(PROBE_SHAPE)} tokens, several residual streams or none: "
-            "there is no single stream to read or to steer"
-        )
-    container = best[0].name.rpartition(".")[0]
+        raise NotFound(f"its blocks hand on {list(shape)} for {list(PROBE_SHAPE)} tokens: {_other_shape(shape)}")
+    if not all(call.is_direct for call in best):
+        raise NotFound(f"its blocks take the residual stream inside of another argument ({best[0].name}), not as one")
+    container = cast(str, _list_of(model, best[0].name))
     if len(best) < len(lists[container]):
         before = best[0] if best[0] is not lists[container][0] else lists[container][len(best)]
         raise NotFound(
@@ -278,6 +347,15 @@ def _find_blocks(calls: Sequence[_Call], in_order: Optional[Sequence[nn.Module]]
             f"returned (not {before.name}): something else is done to the residual stream between them"
         )
     return best
+
+
+def _other_shape(shape: tuple[int, ...]) -> str:
+    """Say what states of this shape are, which are not those of each token."""
+    if shape[:2] == PROBE_SHAPE:
+        return "several residual streams side by side, so that no layer has one state to read or to steer"
+    if len(shape) == 3 and shape[0] == PROBE_SHAPE[0]:
+        return "it adds positions of its own, which are not to be told from those of the tokens"
+    return "batch and position are not its first two dimensions, in which states are read and steered"
 
 
 def _chains(items: list[_Call]) -> Iterator[list[_Call]]:
@@ -291,29 +369,59 @@ def _chains(items: list[_Call]) -> Iterator[list[_Call]]:
     yield chain
 
 
+def _list_of(model: nn.Module, name: str) -> Optional[str]:
+    """Return the list that holds a module, the outermost of lists that hold nothing but lists; None: it is in none."""
+    path, _, _ = name.rpartition(".")
+    if not name or not isinstance(model.get_submodule(path), Lists):
+        return None
+    while path:
+        outer, _, _ = path.rpartition(".")
+        parent = model.get_submodule(outer)
+        if not isinstance(parent, Lists) or not all(isinstance(own, Lists) for own in parent.children()):
+            break
+        path = outer
+    return path
+
+
+def _items(own: nn.Module) -> Iterator[nn.Module]:
+    """Iterate over what a list holds; of lists of lists over what these hold."""
+    inner = list(own.children())
+    are_lists = bool(inner) and all(isinstance(item, Lists) for item in inner)
+    for item in inner:
+        yield from _items(item) if are_lists else (item,)
+
+
 def outline(model: nn.Module, num_blocks: int) -> tuple[str, tuple[nn.Module, ...]]:
     """Return the name and the items of the list that is most likely that of the blocks, without running the model.
 
     Args:
         model: With its head.
         num_blocks: How many there should be.
+
+    Returns:
+        An empty name and nothing of a model that has no lists.
     """
     lists = [
-        (name, tuple(own.children()))
+        (name, tuple(_items(own)))
         for name, own in model.named_modules()
-        if isinstance(own, nn.ModuleList) and _is_outermost(model, name)
+        if _is_list(own) and _is_outermost(model, name)
     ]
-    assert lists, "a model without a list of modules"
 
     def size(items: tuple[nn.Module, ...]) -> tuple[bool, int]:
         return len(items) == num_blocks, sum(weight.numel() for item in items for weight in item.parameters())
 
-    return max(lists, key=lambda one: size(one[1]))
+    return max(lists, key=lambda one: size(one[1]), default=("", ()))
 
 
 def _is_outermost(model: nn.Module, name: str) -> bool:
     parents = [model.get_submodule(name[:place]) for place, letter in enumerate(name) if letter == "."]
-    return not any(isinstance(parent, nn.ModuleList) for parent in parents)
+    return not any(_is_list(parent) for parent in parents)
+
+
+def _is_list(own: nn.Module) -> bool:
+    """Whether a module holds modules of one kind, as a list of blocks does, and not those of a model by their names."""
+    kinds = {type(item) for item in own.children()}
+    return isinstance(own, nn.ModuleList) or (isinstance(own, Lists) and len(kinds) == 1)
 
 
 # --- the attention -----------------------------------------------------------------------------------------------
@@ -560,15 +668,19 @@ def _logit_transform(
         for parameter in model.parameters():
             if parameter.shape == weight.shape[:1] and _close(given + parameter, logits):
                 return parameter, 1.0, None
-    given, logits = given.double(), logits.double()
+    exact_given, exact_logits = given.double(), logits.double()
     found = []
-    for scale, softcap in _transforms(list(_numbers(model.config)), given, logits):
-        made = given * scale
+    for scale, softcap in _transforms(list(_numbers(model.config)), exact_given, exact_logits):
+        made = exact_given * scale
         made = made if softcap is None else softcap * torch.tanh(made / softcap)
-        found.append((float((made - logits).square().mean().sqrt()), scale, softcap))
+        found.append((float((made - exact_logits).square().mean().sqrt()), scale, softcap))
     error, scale, softcap = min(found, key=lambda one: one[0])
-    if error > ROUNDINGS * torch.finfo(weight.dtype).eps * max(1.0, float(logits.square().mean().sqrt())):
-        raise NotFound("what is done to the decoder's output is neither a scale nor a softcap of the configuration")
+    if error > ROUNDINGS * torch.finfo(weight.dtype).eps * max(1.0, float(exact_logits.square().mean().sqrt())):
+        factor = _factor(given, logits)
+        seen = "" if factor is None else f": the logits are {factor:.6g} times what it gives"
+        raise NotFound(
+            f"what is done to the decoder's output is neither a scale nor a softcap of the configuration{seen}"
+        )
     return bias, scale, softcap
 
 

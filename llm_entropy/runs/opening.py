@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from llm_entropy.corpus.corpus import Corpus
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
+from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, LensProof, check_lens
 from llm_entropy.models.attention import about_attention, check_sinks, open_attention
 from llm_entropy.models.cached import check_cache
@@ -52,6 +53,7 @@ def open_model(
     needs_attention = "attention" in needs_of(analysis.metrics)
     view = view_model(load_model(source, precision=precision, needs_attention=needs_attention))
     check_size(view, where)
+    _check_length(view, plan, where)
     check_parts(view, where)
     if analysis.is_generated:
         check_cache(view, where)
@@ -61,6 +63,23 @@ def open_model(
         for line in about_attention(view, analysis.metrics):  # of several processes the first one says it
             log.log(logging.WARNING if is_first_process() else logging.DEBUG, "%s: %s", where, line)
     return OpenedModel(view, Lens(view, analysis.lens, plan.lens_path), check_lens(view, where))
+
+
+def _check_length(view: ModelView, plan: Plan, where: str) -> None:
+    """Refuse sentences for which a model's table of positions has no rows, though its configuration promises them.
+
+    Raises:
+        ReportedError: There may be such sentences.
+    """
+    most, written = view.most_tokens, max(0, plan.encoder.num_new_tokens - 1)  # the last token is not read
+    if most is None or (plan.max_length is not None and plan.max_length + written <= most):
+        return
+    planned = "any number of" if plan.max_length is None else f"up to {plan.max_length}"
+    beside = f", and {written} that are written behind them are read" if written else ""
+    raise ReportedError(
+        f"{where}: sentences of {planned} tokens are to be read{beside}, and its table of positions has rows for "
+        f"{most} tokens; give data.max_length: {most - written}, or correct its configuration"
+    )
 
 
 def open_corpus(

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_entropy.models.families import hooks_on_applications, stream_in, stream_of
+from llm_entropy.models.families import hooks_on_applications, stream_of
+from llm_entropy.models.tracing import exchanged, stream_in
 from llm_entropy.steering.operators import OPERATORS
 from llm_entropy.steering.plan import SteeringPlan
 from llm_entropy.steering.token_weights import token_weights_for
@@ -119,7 +120,7 @@ def _steered(blocks: Sequence[nn.Module], plan: SteeringPlan, weights_of: Callab
             return None
         hidden = stream_of(args, kwargs)
         new = steered_stream(hidden, 0)
-        return _exchange(args, hidden, new), {name: new if value is hidden else value for name, value in kwargs.items()}
+        return exchanged(args, hidden, new), {name: new if value is hidden else value for name, value in kwargs.items()}
 
     def steer_output(index: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         layer, _block = applied[index]
@@ -127,7 +128,7 @@ def _steered(blocks: Sequence[nn.Module], plan: SteeringPlan, weights_of: Callab
         if layer not in layers:
             return None
         hidden = stream_in(output)
-        return _exchange(output, hidden, steered_stream(hidden, layer))
+        return exchanged(output, hidden, steered_stream(hidden, layer))
 
     before = partial(nn.Module.register_forward_pre_hook, prepend=True, with_kwargs=True)
     after = partial(nn.Module.register_forward_hook, prepend=True)
@@ -139,11 +140,3 @@ def _steered(blocks: Sequence[nn.Module], plan: SteeringPlan, weights_of: Callab
     for block in {block for _, block in applied}:
         runs = [num_runs[layer] for layer, other in applied if other is block]
         assert len(set(runs)) == 1, f"a shared block ran {runs} times; its rows have met the wrong applications"
-
-
-def _exchange(items: Any, old: Tensor, new: Tensor) -> Any:
-    """Return `items`, a tensor, tuple or list, with `new` in the place of `old`."""
-    if items is old:
-        return new
-    exchanged = [new if item is old else item for item in items]
-    return tuple(exchanged) if isinstance(items, tuple) else exchanged

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,8 +20,8 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.attention import check_attention
 from llm_entropy.models.attention.interface import READABLE
-from llm_entropy.models.families import find_architecture, view_model
-from llm_entropy.models.proofs import check_parts, check_steering
+from llm_entropy.models.families import find_architecture, outline_model, view_model
+from llm_entropy.models.proofs import check_parts, check_size, check_steering
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,18 +107,113 @@ class MineModel(PreTrainedModel):
         return CausalLMOutput(logits=logits.exp() if broken == "logits" else logits)
 
 
+class OddConfig(MineConfig):
+    """Of a family whose modules lie in an unusual way."""
+
+    model_type = "odd_of_a_test"
+
+    def __init__(self, layout: str = "stages", warmth: float = 1.0, **options: Any):
+        self.layout, self.warmth = layout, warmth
+        super().__init__(**options)
+
+
+class Handed(NamedTuple):
+    """What a block of a family returns."""
+
+    note: str
+    stream: torch.Tensor
+
+
+@dataclasses.dataclass
+class Kept:
+    """What a block of another family returns."""
+
+    note: str
+    stream: torch.Tensor
+
+
+class OddBlock(Mixer):
+    """A block that returns the stream behind something else."""
+
+    def __init__(self, layout: str):
+        super().__init__("")
+        self.returned = {"stages": Kept, "names": Handed, "sequence": dict}[layout]
+
+    def forward(self, stream: torch.Tensor, mask: torch.Tensor) -> Any:
+        return self.returned(note="done", stream=super().forward(stream, mask)[0])
+
+
+class Head(nn.Module):
+    """A head with a norm of its own, and a decoder with a bias."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.before, self.decode = nn.LayerNorm(HIDDEN), nn.Linear(HIDDEN, vocab_size)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return self.decode(self.before(stream))
+
+
+class OddModel(PreTrainedModel):
+    """A language model whose blocks are in no plain list, and whose norm is in its head."""
+
+    config_class = OddConfig
+    base_model_prefix = "body"
+
+    def __init__(self, config: OddConfig):
+        super().__init__(config)
+        first, second, third = (OddBlock(config.layout) for _ in range(3))
+        self.words = nn.Embedding(config.vocab_size, HIDDEN)
+        self.body: nn.Module = {
+            "stages": lambda: nn.ModuleList([nn.ModuleList([first, second]), nn.ModuleList([third])]),
+            "names": lambda: nn.ModuleDict({"low": first, "middle": second, "high": third}),
+            "sequence": lambda: nn.Sequential(first, second, third),
+        }[config.layout]()
+        self.head = Head(config.vocab_size)
+        self.post_init()
+
+    def blocks(self) -> list[nn.Module]:
+        return [block for block in self.body.modules() if isinstance(block, OddBlock)]
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.words
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head.decode
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CausalLMOutput:
+        stream = self.words(input_ids)
+        for block in self.blocks():
+            handed = block(stream, attention_mask)
+            stream = handed["stream"] if isinstance(handed, dict) else handed.stream
+        return CausalLMOutput(logits=self.head(stream) * self.config.warmth)
+
+
+NEW = {MineConfig: MineModel, OddConfig: OddModel}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
-    AutoConfig.register("mine_of_a_test", MineConfig)
-    AutoModelForCausalLM.register(MineConfig, MineModel)
+    for config_class, model_class in NEW.items():
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModelForCausalLM.register(config_class, model_class)
     yield
-    transformers.models.auto.configuration_auto.CONFIG_MAPPING._extra_content.pop("mine_of_a_test")
-    AutoModelForCausalLM._model_mapping._extra_content.pop(MineConfig)
+    for config_class in NEW:
+        transformers.models.auto.configuration_auto.CONFIG_MAPPING._extra_content.pop(config_class.model_type)
+        AutoModelForCausalLM._model_mapping._extra_content.pop(config_class)
 
 
 def mine(broken: str = "") -> PreTrainedModel:
+    return random_model(MineModel, MineConfig(broken))
+
+
+def odd(layout: str, warmth: float = 1.0) -> PreTrainedModel:
+    return random_model(OddModel, OddConfig(layout, warmth))
+
+
+def random_model(model_class: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     torch.manual_seed(3)
-    model = MineModel(MineConfig(broken)).eval()
+    model = model_class(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
     return model
@@ -134,6 +229,26 @@ def test_a_family_that_nobody_knew_is_found_and_proved():
     assert view.found == "3 blocks from stack.0 (Mixer), then last, then out, then logits times 0.8"
     check_parts(view, "mine")
     assert check_lens(view, "mine").error < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["stages", "names", "sequence"])
+def test_blocks_in_lists_of_lists_or_by_name_that_return_more_than_the_stream_are_found_and_proved(layout: str):
+    model = odd(layout)
+    view = view_model(model)
+    assert list(view.blocks) == model.blocks()
+    assert outline_model(model).blocks == view.blocks
+    assert view.final_norm is model.head.before
+    assert view.bias is model.head.decode.bias
+    check_size(view, "odd")
+    check_parts(view, "odd")
+    assert check_lens(view, "odd") < 1e-4
+
+
+def test_a_scale_of_the_logits_under_a_name_of_its_own_is_refused_with_the_number():
+    with pytest.raises(
+        ReportedError, match=r"neither a scale nor a softcap of the configuration: the logits are 0\.7 "
+    ):
+        view_model(odd("names", warmth=0.7))
 
 
 BROKEN = {
