@@ -26,7 +26,7 @@ from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.families import ModelView, find_architecture, view_model
-from llm_entropy.models.proofs import check_parts
+from llm_entropy.models.proofs import check_parts, check_size
 
 TABLE = Path(__file__).parent.parent / "docs" / "families.md"
 AGAIN = "write it anew by `python tests/families_table.py`"
@@ -39,6 +39,8 @@ HEAD = """# Families of models
 What a run can do with models of transformers {version}, by their `model_type`. Made by `python tests/families_table.py`
 from tiny random models: each was found by tracing and had to prove itself, as a model does when it is loaded. Those of
 the first table are held against a reference in float64, too, in the tests: every metric, standard and steered.
+
+Kind: *unpadded* says that padding would change what the model computes, so that a batch holds sentences of one length.
 
 Attention: *fused* is read beside transformers' fused attention; *eager* from the maps of eager attention, which takes
 longer; *none* cannot be read, and is null in every table. "in 1 of 3" blocks: the others have none, or one that shows
@@ -70,8 +72,9 @@ def row_of(view: ModelView) -> Row:
     read, num_blocks = sum(module is not None for module in view.attentions), len(view.blocks)
     way = "fused" if attention_implementation(view.model) == READABLE else "eager"
     attention = "none" if not read else way if read == num_blocks else f"{way}, in {read} of {num_blocks}"
+    kind = view.kind if view.takes_padding else f"{view.kind}, unpadded"
     sinks = ", sinks apart" if view.shape.has_sinks else ", without sinks" if view.hides_sinks else ""
-    return Row(view.kind, "yes", "yes", attention + sinks)
+    return Row(kind, "yes", "yes", attention + sinks)
 
 
 def table_of(text: str) -> dict[str, Row]:
@@ -117,7 +120,8 @@ def _write() -> None:
             continue
         try:
             view = view_model(model)
-            check_parts(view, model_type)
+            check_size(view, model_type)
+            view = check_parts(view, model_type)
             check_lens(view, model_type)
             rows[model_type] = row_of(open_attention(view, model_type))
         except ReportedError as error:

@@ -108,6 +108,15 @@ def test_a_model_that_is_read_wrongly_is_refused() -> None:
         open_model(model, make_tokenizer("causal"))
 
 
+def test_a_model_whose_blocks_do_not_prove_themselves_is_refused() -> None:
+    model = make_model("gpt2")
+    model.transformer.h[1].register_forward_hook(
+        lambda block, args, states: states + states.mean(dim=1, keepdim=True)  # later tokens among them
+    )
+    with pytest.raises(ReportedError, match="a token changes the states of those before it"):
+        open_model(model, make_tokenizer("causal"))
+
+
 # --- measure ------------------------------------------------------------------------------------------------------
 
 

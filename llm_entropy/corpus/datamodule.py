@@ -35,7 +35,7 @@ class WindowBatches(IterableDataset[Batch]):
         """
         self.corpus, self.encoder, self.task, self.done = data.corpus, data.encoder, data.task, data.done
         self.pad_token_id, self.tokens_per_batch, self.seed = data.pad_token_id, data.tokens_per_batch, data.seed
-        self.answer_delimiter = data.answer_delimiter
+        self.answer_delimiter, self.pads = data.answer_delimiter, data.pads
         self.rank, self.world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Batch]:
@@ -51,7 +51,7 @@ class WindowBatches(IterableDataset[Batch]):
         encoded = EncodedSentences(
             self.encoder, window.sentence_ids, window.sentences, window.answers, self.answer_delimiter
         )
-        plan = plan_batches(encoded.lengths, self.tokens_per_batch)
+        plan = plan_batches(encoded.lengths, self.tokens_per_batch, pads=self.pads)
         own = list(range(len(plan)))
         if self.corpus.num_windows is not None:
             own = batches_of_task(window.number, len(plan), self.corpus.num_windows, self.task)
@@ -85,6 +85,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         done: Optional[Done] = None,
         num_workers: int = 0,
         answer_delimiter: str = " ",
+        pads: bool = True,
     ) -> None:
         """Keep what is to be read; the same everywhere.
 
@@ -99,6 +100,7 @@ class SentenceDataModule(lightning.LightningDataModule):
             done: What need not be done again; what the first process says counts.
             num_workers: Processes that make batches beside this one.
             answer_delimiter: Stands between a sentence and its answer.
+            pads: Whether sentences of different lengths may share a batch.
         """
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
@@ -106,7 +108,7 @@ class SentenceDataModule(lightning.LightningDataModule):
         self.pad_token_id, self.tokens_per_batch, self.seed = pad_token_id, tokens_per_batch, seed
         self.task, self.done = task or Task(), done or Done()
         self.num_workers = num_workers
-        self.answer_delimiter = answer_delimiter
+        self.answer_delimiter, self.pads = answer_delimiter, pads
 
     @property
     def num_sentences(self) -> Optional[int]:

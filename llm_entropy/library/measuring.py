@@ -106,7 +106,7 @@ def measure(
     device = lm.view.decoder.weight.device
     with borrowed(lm.source, needs_attention="attention" in needs_of(analysis.metrics)):
         module = EntropyModule(lm.view, lm.lens, Asked(analysis, plan.steering))
-        for rows in plan_batches(encoded.lengths, tokens_per_batch):
+        for rows in plan_batches(encoded.lengths, tokens_per_batch, pads=lm.view.takes_padding):
             batch = collate([encoded[row] for row in rows], lm.source.pad_token_id, seed)
             found.append(module.predict_step(batch.to(device)))
             if (wait := found[-1].wait) is not None:

@@ -157,7 +157,7 @@ def open_model(
     with borrowed(source, needs_attention=True):
         view = view_model(source.loaded)
         check_size(view, where)
-        check_parts(view, where)
+        view = check_parts(view, where)
         check_attention(view, where)
         view = with_right_counts(view)
         for line in about_attention(view, ()):

@@ -279,6 +279,8 @@ class ModelView:
     attention_error: Optional[float] = None
     """Largest difference between attention entropies read beside fused attention and those of the model's own maps, in
     nats; None where they are read from the maps, or not read."""
+    takes_padding: bool = True
+    """Whether padding leaves the states of tokens as they are; else a batch holds sentences of one length."""
     most_tokens: Optional[int] = None
     """For how many tokens of a sentence its table of positions has rows; None: it looks up no table."""
     found: str = ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +20,32 @@ log = logging.getLogger("llm_entropy")
 
 LENGTHS = (5, 2)
 """Tokens of the sentences that are run together and one by one: few, for a large model takes long over each."""
+ALIKE = (5, 5)
+"""The same without padding, of a model that padding disturbs."""
 STEERED_LENGTH = 1
 """Tokens of the sentences of which each is steered behind another block; there is one for each block."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Root mean square of differences that is taken for rounding, as a share of that of a layer's numbers, by type."""
 
 
-def check_parts(view: ModelView, name: str) -> None:
-    """Prove that every block runs once, in order, that what steers one shows behind it, and that padding does not.
+def check_parts(view: ModelView, name: str) -> ModelView:
+    """Prove that every block runs once, in order, that what steers one shows behind it, and that a batch does not.
 
     Args:
         view: The model.
         name: The model, for the message.
+
+    Returns:
+        The model, of which is known now whether padding changes what it computes.
 
     Raises:
         ReportedError: It does not hold.
     """
     alone = _alone(view, LENGTHS, name)
     check_direction(view, name, alone[0])
-    check_batches(view, name, alone)
+    view = check_batches(view, name, alone)
     check_steering(view, name)
+    return view
 
 
 def check_size(view: ModelView, name: str) -> None:
@@ -66,30 +73,42 @@ def check_size(view: ModelView, name: str) -> None:
 
 
 @torch.inference_mode()
-def check_batches(view: ModelView, name: str, alone: Sequence[Tensor]) -> None:
-    """Prove that a padded batch gives every layer what its sentences give one by one, and that its blocks run in order.
+def check_batches(view: ModelView, name: str, alone: Sequence[Tensor]) -> ModelView:
+    """Prove that a batch gives every layer what its sentences give one by one, and that its blocks run in order.
+
+    A batch is padded, unless that alone makes the difference: then it holds sentences of one length.
 
     Args:
         view: The model.
         name: The model, for the message.
-        alone: States [layer, token, hidden] of each sentence by itself.
+        alone: States [layer, token, hidden] of each sentence by itself, of `LENGTHS` tokens.
+
+    Returns:
+        The model, with `takes_padding`.
 
     Raises:
         ReportedError: It does not.
     """
+    for lengths in (LENGTHS, ALIKE):
+        apart = alone if lengths == LENGTHS else [alone[0], *_alone(view, ALIKE, name)[1:]]
+        off, tolerance = _off_in_batch(view, lengths, apart, name)
+        if bool((off <= tolerance).all()):
+            log.debug("%s: a batch gives what its sentences give within %.3g", name, float(off.max()))
+            if lengths == ALIKE:
+                log.info("%s: padding changes what it computes: its batches hold sentences of one length", name)
+            return replace(view, takes_padding=lengths == LENGTHS)
+    layer = int((off > tolerance).int().argmax())
+    size = f"{float(off[layer]):.3g} of their size"
+    _refuse(view, name, f"a batch gives layer {layer} other states than its sentences one by one (by {size})")
+
+
+def _off_in_batch(view: ModelView, lengths: Sequence[int], alone: Sequence[Tensor], name: str) -> tuple[Tensor, float]:
+    """Return how much the layers [layer] of a batch differ from those of its sentences, and what rounding may do."""
     input_ids = _sentences(view)
-    lengths = torch.tensor(LENGTHS, device=input_ids.device)
-    mask = (torch.arange(max(LENGTHS), device=input_ids.device) < lengths[:, None]).long()
+    number = torch.tensor(lengths, device=input_ids.device)
+    mask = (torch.arange(max(lengths), device=input_ids.device) < number[:, None]).long()
     together = _layers(view, input_ids, mask, name)
-    off = _difference(together, torch.cat([*alone], dim=1))
-    if wrong := (off > TOLERANCE[together.dtype]).nonzero().flatten().tolist():
-        _refuse(
-            view,
-            name,
-            f"a padded batch gives layer {wrong[0]} other states than its sentences one by one (by "
-            f"{float(off[wrong[0]]):.3g} of their size)",
-        )
-    log.debug("%s: a padded batch gives what its sentences give within %.3g", name, float(off.max()))
+    return _difference(together, torch.cat([*alone], dim=1)), TOLERANCE[together.dtype]
 
 
 def _sentences(view: ModelView) -> Tensor:
@@ -213,5 +232,5 @@ def _listed(order: Sequence[int]) -> str:
     return shown or "of none"
 
 
-def _refuse(view: ModelView, name: str, words: str) -> None:
+def _refuse(view: ModelView, name: str, words: str) -> NoReturn:
     raise ReportedError(f"{name}: {words}, so that it would be measured wrongly; found by tracing: {view.found}")

@@ -54,7 +54,12 @@ def open_model(
     view = view_model(load_model(source, precision=precision, needs_attention=needs_attention))
     check_size(view, where)
     _check_length(view, plan, where)
-    check_parts(view, where)
+    view = check_parts(view, where)
+    if analysis.is_generated and not view.takes_padding:
+        raise ReportedError(
+            f"{where}: padding changes what it computes, and texts that it writes are of different lengths; set "
+            "analysis.positions to last or all"
+        )
     if analysis.is_generated:
         check_cache(view, where)
     if needs_attention:

@@ -81,6 +81,7 @@ def predict_model(plan: Plan, state: RunState, work: Work = ANALYSIS) -> None:
         done=ledger.done,
         num_workers=settings.data.num_workers,
         answer_delimiter=settings.data.answer_delimiter,
+        pads=opened.view.takes_padding,
     )
     writer = _make_writer(plan, opened, state, work)
     progress = SentenceProgress(source.key, data.num_sentences, state.quiet)

@@ -225,7 +225,7 @@ def _search(
     key = plan.source.key
     opened.lens.to(device)
     torch.nn.Module.to(opened.view.model, device)
-    batches = [batch.to(device) for batch in _batches(plan, corpus, settings.seed)]
+    batches = [batch.to(device) for batch in _batches(plan, corpus, settings.seed, pads=opened.view.takes_padding)]
     kl = LastLayerKL(opened.lens, settings.analysis.temperature, batches)
     if not kl.num_positions:
         raise ReportedError(
@@ -273,8 +273,8 @@ def _largest(steering: SteeringPlan) -> float:
     return min(torch.finfo(torch.float32).max / 2 / most, math.sqrt(torch.finfo(torch.float32).max))
 
 
-def _batches(plan: Plan, corpus: Corpus, seed: int) -> list[Batch]:
-    """Return the batches of a sample of the corpus."""
+def _batches(plan: Plan, corpus: Corpus, seed: int, *, pads: bool) -> list[Batch]:
+    """Return the batches of a sample of the corpus; `pads`: whether sentences of different lengths may share one."""
     ids, sentences = sample_sentences(corpus.for_kind(plan.source.architecture.kind), SENTENCES, seed)
     encoder = plan.encoder
     if encoder.positions == "generated":  # what will be written is not there yet: the first of its tokens is looked at
@@ -282,7 +282,7 @@ def _batches(plan: Plan, corpus: Corpus, seed: int) -> list[Batch]:
     examples = [encoded.example for encoded in encoder.examples(ids, sentences)]
     if not examples:
         return []
-    groups = plan_batches([len(example.input_ids) for example in examples], CPU_TOKENS)
+    groups = plan_batches([len(example.input_ids) for example in examples], CPU_TOKENS, pads=pads)
     return [collate([examples[row] for row in rows], plan.source.pad_token_id, seed) for rows in groups]
 
 

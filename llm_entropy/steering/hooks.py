@@ -119,8 +119,10 @@ def _steered(blocks: Sequence[nn.Module], plan: SteeringPlan, weights_of: Callab
         if index > 0:
             return None
         hidden = stream_of(args, kwargs)
-        new = steered_stream(hidden, 0)
-        return exchanged(args, hidden, new), {name: new if value is hidden else value for name, value in kwargs.items()}
+        given: dict[Any, Any] = dict(enumerate(args)) | kwargs
+        # The first alone: a model may hand the embeddings to its blocks once more, beside the stream.
+        given[next(place for place, value in given.items() if value is hidden)] = steered_stream(hidden, 0)
+        return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
     def steer_output(index: int, _: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         layer, _block = applied[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,9 @@ class Task:
     """How many tasks there are."""
 
 
-def plan_batches(lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batch: int) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batch: int, *, pads: bool = True
+) -> list[list[int]]:
     """Group a window's examples by like length, so that a batch is filled by tokens and little of it is padding.
 
     They are sorted by length and taken in turn, as long as the longest times the count stays within the budget. A
@@ -65,6 +68,7 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batc
     Args:
         lengths: [example], in tokens, at least 1.
         tokens_per_batch: The budget, in tokens, padding included.
+        pads: Whether examples of different lengths may share a batch.
 
     Returns:
         Indices of the examples of each batch, every index in exactly one; one empty batch where there is no example.
@@ -77,11 +81,18 @@ def plan_batches(lengths: Sequence[int] | npt.NDArray[np.int64], tokens_per_batc
     budget = min(tokens_per_batch, max(MIN_BATCH_TOKENS, -(-total // BATCHES_PER_WINDOW)))
     order = np.argsort(sizes, kind="stable")
     if total < TAIL_PIECES * budget:
-        return _fill(order, sizes, budget)
+        return _cut(_fill(order, sizes, budget), sizes, pads)
     # The shortest come last in the small pieces: what they pad is least.
     tail = int(np.searchsorted(np.cumsum(sizes[order]), budget, side="right"))
     small = min(budget, max(MIN_PIECE_TOKENS, budget // TAIL_PIECES))
-    return _fill(order[:tail], sizes, small) + _fill(order[tail:], sizes, budget)
+    return _cut(_fill(order[:tail], sizes, small) + _fill(order[tail:], sizes, budget), sizes, pads)
+
+
+def _cut(batches: list[list[int]], sizes: npt.NDArray[np.int64], pads: bool) -> list[list[int]]:
+    """Cut batches that are sorted by length wherever the length changes, if nothing may be padded."""
+    if pads:
+        return batches
+    return [list(alike) for batch in batches for _, alike in groupby(batch, key=lambda row: int(sizes[row]))]
 
 
 def _fill(order: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64], budget: int) -> list[list[int]]:

@@ -26,8 +26,8 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import about_attention, check_sinks, open_attention, read_attention_entropy
-from llm_entropy.models.families import ModelView, find_architecture, run_base, view_model
-from llm_entropy.models.proofs import check_parts
+from llm_entropy.models.families import ModelView, find_architecture, most_tokens, run_base, view_model
+from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.schema import Batch, Example
 from llm_entropy.settings import CONTROL, METRICS, STANDARD, AnalysisSettings, ControlSettings
 
@@ -50,13 +50,23 @@ def positions_of(length: int) -> list[int]:
 
 def batch(*, every: bool = False) -> Batch:
     """Return the sentences as a padded batch, read at some positions or at each; the target is the next token."""
-    examples = []
+    return collate(examples(every=every), 9, 0)
+
+
+def batches(*, pads: bool) -> list[Batch]:
+    """Return the sentences as a padded batch, or each as one."""
+    return [batch()] if pads else [collate([example], 9, 0) for example in examples()]
+
+
+def examples(*, every: bool = False) -> list[Example]:
+    """Return the sentences, read at some positions or at each; the target of a position is the next token."""
+    made = []
     for number, length in enumerate(LENGTHS):
         ids, read = tokens(length), list(range(length)) if every else positions_of(length)
         targets = [ids[position + 1] if position + 1 < length else PREDICTED for position in read]
         none = [-1] * len(read)
-        examples.append(Example(number, f"sentence {number}", ids, read, targets, none, none))
-    return collate(examples, 9, 0)
+        made.append(Example(number, f"sentence {number}", ids, read, targets, none, none))
+    return made
 
 
 class Shown(NamedTuple):
@@ -152,7 +162,8 @@ def expect(shown: Shown, has_attention: list[bool], length: int) -> list[Expecte
 def opened(model_type: str) -> ModelView:
     """Return a family's tiny model as a run opens it."""
     view = view_model(make_tiny(model_type))
-    check_parts(view, model_type)
+    check_size(view, model_type)
+    view = check_parts(view, model_type)
     check_lens(view, model_type)
     return open_attention(view, model_type)
 
@@ -169,7 +180,8 @@ def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str
         compare_control=True,
         control=ControlSettings(control_vector=[1.0]),
     )
-    records = EntropyModule(view, Lens(view), Asked(settings, {CONTROL: added(vectors)})).predict_step(batch())
+    module = EntropyModule(view, Lens(view), Asked(settings, {CONTROL: added(vectors)}))
+    records = [module.predict_step(batch) for batch in batches(pads=view.takes_padding)]
     exact = in_float64(make_tiny(model_type, attention="eager")).to(FAMILIES[model_type].exact)
     for config in (exact.config, exact.config.get_text_config()):
         config._experts_implementation = "eager"  # grouped products know no float64
@@ -181,10 +193,10 @@ def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str
             shown = show(exact, model_type, length, steered)
             assert len(shown.maps) == sum(has_attention), "the reference shows the attention of other blocks"
             want += expect(shown, has_attention, length)
-        got = records.conditions[condition]
+        got = [found.conditions[condition].metrics for found in records]
         for name in METRICS:
             values = np.stack([record.metrics[name] for record in want])
-            found = got.metrics[name].double().numpy()
+            found = torch.cat([metrics[name] for metrics in got]).double().numpy()
             if name == "target_rank":
                 least, greatest = (np.stack([record.ranks[end] for record in want]) for end in (0, 1))
                 assert ((least <= found) & (found <= greatest)).all(), f"{model_type} {condition} {name}"
@@ -192,6 +204,7 @@ def test_every_metric_of_a_family_is_what_the_model_itself_shows(model_type: str
             if name == "top1_agreement":
                 continue  # ties are decided by rounding; the rank tells it
             np.testing.assert_allclose(found, values, budget, budget / 4, err_msg=f"{model_type} {condition} {name}")
+    assert view.most_tokens in (None, most_tokens(view.model.config)), "the configuration promises other positions"
     if made_with() is None:
         assert row_of(view) == table_of(TABLE.read_text()).get(model_type), f"{TABLE.name} is out of date: {AGAIN}"
 

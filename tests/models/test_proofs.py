@@ -61,6 +61,7 @@ class Mixer(nn.Module):
 
     def forward(self, stream: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
         shown = self.norm(stream)
+        stream = stream[0] if isinstance(stream, tuple) else stream
         if self.broken == "noise":
             shown = shown + torch.randn_like(shown)
         shown = shown - shown.mean(dim=(0, 1)) if self.broken == "batch" else shown * mask[..., None]
@@ -69,6 +70,13 @@ class Mixer(nn.Module):
         else:
             mean = shown.cumsum(dim=1) / mask.cumsum(dim=1)[..., None]
         return (stream + torch.tanh(self.mix(mean)),)
+
+
+class Both(nn.Module):
+    """A step of a head that reads two layers."""
+
+    def forward(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return one + 0.5 * other
 
 
 class MineModel(PreTrainedModel):
@@ -83,6 +91,7 @@ class MineModel(PreTrainedModel):
         self.stack = nn.ModuleList(Mixer(config.broken) for _ in range(3))
         self.last = nn.LayerNorm(HIDDEN)
         self.out = nn.Linear(HIDDEN, config.vocab_size)
+        self.both, self.turn = Both(), nn.Parameter(torch.empty(HIDDEN, HIDDEN))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -93,9 +102,9 @@ class MineModel(PreTrainedModel):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> CausalLMOutput:
         broken = self.config.broken
-        stream = self.words(input_ids)
+        stream = first = self.words(input_ids)
         for number, block in enumerate(self.stack):
-            (after,) = block(stream, attention_mask)
+            (after,) = block((stream,) if broken == "inside" else stream, attention_mask)
             stream = after * 1.5 if broken == "between" and number else after
             if broken == "twice":
                 (stream,) = block(stream, attention_mask)
@@ -103,8 +112,17 @@ class MineModel(PreTrainedModel):
                 stream = after + 0.1
         if broken == "behind":
             stream = torch.sin(stream)
-        logits = self.out(self.last(stream)) * self.config.logit_mult
+        stream = {"mixed": self.both, "beside": lambda one, other: self.both(other, one)}.get(broken, _one)(
+            stream, first
+        )
+        states = self.last(stream)
+        states = states @ self.turn if broken == "turned" else states
+        logits = self.out(states) * self.config.logit_mult
         return CausalLMOutput(logits=logits.exp() if broken == "logits" else logits)
+
+
+def _one(stream: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+    return stream
 
 
 class OddConfig(MineConfig):
@@ -254,9 +272,12 @@ def test_a_scale_of_the_logits_under_a_name_of_its_own_is_refused_with_the_numbe
 BROKEN = {
     "between": r"of 3 calls in stack only 2 in a row are given what the one before returned \(not stack\.\d\)",
     "behind": r"what is done behind stack\.2, on the way to the decoder, is neither a module nor a known function",
+    "inside": r"its blocks take the residual stream inside of another argument \(stack\.0\), not as one",
+    "mixed": r"both \(Both\), on the way to the decoder, makes its numbers of more than what the last block hands on",
+    "beside": r"both \(Both\), on the way to the decoder, makes its numbers of more than what stack\.2 hands on",
     "logits": r"what is done to the decoder's output is neither a scale nor a softcap",
     "added": r"of 3 calls in stack only 1 in a row are given what the one before returned",
-    "batch": r"a padded batch gives layer 1 other states than its sentences one by one",
+    "batch": r"a batch gives layer 1 other states than its sentences one by one",
     "future": r"it is read as a causal model, and a token changes the states of those before it",
 }
 
@@ -265,6 +286,33 @@ BROKEN = {
 def test_a_model_that_does_something_else_is_refused_with_what_was_found(broken: str):
     with pytest.raises(ReportedError, match=BROKEN[broken]):
         check_parts(view_model(mine(broken)), "mine")
+
+
+def test_a_product_with_a_matrix_of_the_model_is_a_step_of_the_head():
+    view = view_model(mine("turned"))
+    assert view.found.endswith("then last, then times a matrix [32, 32], then out, then logits times 0.8")
+    assert check_lens(view, "mine") < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "words"),
+    [
+        ("num_hidden_layers", 4, "says 4 blocks of width 32, and 3 of width 32 were found .* be measured in part"),
+        ("hidden_size", 16, "of width 16, and 3 of width 32 were found .* 2 residual streams side by side"),
+    ],
+)
+def test_another_size_than_the_configuration_says_is_refused(name: str, number: int, words: str):
+    view = view_model(mine())
+    setattr(view.model.config, name, number)
+    with pytest.raises(ReportedError, match=words):
+        check_size(view, "mine")
+
+
+def test_tokens_that_go_into_no_table_are_refused(monkeypatch: pytest.MonkeyPatch):
+    model = mine()
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: model.words.weight)
+    with pytest.raises(ReportedError, match=r"tokens go into no table of embeddings \(.* gives Parameter\)"):
+        view_model(model)
 
 
 def test_a_block_that_runs_twice_counts_as_two():
@@ -318,6 +366,14 @@ def test_a_causal_model_is_no_masked_one():
     view = dataclasses.replace(view_model(make_model("gpt2")), kind="masked")
     with pytest.raises(ReportedError, match="it is read as a masked model, and a token changes nothing before it"):
         check_parts(view, "mine")
+
+
+def test_a_masked_model_in_which_no_token_changes_another_is_refused_with_that_reason():
+    model = make_model("bert")
+    for layer in model.bert.encoder.layer:
+        nn.init.zeros_(layer.attention.output.dense.weight)
+    with pytest.raises(ReportedError, match="read as a masked model, and no token changes the state of another"):
+        check_parts(view_model(model), "mine")
 
 
 def test_a_model_that_needs_more_than_text_is_refused():

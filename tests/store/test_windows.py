@@ -51,6 +51,15 @@ def test_equal_lengths_stay_in_corpus_order():
     assert plan_batches([5, 3, 5, 3, 5], 10) == [[1, 3], [0, 2], [4]]
 
 
+@pytest.mark.parametrize("count", [3, 500, WINDOW_ROWS])
+def test_nothing_is_padded_where_nothing_may_be(count: int):
+    lengths = np.random.default_rng(0).integers(1, 90, count)
+    plan = plan_batches(lengths, 8192, pads=False)
+    assert sorted(index for batch in plan for index in batch) == list(range(count))
+    assert all(len(set(lengths[batch])) == 1 for batch in plan)
+    assert plan_batches([5, 3, 5, 3, 5], 100, pads=False) == [[1, 3], [0, 2, 4]]
+
+
 @pytest.mark.parametrize(("num_ranks", "count"), [(2, 2000), (3, 2000), (2, 30_000), (3, 30_000), (8, 30_000)])
 def test_the_tokens_of_the_processes_differ_by_less_than_five_percent(num_ranks: int, count: int):
     lengths = np.random.default_rng(1).lognormal(3, 1, count).astype(int) + 1
