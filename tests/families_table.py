@@ -23,6 +23,7 @@ from transformers.models.auto import modeling_auto
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import check_lens
+from llm_entropy.models import families
 from llm_entropy.models.attention import open_attention
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.families import ModelView, find_architecture, view_model
@@ -55,7 +56,13 @@ A model of these families is refused before any weight is read, or when it is lo
 
 | model_type | why |
 |---|---|"""
-UNTRIED = "\n## Not tried\n\nTheir configurations could not be made small by the script; nothing is known of them:"
+UNTRIED = """
+## Not tried
+
+What a model of these families needs was missing where the page was made; nothing is known of them.
+
+| model_type | what is missing |
+|---|---|"""
 
 
 class Row(NamedTuple):
@@ -103,8 +110,11 @@ def _write() -> None:
     transformers.logging.set_verbosity_error()
     rows: dict[str, Row] = {}
     refused: dict[str, str] = {}
-    untried: list[str] = []
+    untried: dict[str, str] = {}
     for model_type in all_types():
+        if model_type in families.REFUSED:
+            refused[model_type] = families.REFUSED[model_type]
+            continue
         try:
             with torch.device("meta"):
                 size = _size(model_type)
@@ -114,9 +124,11 @@ def _write() -> None:
         except ReportedError as error:
             refused[model_type] = str(error)
             continue
-        except Exception as error:
-            untried.append(model_type)
-            print(f"{model_type}: {error!r}"[:200], file=sys.stderr)
+        except ImportError as error:
+            untried[model_type] = str(error).strip().partition(". ")[0]
+            continue
+        except Exception as error:  # any: what is missing in `OTHERS` is to be seen
+            untried[model_type] = f"a small configuration: {type(error).__name__} {error}"
             continue
         try:
             view = view_model(model)
@@ -126,7 +138,7 @@ def _write() -> None:
             rows[model_type] = row_of(open_attention(view, model_type))
         except ReportedError as error:
             if "cannot be run" in str(error) and not any(word in str(error) for word in MORE_THAN_TEXT):
-                untried.append(model_type)  # its small configuration is to blame
+                untried[model_type] = f"a small configuration: {error}"
             else:
                 refused[model_type] = str(error)
     TABLE.write_text("\n".join(_page(rows, refused, untried)) + "\n")
@@ -138,7 +150,7 @@ def _size(model_type: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _page(rows: dict[str, Row], refused: dict[str, str], untried: list[str]) -> Iterator[str]:
+def _page(rows: dict[str, Row], refused: dict[str, str], untried: dict[str, str]) -> Iterator[str]:
     def lines(names: list[str]) -> Iterator[str]:
         yield COLUMNS
         yield from (f"| {name} | {' | '.join(rows[name])} |" for name in names)
@@ -154,7 +166,7 @@ def _page(rows: dict[str, Row], refused: dict[str, str], untried: list[str]) -> 
         words = words.removesuffix("; such a model cannot be measured yet").removeprefix(f"{name}: ")
         yield f"| {name} | {words.replace('|', '/')} |"
     yield UNTRIED
-    yield ", ".join(untried) + "."
+    yield from (f"| {name} | {' '.join(reason.split()).replace('|', '/')} |" for name, reason in untried.items())
 
 
 if __name__ == "__main__":

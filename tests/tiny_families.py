@@ -19,6 +19,9 @@ _COUNTS = {"num_hidden_layers": 3, "n_layer": 3, "n_layers": 3, "num_layers": 3,
 _HEADS = {
     "num_attention_heads": 4,
     "num_attention_heads_per_layer": 4,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
     "num_key_value_heads": 2,
     "num_kv_heads": 4,
     "n_head": 4,
@@ -51,7 +54,7 @@ _RECURRENT = {
     "mamba_d_ssm": 32,
     "conv_L_cache": 3,
 }
-_INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 2, "n_shared_experts": 1}
+_INDEXED = {"index_topk": 4, "index_head_dim": 8, "index_n_heads": 8, "n_shared_experts": 1}
 _TOWERS = {
     **dict.fromkeys(("embed_dim", "out_hidden_size", "output_dim", "text_hidden_size", "adapter_out_dim"), 32),
     **dict.fromkeys(("projection_dim", "projector_hidden_size", "hidden_size_global", "encoder_hidden_size"), 32),
@@ -153,6 +156,22 @@ FAMILIES: dict[str, Family] = {
     "laguna": Family(_LAYERS, {**_MIXED, "num_attention_heads_per_layer": [4, 2, 6]}),
     "falcon_h1": Family(_LAYERS, {"lm_head_multiplier": 0.7}),
     "lfm2": Family(_LAYERS, {"layer_types": ["conv", "full_attention", "conv"]}),
+    "dbrx": Family("transformer.blocks"),
+    "deepseek_v32": Family(_LAYERS),
+    "ernie4_5_moe": Family(_LAYERS),
+    "gemma4_text": Family(_LAYERS),
+    "glm4_moe": Family(_LAYERS),
+    "glm_moe_dsa": Family(_LAYERS),
+    "jamba": Family(_LAYERS),
+    "lfm2_moe": Family(_LAYERS),
+    "mistral4": Family(_LAYERS),
+    "olmoe": Family(_LAYERS),
+    "qwen3_5_text": Family(_LAYERS),
+    "zaya": Family(_LAYERS),
+    "deepseek_vl_hybrid": Family(_TEXT),
+    "glm4v": Family(_TEXT),
+    "muse_glimmer": Family(_TEXT),
+    "qwen2_vl": Family(_TEXT),
     "gemma3": Family(_TEXT, {"text_config": {**_MIXED, "final_logit_softcapping": 4.0}, "vision_config": _VISION}),
     "qwen2_5_vl": Family(_TEXT, {"text_config": _MROPE, "vision_config": _VISION}),
     "qwen3_vl": Family(_TEXT, {"vision_config": _VISION}),
@@ -169,6 +188,10 @@ FAMILIES: dict[str, Family] = {
     "modernbert": Family(_LAYERS, {"local_attention": 6}),
     "deberta": Family("deberta.encoder.layer", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "deberta-v2": Family("deberta.encoder.layer", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    "esmc": Family("esmc.layers"),
+    "luke": Family("luke.encoder.layer"),
+    "neomme": Family(_LAYERS),
+    "roc_bert": Family("roc_bert.encoder.layer"),
     "convbert": Family("convbert.encoder.layer"),
     "fnet": Family("fnet.encoder.layer"),
     "nystromformer": Family("nystromformer.encoder.layer"),
@@ -184,28 +207,14 @@ FAMILIES: dict[str, Family] = {
 """Families that are held against the reference, by `model_type`."""
 
 
-_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _ENTITY = {"entity_vocab_size": 11, "entity_emb_size": 16}
 _SIGNS = {"pronunciation_vocab_size": 11, "pronunciation_embed_dim": 16, "shape_vocab_size": 11, "shape_embed_dim": 16}
-_BYTES = {"num_hidden_layers": 3, "num_key_value_heads": 4, "hidden_size_global": 32}
-_LOOP = {
-    **dict.fromkeys(("swa_num_attention_heads",), 4),
-    **dict.fromkeys(("swa_num_key_value_heads", "n_layers_per_attn_res_block"), 2),
-    **dict.fromkeys(("swa_head_dim", "d_rel"), 8),
-    "rel_extent": 16,
-    "unpadded_vocab_size": VOCAB,
-}
 _OTHER_HEADS = {
     **dict.fromkeys(("swa_num_attention_heads", "swa_num_key_value_heads"), 2),
     **{"swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_v_head_dim": 8, "swa_head_dim": 12, "head_dim": 12},
     **{"swa_qk_nope_head_dim": 8, "shared_experts_intermediate_size": 24},
 }
-_NO_LAYER_INPUTS = {"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}
 _HALF_MROPE = {"rope_parameters": {**_MROPE["rope_parameters"], "mrope_section": [1, 1, 0]}}
-_INDEXER = {
-    **{"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4},
-    **{"indexer_compress_ratio": 2, "hc_lowrank": 8, "ple_embed_dim": 32},
-}
 OTHERS: dict[str, dict[str, Any]] = {
     "apertus1p5": {
         "audio_config": {"codebook_dim": 32, "num_filters": 2},
@@ -213,10 +222,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "bamba": {"attn_layer_indices": [1]},
     "bert-generation": {"is_decoder": True},
-    "blt": {
-        "encoder_hash_byte_group_vocab": 101,
-        **dict.fromkeys(("encoder_config", "decoder_config", "global_config", "patcher_config"), _BYTES),
-    },
     "chameleon": {"vocabulary_map": {"<image>": 5}},
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _MROPE["rope_parameters"]}},
@@ -237,19 +242,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "esmc": {"num_key_value_heads": 4},
     "gemma4": {"text_config": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB}},
     "gemma4_text": {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCAB},
-    "gemma4_assistant": {"text_config": {**_NO_LAYER_INPUTS, "num_kv_shared_layers": 3}},
     "glm46v": {"text_config": _MROPE},
     "glm4v": {"text_config": _MROPE},
     "glm4v_moe": {"text_config": _HALF_MROPE},
-    "glm5_next": {
-        "text_config": {
-            "qk_rope_head_dim": 0,
-            "head_dim": 0,
-            "index_kpool": 2,
-            "linear_head_dim": 8,
-            "linear_num_heads": 4,
-        }
-    },
     "glm_ocr": {"text_config": _HALF_MROPE},
     "glmga": {"text_config": _HALF_MROPE},
     "granite4_vision": {
@@ -259,11 +254,6 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "hunyuan_vl": {"text_config": _MROPE},
-    "hy_v4_vl": {"text_config": {**_MROPE, "qk_rope_head_dim": 8}},
-    "inkling2": {"text_config": _LOOP},
-    "inkling2_loop": {"text_config": {**_LOOP, "loop_layer_index_start": 2, "loop_layer_index_end": 4}},
-    "inkling2_loop_text": {**_LOOP, "loop_layer_index_start": 2, "loop_layer_index_end": 4},
-    "inkling2_text": _LOOP,
     "jamba": {"attn_layer_offset": 1, "attn_layer_period": 2},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "luke": _ENTITY,
@@ -277,12 +267,9 @@ OTHERS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     },
     "paddleocr_vl": {"text_config": _MROPE},
-    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2},
     "qwen2_5_omni_thinker": {"text_config": _MROPE, "vision_start_token_id": 9},
     "qwen2_vl": {"text_config": _MROPE},
     "qwen3_omni_moe_thinker": {"text_config": _MROPE, "vision_start_token_id": 9},
-    "qwen4_exp": {"text_config": _INDEXER},
-    "qwen4_exp_text": _INDEXER,
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
     "roc_bert": _SIGNS,
     "unlimited_ocr": {
@@ -292,20 +279,18 @@ OTHERS: dict[str, dict[str, Any]] = {
     "zamba": {"layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""What other families need."""
-
-AT_LEAST = {"gemma4_assistant": {"text_config": {**_NO_LAYER_INPUTS, "num_kv_shared_layers": 30}}}
-"""Without what a family has no default configuration."""
+"""What families need to be small, beside their options above."""
 
 
 def tiny_config(model_type: str) -> PretrainedConfig:
     """Return a small configuration of a family."""
-    options = FAMILIES[model_type].options if model_type in FAMILIES else OTHERS.get(model_type, {})
+    own = FAMILIES[model_type].options if model_type in FAMILIES else {}
+    options = {**OTHERS.get(model_type, {}), **own}
     return _small(CONFIG_MAPPING[model_type], options)
 
 
 def _small(config_class: Any, options: Mapping[str, Any]) -> PretrainedConfig:
-    default = config_class(**AT_LEAST.get(config_class.model_type, {}))
+    default = config_class()
     have = {*vars(default), *config_class.attribute_map}
     num_layers, few = getattr(default, "num_hidden_layers", 0), _COUNTS["num_hidden_layers"]
     made: dict[str, Any] = {}

@@ -6,11 +6,14 @@ something; all others have none.
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Optional, cast
 
 import transformers
@@ -188,7 +191,21 @@ def find_architecture(
     supports = getattr(known, "_supports_sdpa", True)
     if known is not None and not known.__module__.startswith("transformers."):
         supports = supports and known._can_set_attn_implementation()  # where it cannot, transformers only warns
-    return Architecture(**{"kind": kind, "auto": auto, "eager_only": not supports, **ROWS.get(model_type, {})})
+    is_eager_only = not supports or (known is not None and _lists_ways_of_attending(known))
+    return Architecture(**{"kind": kind, "auto": auto, "eager_only": is_eager_only, **ROWS.get(model_type, {})})
+
+
+@cache
+def _lists_ways_of_attending(model_class: type) -> bool:
+    """Whether a model's code lists by name the ways of attending in which it does something, and leaves out ours.
+
+    Sparse attention hides tokens so: under another name the model would attend to all of them.
+    """
+    try:
+        code = inspect.getsource(sys.modules[model_class.__module__])
+    except (OSError, KeyError, TypeError):  # made on the spot: there is no file
+        return False
+    return re.search(r"_attn_implementation\s+(not\s+)?in\s*[\[({]", code) is not None
 
 
 def _kind_and_class(

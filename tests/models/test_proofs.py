@@ -60,8 +60,8 @@ class Mixer(nn.Module):
         self.mix, self.norm, self.broken = nn.Linear(HIDDEN, HIDDEN), nn.LayerNorm(HIDDEN), broken
 
     def forward(self, stream: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor]:
-        shown = self.norm(stream)
         stream = stream[0] if isinstance(stream, tuple) else stream
+        shown = self.norm(stream)
         if self.broken == "noise":
             shown = shown + torch.randn_like(shown)
         shown = shown - shown.mean(dim=(0, 1)) if self.broken == "batch" else shown * mask[..., None]
