@@ -189,6 +189,7 @@ FAMILIES: dict[str, Family] = {
     "deberta": Family("deberta.encoder.layer", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "deberta-v2": Family("deberta.encoder.layer", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "esmc": Family("esmc.layers"),
+    "layoutlm": Family("layoutlm.encoder.layer"),
     "luke": Family("luke.encoder.layer"),
     "neomme": Family(_LAYERS),
     "roc_bert": Family("roc_bert.encoder.layer"),

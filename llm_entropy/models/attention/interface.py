@@ -45,11 +45,14 @@ def _readable_attention(
         is_causal = options.get("is_causal")
         is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
         scale = options.get("scaling")
+        mask = attention_mask
+        if mask is not None and mask.shape[2] != query.shape[2]:  # one row that serves all positions
+            mask = mask.expand(-1, -1, query.shape[2], -1)
         reader(
             AttentionInputs(
                 query=query,
                 key=key,
-                mask=attention_mask,
+                mask=mask,
                 is_causal=is_causal and attention_mask is None,
                 scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
             )
