@@ -528,8 +528,8 @@ def _quiet_transformers() -> Iterator[None]:
 
     Bars that loaders of GGUF files and of quantised weights make by themselves have no switch but tqdm's own.
     """
-    bars: Any = tqdm
-    make_bar = bars.__init__
+    bar_class: Any = tqdm
+    make_bar = bar_class.__init__
 
     def make_hidden(bar: Any, *args: Any, **options: Any) -> None:
         make_bar(bar, *args, **{**options, "disable": True})
@@ -539,11 +539,11 @@ def _quiet_transformers() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity(logging.ERROR)
-    bars.__init__ = make_hidden
+    bar_class.__init__ = make_hidden
     try:
         yield
     finally:
-        bars.__init__ = make_bar
+        bar_class.__init__ = make_bar
         transformers_logging.set_verbosity(verbosity)
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
