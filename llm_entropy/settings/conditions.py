@@ -74,6 +74,12 @@ class Condition:
         return self.role != "placebo"
 
     @property
+    def has_plots(self) -> bool:
+        """Whether it has plots of its own: those of strength 0, one of several, would only show the standard run."""
+        repeats = self.steering is not None and self.steering.strength == 0 and not self.is_only_control
+        return self.keeps_tokens and not repeats
+
+    @property
     def folder(self) -> str:
         """Where in a run its tables and plots are."""
         return self.name if self.role == STANDARD or self.is_only_control else f"{CONTROL}/{self.name}"

@@ -48,6 +48,14 @@ def test_each_of_several_strengths_is_a_condition_in_the_order_of_the_settings()
     assert names(control={**VECTOR, "strengths": [-0.0, 1]}) == ["control_+0", "control_+1"]
 
 
+def test_a_strength_of_0_has_no_plots_unless_it_is_all_there_is() -> None:
+    several = conditions_of(compare_control=True, control={**VECTOR, "strengths": [-1, 0, 1], "placebo": {"random": 1}})
+    assert [one.name for one in several if one.has_plots] == ["standard", "control_-1", "control_+1"]
+    assert [one.has_plots for one in conditions_of(compare_control=True, control={**VECTOR, "strength": 0})] == [
+        True
+    ] * 2
+
+
 def test_placebos_come_last_at_the_largest_strength() -> None:
     found = conditions_of(
         compare_control=True,

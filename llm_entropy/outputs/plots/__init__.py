@@ -29,6 +29,8 @@ __all__ = ["draw_model", "draw_side_by_side", "figures_of_model", "figures_side_
 def figures_of_model(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     """Return every figure of one model: of its conditions, of each comparison, then of all comparisons together.
 
+    Those of a condition, and of its comparison, are left out where it has no plots of its own.
+
     Args:
         tables: What the merge made.
         run_dir: The run's folder; figures go to `plots` below the folder of each condition and comparison, and of all.
@@ -36,8 +38,10 @@ def figures_of_model(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     Returns:
         The figures, not drawn yet.
     """
-    figures = [figure for condition in tables.conditions for figure in figures_of_condition(tables, condition, run_dir)]
-    figures += [figure for one in tables.comparisons.values() for figure in figures_of_comparison(tables, one, run_dir)]
+    conditions = [one for one in tables.conditions if one.has_plots]
+    compared = [one for one in tables.comparisons.values() if one.comparison.other.has_plots]
+    figures = [figure for condition in conditions for figure in figures_of_condition(tables, condition, run_dir)]
+    figures += [figure for one in compared for figure in figures_of_comparison(tables, one, run_dir)]
     of_all = (
         figures_of_answers,
         figures_of_groups,

@@ -71,7 +71,7 @@ class Panel(NamedTuple):
 def figures_of_lens(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     """Return the lens grid of each condition that is compared with no other, and of each comparison, side by side.
 
-    A condition of strength 0 has none: it is the standard one.
+    A condition without plots of its own has none.
 
     Args:
         tables: What the merge made; without `lens` there are no grids.
@@ -86,7 +86,7 @@ def figures_of_lens(tables: ModelTables, run_dir: Path) -> list[Drawing]:
     beside = [
         (place_of_comparison(run_dir, one.comparison, tables.model), [*one.comparison])
         for one in tables.comparisons.values()
-        if (steering := one.comparison.other.steering) is None or steering.strength != 0
+        if one.comparison.other.has_plots
     ]
     return [figure_of_lens(tables, place, conditions) for place, conditions in [*alone, *beside]]
 
