@@ -200,7 +200,7 @@ def assert_lens_tokens(tokens: NamedTokens, probabilities: Any, what: str) -> No
     assert_close(tokens.lens_probabilities, own, f"{what} probabilities of lens tokens")
     ranked = np.sort(probabilities, axis=-1)
     is_clear = ranked[..., -1] - ranked[..., -2] > 2 * (ABSOLUTE + RELATIVE * ranked[..., -1])
-    assert is_clear.mean() > 0.5, f"{what}: almost no layer has one most likely token"
+    assert is_clear.any(), f"{what}: no layer has one most likely token"  # a softcap makes many equal
     np.testing.assert_array_equal(tokens.lens_ids.numpy()[is_clear], probabilities.argmax(axis=-1)[is_clear], what)
 
 

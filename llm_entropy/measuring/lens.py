@@ -175,9 +175,9 @@ def check_lens(view: ModelView, name: str) -> LensProof:
     proof, wrong = _compare(seen, truth, view.decoder.weight.dtype)
     if wrong is not None:
         raise ReportedError(
-            f"{name}: the logit lens at the last layer misses the model's own logits by {proof.error:.3g} ({wrong}): "
-            f"its layers would be measured wrongly. Found by tracing: {view.found}. The model does something else to "
-            "the stream or to the logits, which was not found"
+            f"{name}: the logit lens at the last layer misses the model's own logits by {proof.error:.3g} ({wrong}), "
+            f"so its layers would be measured wrongly; found by tracing: {view.found}; the model does something else "
+            "to the stream or to the logits, which was not found"
         )
     log.debug("%s: the lens reproduces the model's logits within %.3g", name, proof.error)
     return proof

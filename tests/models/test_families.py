@@ -261,7 +261,7 @@ def test_a_window_or_chunk_counts_the_tokens_in_it_alone(model_type: str) -> Non
 @pytest.mark.parametrize("model_type", ["gpt_oss", "flint"])
 def test_the_mass_of_sinks_is_that_of_the_sentence_alone_and_of_its_last_token(model_type: str) -> None:
     view = opened(model_type)
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["attention_entropy"]), {})
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=["attention_entropy"]), {}))
     together = module.predict_step(batch(every=True)).conditions[STANDARD].metrics
     assert list(together) == ["attention_entropy", "sink_mass"]
     ends = np.cumsum(LENGTHS)
@@ -278,7 +278,7 @@ def test_sinks_that_take_next_to_nothing_are_found_too() -> None:
     for block in model.model.layers:
         block.self_attn.sinks.data.fill_(-13.0)
     view = open_attention(view_model(model), "gpt_oss")
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["sink_mass"]), {})
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=["sink_mass"]), {}))
     mass = module.predict_step(batch()).conditions[STANDARD].metrics["sink_mass"]
     assert view.shape.has_sinks
     assert 1e-4 < mass.max() < 0.05
@@ -286,7 +286,7 @@ def test_sinks_that_take_next_to_nothing_are_found_too() -> None:
 
 def test_a_metric_of_sinks_is_0_where_there_are_none_and_empty_where_there_is_no_attention() -> None:
     view = opened("lfm2")
-    module = EntropyModule(view, Lens(view), AnalysisSettings(metrics=["sink_mass"]), {})
+    module = EntropyModule(view, Lens(view), Asked(AnalysisSettings(metrics=["sink_mass"]), {}))
     mass = module.predict_step(batch()).conditions[STANDARD].metrics["sink_mass"]
     assert mass[:, [0, 2]].isnan().all()
     assert (mass[:, 1] == 0).all()

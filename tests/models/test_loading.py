@@ -53,7 +53,7 @@ def save_without_limit(family: str, folder: Path) -> Path:
 def test_a_local_folder_is_found_with_its_sizes(gpt2: Path):
     source = find(gpt2)
     assert source.architecture.kind == "causal"
-    assert tuple(source.shape) == (3, 4, HIDDEN, 331)
+    assert source.shape[:4] == (3, 4, HIDDEN, 331)
     assert source.revision is None
     assert source.key == "mine"
     assert source.name == str(gpt2)

@@ -206,7 +206,7 @@ def test_a_gguf_file_is_read_as_the_model_that_it_was_made_from(
     gguf_model: Path, llama_with_words: LlamaForCausalLM, capfd: pytest.CaptureFixture[str]
 ):
     source = find(gguf_model)
-    assert tuple(source.shape) == (3, 4, 32, 4096)
+    assert source.shape[:4] == (3, 4, 32, 4096)
     assert source.most_tokens == 64
     text = "The capital of Spain is Madrid."
     assert source.tokenizer(text).input_ids == find("builtin:tiny-gpt2").tokenizer(text).input_ids

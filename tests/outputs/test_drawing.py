@@ -83,7 +83,10 @@ def test_every_figure_can_be_chosen_by_a_word_that_the_settings_know(tables, tmp
 
 
 def test_a_word_that_chooses_no_plot_is_refused():
-    with pytest.raises(ValueError, match=r"output\.plots: got 'entropies'; expected true, false, or some of entropy, "):
+    with pytest.raises(
+        ValueError,
+        match=r"output\.plots: got 'entropies' \(did you mean 'entropy'\?\); expected true, false, or some of ",
+    ):
         OutputSettings(plots=["entropies"])
     with pytest.raises(
         ValueError, match=r"output\.plots: got 'varentropy', which the run does not measure; .* has entr"
