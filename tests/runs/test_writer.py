@@ -201,8 +201,8 @@ def write(run_dir: Path, **settings: Any) -> tuple[list[Records], Ledger]:
     """Write the records of small batches as a process does, and return them, and what the markers say."""
     module, one = module_of("gpt2"), trainer()
     session = Session(Task(3, 16), CONFIG_HASH, run_dir)
+    writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"), "gpt2", session, **settings)
     try:
-        writer = ShardWriter(schema_of("gpt2"), make_tokenizer("causal"), "gpt2", session, **settings)
         writer.setup(one, module, "predict")
         writer.on_predict_start(one, module)
         everything = []
@@ -214,6 +214,9 @@ def write(run_dir: Path, **settings: Any) -> tuple[list[Records], Ledger]:
             everything.append(module.predict_step(batch))
             writer.write_on_batch_end(one, module, everything[-1], None, batch, index, 0)
         writer.on_predict_end(one, module)
+    except Exception as error:
+        writer.on_exception(one, module, error)  # as Lightning does: nothing is being written behind it
+        raise
     finally:
         session.release()
     return everything, read_ledger(run_dir / "shards/gpt2", CONFIG_HASH)
