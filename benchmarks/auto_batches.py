@@ -30,7 +30,8 @@ import torch
 from benchmarks import report, subjects
 from llm_entropy import DataSettings, OutputSettings, TrainerSettings, run_analysis
 from llm_entropy.measuring.module import EntropyModule
-from llm_entropy.schema import Batch, ConditionRecords
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.records import ConditionRecords
 from llm_entropy.settings import CONTROL, STANDARD
 
 CASES = {"last, standard": ("last", False), "all, comparative": ("all", True)}

@@ -25,7 +25,7 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
-from llm_entropy.schema import Batch
+from llm_entropy.schema.batches import Batch
 from llm_entropy.settings import AnalysisSettings, ControlSettings, Settings
 
 COUNTS = (0, 1, 3, 9, 30)

@@ -38,7 +38,7 @@ from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
-from llm_entropy.schema import Batch
+from llm_entropy.schema.batches import Batch
 from llm_entropy.settings import DEFAULT_METRICS
 
 Positions = Literal["last", "all"]

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks import report
 from benchmarks.products import bare_products, operations
 from llm_entropy import kernels
-from llm_entropy.schema import Unembedding
+from llm_entropy.schema.statistics import Unembedding
 
 
 class Shape(NamedTuple):

@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 
 from benchmarks import report
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
-from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, shard_schema
+from llm_entropy.schema.batches import BatchKey, WindowNotes
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.shards import shard_schema
 from llm_entropy.settings import AnalysisSettings, ControlSettings
 from llm_entropy.store.files import checksum
 from llm_entropy.store.ledger import Marker, rank_folder, read_ledger

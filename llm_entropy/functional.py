@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_entropy.errors import ReportedError
 from llm_entropy.kernels.reference import LOWEST
 from llm_entropy.measuring import metrics
-from llm_entropy.schema import LayerStatistics
+from llm_entropy.schema.statistics import LayerStatistics
 
 __all__ = [
     "entropy",

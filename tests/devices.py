@@ -7,7 +7,8 @@ import os
 import torch
 
 from llm_entropy.measuring.module import EntropyModule
-from llm_entropy.schema import Batch, Records
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.records import Records
 
 DEVICE = torch.device(os.environ.get("TEST_DEVICE") or "cpu")
 

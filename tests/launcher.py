@@ -213,7 +213,7 @@ def _import_everything() -> None:
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
     from llm_entropy.kernels import lens_statistics
-    from llm_entropy.schema import Unembedding
+    from llm_entropy.schema.statistics import Unembedding
 
     lens_statistics(torch.ones(2, 1, 4), Unembedding(torch.ones(8, 4)), top_slots=[1], square=True, pairs=[(0, 1)])
     assert threading.active_count() == 1, "a fork keeps one thread alone, and the locks of all"

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import BatchKey, ModelShape, WindowNotes, column, shard_schema
+from llm_entropy.schema.batches import BatchKey, WindowNotes
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.shards import column, shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, Condition, ControlSettings, Kind, PlaceboSettings, compared
 from llm_entropy.store.files import checksum
 from llm_entropy.store.ledger import Ledger, Marker, rank_folder, read_ledger

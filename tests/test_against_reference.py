@@ -34,7 +34,8 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
-from llm_entropy.schema import Batch, ConditionRecords, NamedTokens
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.records import ConditionRecords, NamedTokens
 from llm_entropy.settings import (
     CONTROL,
     KL_FROM_STANDARD,
@@ -269,7 +270,7 @@ def test_every_metric_of_a_padded_batch_is_that_of_the_sentences_one_by_one(
 def test_a_device_without_float64_gives_the_same_within_the_budget(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llm_entropy.schema.WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr("llm_entropy.schema.batches.WITHOUT_FLOAT64", {"cpu"})
     monkeypatch.setattr("llm_entropy.kernels.choose_backend", lambda device: "reference")
     who, sentences = subject(family), readings(family, "all")
     for use_sampling in (False, True):

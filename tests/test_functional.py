@@ -10,7 +10,7 @@ from scipy.stats import entropy as scipy_entropy
 
 from llm_entropy import functional, kernels
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import Unembedding
+from llm_entropy.schema.statistics import Unembedding
 
 LOGITS = 3 * torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0))
 OTHERS = 3 * torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(1))

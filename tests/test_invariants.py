@@ -24,7 +24,8 @@ from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import ModelView, view_model
-from llm_entropy.schema import Batch, ConditionRecords, Example, Records
+from llm_entropy.schema.batches import Batch, Example
+from llm_entropy.schema.records import ConditionRecords, Records
 from llm_entropy.settings import (
     ALL_METRICS,
     COMPARISON_METRICS,

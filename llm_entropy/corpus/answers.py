@@ -10,7 +10,7 @@ from llm_entropy.corpus.chats import render
 from llm_entropy.corpus.encoding import Encoded, Encoder
 from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, Tokens
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import FOIL_ANSWER, TARGET_ANSWER, Example
+from llm_entropy.schema.batches import FOIL_ANSWER, TARGET_ANSWER, Example
 
 Answers = tuple[Optional[str], Optional[str]]
 """The right and the wrong answer to a sentence, as far as it has them."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from llm_entropy.corpus.draws import sampling_uniforms
-from llm_entropy.schema import NO_WORD, Batch, Example
+from llm_entropy.schema.batches import NO_WORD, Batch, Example
 
 
 def _flat(rows: Iterable[Iterable[int]]) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ from llm_entropy.corpus.kept import answers_of, as_kept, check_answers, has_answ
 from llm_entropy.corpus.quiet_datasets import as_value_error
 from llm_entropy.corpus.sources import fewer_rows
 from llm_entropy.corpus.textfiles import TextFiles
-from llm_entropy.schema import SENTENCE
+from llm_entropy.schema.shards import SENTENCE
 from llm_entropy.settings import DataSettings, Kind
 from llm_entropy.store import windows
 from llm_entropy.store.windows import ROWS_PER_FILE, WINDOWS_PER_FILE, Task

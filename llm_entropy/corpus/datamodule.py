@@ -17,7 +17,8 @@ from llm_entropy.corpus.batching import collate
 from llm_entropy.corpus.corpus import Corpus, Window
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
-from llm_entropy.schema import SENTENCE_ID, Batch, BatchKey, WindowNotes, kept_column
+from llm_entropy.schema.batches import Batch, BatchKey, WindowNotes
+from llm_entropy.schema.shards import SENTENCE_ID, kept_column
 from llm_entropy.store.ledger import Done
 from llm_entropy.store.windows import Task, batches_of_task, deal, plan_batches
 

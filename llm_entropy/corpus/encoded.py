@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from llm_entropy.corpus.answers import Answers, answer_examples
 from llm_entropy.corpus.encoding import Encoded, Encoder
-from llm_entropy.schema import NO_ANSWER, Example, Slice
+from llm_entropy.schema.batches import NO_ANSWER, Example, Slice
 
 SENTENCES_AT_ONCE = 512
 """Most sentences that are tokenised together."""

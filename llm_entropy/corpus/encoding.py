@@ -17,7 +17,7 @@ from llm_entropy.corpus.chats import render
 from llm_entropy.corpus.draws import sampling_uniforms
 from llm_entropy.corpus.tokens import MASK_MARK, UNKNOWN, TokenReader, Tokens, describe_tokenizer
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import PREDICTED, Example
+from llm_entropy.schema.batches import PREDICTED, Example
 from llm_entropy.settings import Kind
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from datasets import Dataset, Features
 
 from llm_entropy.corpus.sources import Rows
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import (
-    MOST_GROUPS,
+from llm_entropy.schema.batches import MOST_GROUPS
+from llm_entropy.schema.shards import (
     POSITION,
     SENTENCE,
     SENTENCE_ID,

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from llm_entropy.corpus.encoding import Encoded, Encoder
 from llm_entropy.corpus.tokens import UNKNOWN
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import PREDICTED, Example
+from llm_entropy.schema.batches import PREDICTED, Example
 from llm_entropy.settings.extraction import TokenChoice
 
 

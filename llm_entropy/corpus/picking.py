@@ -27,7 +27,7 @@ from llm_entropy.corpus.kept import (
 from llm_entropy.corpus.quiet_datasets import as_value_error, progress_bars
 from llm_entropy.corpus.sources import Rows, check_text, open_rows
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import SENTENCE
+from llm_entropy.schema.shards import SENTENCE
 from llm_entropy.settings import DataSettings
 
 BUILTIN_SENTENCES = 10

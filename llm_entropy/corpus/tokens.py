@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from llm_entropy.corpus.words import Words, special_ids, without_cut, words_of
-from llm_entropy.schema import NO_WORD
+from llm_entropy.schema.batches import NO_WORD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

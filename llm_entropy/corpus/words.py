@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llm_entropy.schema import CUT_WORD, NO_WORD
+from llm_entropy.schema.batches import CUT_WORD, NO_WORD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llm_entropy.kernels.reference import count_larger, logits_of, sample_tokens, token_logits
 from llm_entropy.kernels.wanted import Wanted
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 __all__ = [
     "BACKENDS",

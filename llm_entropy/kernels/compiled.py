@@ -19,7 +19,7 @@ from torch import Tensor
 
 from llm_entropy.kernels.epilogue import Bytes, Doubles, Floats, Integers, add_chunk
 from llm_entropy.kernels.wanted import Wanted
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 VOCAB_CHUNK = 1024
 """Tokens of the vocabulary whose logits are looked at together."""

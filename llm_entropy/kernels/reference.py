@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from llm_entropy.kernels.wanted import Wanted
-from llm_entropy.schema import RowStatistics, Unembedding, widest_float
+from llm_entropy.schema.batches import widest_float
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 VOCAB_CHUNK = 4096
 """Tokens of the vocabulary that are looked at together."""

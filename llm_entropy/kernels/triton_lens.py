@@ -25,7 +25,7 @@ from llm_entropy.kernels.triton_programs import (
 )
 from llm_entropy.kernels.triton_sums import Partial, Sums, join
 from llm_entropy.kernels.wanted import Wanted
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 MIN_SPLITS = 16
 """At least so many splits where the vocabulary allows: programs that run together share rows as well as tokens."""

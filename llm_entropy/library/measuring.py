@@ -22,7 +22,8 @@ from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import check_sinks
 from llm_entropy.models.loaded import borrowed
 from llm_entropy.runs.token_texts import TokenTexts
-from llm_entropy.schema import Records, measured_of
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.shape import measured_of
 from llm_entropy.settings import (
     COMPARISON_METRICS,
     DEFAULT_METRICS,

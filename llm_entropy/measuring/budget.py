@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 
 CPU_TOKENS = 2048
 """Enough rows for full speed of a CPU's products, few enough for the states of a batch to stay near its cache."""

@@ -14,7 +14,8 @@ from llm_entropy.models.attention import read_attention_entropy
 from llm_entropy.models.families import ModelView, run_base
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.shared_blocks import BlockOutput, keep_outputs, start_behind
-from llm_entropy.schema import AttentionStatistics, Batch
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.statistics import AttentionStatistics
 from llm_entropy.steering.hooks import steer
 from llm_entropy.steering.plan import SteeringPlan
 

@@ -18,7 +18,8 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule, to_host
 from llm_entropy.measuring.writing import Writing, write_texts
 from llm_entropy.models.families import ModelView
-from llm_entropy.schema import NO_TOKEN, Batch, ConditionRecords, NamedTokens, Records
+from llm_entropy.schema.batches import NO_TOKEN, Batch
+from llm_entropy.schema.records import ConditionRecords, NamedTokens, Records
 from llm_entropy.settings import STANDARD_SURPRISAL, compared, needs_of
 
 SURPRISAL = "surprisal"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 
 BLOCK_PRODUCTS = 12
 """Products of a token with [hidden, hidden] in a block, about: attention 4, the two layers behind it 8."""

@@ -13,7 +13,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from llm_entropy.schema import AttentionStatistics, LayerStatistics
+from llm_entropy.schema.statistics import AttentionStatistics, LayerStatistics
 
 
 def entropy(statistics: LayerStatistics, vocab_size: int) -> Tensor:

@@ -19,7 +19,10 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.metrics import FROM_ATTENTION, FROM_STATISTICS, FROM_STREAM, over_heads
 from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.models.families import ModelView
-from llm_entropy.schema import AttentionStatistics, Batch, ConditionRecords, Records, measured_of
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.records import ConditionRecords, Records
+from llm_entropy.schema.shape import measured_of
+from llm_entropy.schema.statistics import AttentionStatistics
 from llm_entropy.settings import (
     BASELINE_METRICS,
     COMPARISON_METRICS,

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from llm_entropy import kernels
-from llm_entropy.schema import PREDICTED, LayerStatistics, NamedTokens, RowStatistics, Unembedding
+from llm_entropy.schema.batches import PREDICTED
+from llm_entropy.schema.records import NamedTokens
+from llm_entropy.schema.statistics import LayerStatistics, RowStatistics, Unembedding
 from llm_entropy.settings.metrics import Need
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from llm_entropy.models.families import ModelView, run_base
 from llm_entropy.models.layers import read_block_means
-from llm_entropy.schema import STATE_NORMS, STATES, Batch, ConditionRecords, Records, state_column
+from llm_entropy.schema.batches import Batch
+from llm_entropy.schema.records import ConditionRecords, Records
+from llm_entropy.schema.shards import STATE_NORMS, STATES, state_column
 
 
 class StatesModule(L.LightningModule):

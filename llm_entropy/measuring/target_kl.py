@@ -15,7 +15,7 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.metrics import kl_from_standard
 from llm_entropy.measuring.readout import Slots, Wanted, decode
 from llm_entropy.outputs.inference.positions import PositionNumbers
-from llm_entropy.schema import Batch
+from llm_entropy.schema.batches import Batch
 from llm_entropy.steering.plan import SteeringPlan
 
 SENTENCES = 64

@@ -15,7 +15,8 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.models.cached import end_tokens, new_cache, run_cached
 from llm_entropy.models.families import ModelView
 from llm_entropy.models.layers import read_layers
-from llm_entropy.schema import NO_TOKEN, Batch, Unembedding
+from llm_entropy.schema.batches import NO_TOKEN, Batch
+from llm_entropy.schema.statistics import Unembedding
 from llm_entropy.settings import AnalysisSettings
 from llm_entropy.steering.hooks import steer_by
 from llm_entropy.steering.plan import SteeringPlan

@@ -31,7 +31,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.tracing import Attending, HeadStep, NotFound, find_attention, outline, trace
-from llm_entropy.schema import ModelShape, Unembedding
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.statistics import Unembedding
 from llm_entropy.settings import Kind
 
 

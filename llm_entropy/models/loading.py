@@ -59,7 +59,7 @@ from llm_entropy.models.own_code import (
     way_out,
 )
 from llm_entropy.models.quantised import decompress_, method_of, missing_package, restore_head_
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import LOADED_PREFIX, ModelSettings
 
 log = logging.getLogger("llm_entropy")

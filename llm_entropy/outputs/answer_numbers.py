@@ -8,16 +8,8 @@ import numpy as np
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.comparison import Floats
-from llm_entropy.schema import (
-    ANSWER_PROBABILITY,
-    ANSWER_RANK,
-    ANSWER_SURPRISAL,
-    FOIL_ANSWER,
-    POSITION,
-    SENTENCE_ID,
-    TARGET_ANSWER,
-    column,
-)
+from llm_entropy.schema.batches import FOIL_ANSWER, TARGET_ANSWER
+from llm_entropy.schema.shards import ANSWER_PROBABILITY, ANSWER_RANK, ANSWER_SURPRISAL, POSITION, SENTENCE_ID, column
 
 
 class AnswerNumbers(NamedTuple):

@@ -22,15 +22,8 @@ from llm_entropy.outputs.inference.resampling import Interval
 from llm_entropy.outputs.inference.verdicts import mean_intervals
 from llm_entropy.outputs.kept_csv import value_fields
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import (
-    ANSWER_SURPRISAL,
-    POSITION,
-    SENTENCE,
-    SENTENCE_ID,
-    TARGET_ANSWER,
-    column,
-    kept_column,
-)
+from llm_entropy.schema.batches import TARGET_ANSWER
+from llm_entropy.schema.shards import ANSWER_SURPRISAL, POSITION, SENTENCE, SENTENCE_ID, column, kept_column
 from llm_entropy.settings import ACCURACY, PREFERENCE, DataSettings
 
 TARGET, FOIL, PREFERRED_FROM = "target", "foil", "preferred_from"

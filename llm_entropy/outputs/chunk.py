@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llm_entropy.outputs import csv_text
-from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, ModelShape, kept_column
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.shards import POSITION, SENTENCE, SENTENCE_ID, kept_column
 from llm_entropy.settings import DataSettings, Kind
 
 Integers = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.comparison import percent_change, quantities
 from llm_entropy.outputs.kept_csv import kept_fields, kept_header
 from llm_entropy.outputs.views import Pair, View
-from llm_entropy.schema import SENTENCE, SENTENCE_ID
+from llm_entropy.schema.shards import SENTENCE, SENTENCE_ID
 
 
 class CsvFile:

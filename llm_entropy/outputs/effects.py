@@ -18,7 +18,7 @@ from llm_entropy.outputs.inference.summary import Compared, Summary, summarise
 from llm_entropy.outputs.placebos import PlaceboTable
 from llm_entropy.outputs.points import num_points
 from llm_entropy.outputs.views import Pair
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import (
     ALL_METRICS,
     COMPARISON_METRICS,

@@ -27,7 +27,8 @@ from llm_entropy.outputs.inference.verdicts import EXACT, PERMUTATION, T_TEST
 from llm_entropy.outputs.kept_csv import value_words
 from llm_entropy.outputs.points import num_points
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import MOST_GROUPS, ModelShape
+from llm_entropy.schema.batches import MOST_GROUPS
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import DataSettings
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from llm_entropy.outputs.comparison import evenly_spaced
 from llm_entropy.outputs.places import place_of_condition
 from llm_entropy.outputs.tables import LensGrid
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import LENS_PROBABILITIES, LENS_TOKENS, SENTENCE, SENTENCE_ID, TARGET, TOKEN, column
+from llm_entropy.schema.shards import LENS_PROBABILITIES, LENS_TOKENS, SENTENCE, SENTENCE_ID, TARGET, TOKEN, column
 from llm_entropy.settings import Condition
 from llm_entropy.settings.plots import LENS_GRID
 

@@ -20,7 +20,7 @@ from llm_entropy.outputs.report.page import SENTENCE_BYTES
 from llm_entropy.outputs.results import ModelResult, RunResult
 from llm_entropy.outputs.summaries import EffectRow, SummaryRow, effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import ModelShape, measured_of
+from llm_entropy.schema.shape import ModelShape, measured_of
 from llm_entropy.settings import Settings
 from llm_entropy.settings.configuration import read_config
 from llm_entropy.store import manifest

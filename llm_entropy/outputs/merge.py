@@ -18,7 +18,8 @@ from llm_entropy.outputs.effects import SteeringFacts
 from llm_entropy.outputs.parts import Count, Parts, check_keys, check_parts, id_ranges, spans_of
 from llm_entropy.outputs.sinks import ModelSinks, Target
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import ModelShape, kept_column, measured_of, shard_schema
+from llm_entropy.schema.shape import ModelShape, measured_of
+from llm_entropy.schema.shards import kept_column, shard_schema
 from llm_entropy.settings import TEXT_METRICS, AnalysisSettings, DataSettings, Kind
 from llm_entropy.store.files import publish
 from llm_entropy.store.ledger import Ledger

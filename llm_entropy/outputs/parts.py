@@ -14,7 +14,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import POSITION, SENTENCE_ID, Slice, WindowNotes
+from llm_entropy.schema.batches import Slice, WindowNotes
+from llm_entropy.schema.shards import POSITION, SENTENCE_ID
 from llm_entropy.store.ledger import Ledger, Marker
 
 Integers = npt.NDArray[np.int64]

@@ -23,7 +23,7 @@ from llm_entropy.outputs.places import (
     summary_path,
 )
 from llm_entropy.outputs.points import mean_over_heads
-from llm_entropy.schema import SENTENCE, SENTENCE_ID
+from llm_entropy.schema.shards import SENTENCE, SENTENCE_ID
 from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition
 
 if TYPE_CHECKING:

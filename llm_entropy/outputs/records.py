@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.comparison import DIFFERENCE, difference
 from llm_entropy.outputs.views import Pair, View
-from llm_entropy.schema import (
+from llm_entropy.schema.shards import (
     ANSWER_COLUMNS,
     POSITION,
     SENTENCE,

@@ -21,7 +21,7 @@ from llm_entropy.outputs.plots.lens_grid import figure_of_lens
 from llm_entropy.outputs.plots.side_by_side import figures_of_models
 from llm_entropy.outputs.reading import read_comparison, read_metric, read_summary
 from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curves, ModelTables
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import COMPARISON_METRICS, Comparison, Condition
 from llm_entropy.settings.plots import COMPARISON
 from llm_entropy.store import manifest

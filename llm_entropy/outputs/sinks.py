@@ -51,7 +51,8 @@ from llm_entropy.outputs.tables import ComparisonCurves, ComparisonTables, Curve
 from llm_entropy.outputs.texts import FROM_TEXTS
 from llm_entropy.outputs.views import Pair, View
 from llm_entropy.outputs.words import WordCsv, WordParquet, WordSink
-from llm_entropy.schema import LENS_TOKENS, TRACKED_TOKENS, WORD_START, ModelShape, column
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.shards import LENS_TOKENS, TRACKED_TOKENS, WORD_START, column
 from llm_entropy.settings import (
     ALL_METRICS,
     ANSWER_METRICS,

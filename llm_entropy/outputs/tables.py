@@ -13,7 +13,7 @@ from llm_entropy.outputs.answers import AnswerCurves
 from llm_entropy.outputs.groups import GroupCurve
 from llm_entropy.outputs.inference.doses import DoseTable
 from llm_entropy.outputs.inference.summary import Summary
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import Comparison, Condition
 
 

@@ -16,7 +16,7 @@ from llm_entropy.outputs.comparison import Floats, difference
 from llm_entropy.outputs.kept_csv import kept_fields
 from llm_entropy.outputs.points import mean_over_heads, num_points
 from llm_entropy.outputs.texts import FROM_TEXTS, text_rows
-from llm_entropy.schema import (
+from llm_entropy.schema.shards import (
     CONTINUATION,
     TARGET,
     TARGET_ID,

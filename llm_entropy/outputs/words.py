@@ -18,7 +18,8 @@ from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.csv_sinks import CsvFile
 from llm_entropy.outputs.kept_csv import kept_header, value_fields
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import NO_WORD, SENTENCE_ID, TOKEN, WORD_END, WORD_START
+from llm_entropy.schema.batches import NO_WORD
+from llm_entropy.schema.shards import SENTENCE_ID, TOKEN, WORD_END, WORD_START
 from llm_entropy.settings import LOG_BOUNDARY
 
 Floats = npt.NDArray[np.float64]

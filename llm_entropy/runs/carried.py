@@ -11,16 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from llm_entropy.schema import (
-    ANSWER_PROBABILITY,
-    ANSWER_RANK,
-    ANSWER_SURPRISAL,
-    NO_ANSWER,
-    POSITION,
-    SENTENCE_ID,
-    Records,
-    column,
-)
+from llm_entropy.schema.batches import NO_ANSWER
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.shards import ANSWER_PROBABILITY, ANSWER_RANK, ANSWER_SURPRISAL, POSITION, SENTENCE_ID, column
 
 
 def nothing(num_rows: int, kind: pa.DataType) -> pa.Array:
@@ -74,7 +67,7 @@ def answer_rows(records: Records, schema: pa.Schema) -> pa.Table:
 
     Args:
         records: Of one batch.
-        schema: As `schema.shard_schema` makes it, with answers.
+        schema: As `shards.shard_schema` makes it, with answers.
     """
     assert records.answers is not None
     own = torch.nonzero(records.answers != NO_ANSWER).flatten()

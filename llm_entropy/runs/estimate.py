@@ -24,7 +24,8 @@ from llm_entropy.runs.opening import open_corpus, open_model
 from llm_entropy.runs.plan import Plan, for_corpus, plan_model
 from llm_entropy.runs.predict import tokens_per_batch
 from llm_entropy.runs.trainer import make_trainer
-from llm_entropy.schema import Example, shard_schema
+from llm_entropy.schema.batches import Example
+from llm_entropy.schema.shards import shard_schema
 from llm_entropy.settings import AnalysisSettings, Condition, Settings, compared
 from llm_entropy.store.windows import Task
 

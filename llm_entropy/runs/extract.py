@@ -22,7 +22,7 @@ from llm_entropy.runs.predict import Work, predict_model
 from llm_entropy.runs.state import RunState
 from llm_entropy.runs.stopping import Stopped, StopSignals
 from llm_entropy.runs.trainer import make_trainer
-from llm_entropy.schema import states_schema
+from llm_entropy.schema.shards import states_schema
 from llm_entropy.settings import ExtractionSettings
 from llm_entropy.store import manifest
 from llm_entropy.store.log import run_log

@@ -27,7 +27,7 @@ from llm_entropy.runs.stopping import StopBetweenBatches, children
 from llm_entropy.runs.strengths import SharedStrengths, at_found, budgets
 from llm_entropy.runs.trainer import make_trainer
 from llm_entropy.runs.writer import ShardWriter
-from llm_entropy.schema import shard_schema
+from llm_entropy.schema.shards import shard_schema
 from llm_entropy.settings import Settings
 from llm_entropy.store import manifest
 from llm_entropy.store.ledger import Ledger, read_ledger

@@ -8,7 +8,8 @@ from typing import Any, Optional
 import lightning as L
 from tqdm import tqdm
 
-from llm_entropy.schema import NO_ANSWER, Batch, Records
+from llm_entropy.schema.batches import NO_ANSWER, Batch
+from llm_entropy.schema.records import Records
 
 REFRESH_SECONDS = 0.5
 """How often the bar moves within a batch."""

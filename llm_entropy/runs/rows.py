@@ -9,11 +9,12 @@ from torch import Tensor
 
 from llm_entropy.runs.carried import answer_rows, nothing, ordinary_records
 from llm_entropy.runs.token_texts import TokenTexts
-from llm_entropy.schema import (
+from llm_entropy.schema.batches import NO_TOKEN
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.shards import (
     CONTINUATION,
     LENS_PROBABILITIES,
     LENS_TOKENS,
-    NO_TOKEN,
     POSITION,
     SENTENCE,
     SENTENCE_ID,
@@ -29,7 +30,6 @@ from llm_entropy.schema import (
     TRACKED_TOKENS,
     WORD_END,
     WORD_START,
-    Records,
     column,
 )
 
@@ -39,7 +39,7 @@ def records_table(records: Records, schema: pa.Schema, texts: TokenTexts) -> pa.
 
     Args:
         records: Of one batch.
-        schema: As `schema.shard_schema` makes it.
+        schema: As `shards.shard_schema` makes it.
         texts: What the tokens say.
     """
     if not len(records.positions):

@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from llm_entropy.corpus.chats import ChatText
-from llm_entropy.schema import SENTENCE
+from llm_entropy.schema.shards import SENTENCE
 from llm_entropy.settings import ControlSettings, ControlVectors, ExtractionSettings, Settings
 from llm_entropy.settings.fields import holds_arrays
 from llm_entropy.steering.tensors import as_vector

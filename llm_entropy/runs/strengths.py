@@ -36,7 +36,7 @@ from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.opening import OpenedModel, open_model
 from llm_entropy.runs.plan import Plan
 from llm_entropy.runs.state import Found, RunState
-from llm_entropy.schema import Batch
+from llm_entropy.schema.batches import Batch
 from llm_entropy.settings import AnalysisSettings, Condition, ControlSettings, Settings
 from llm_entropy.steering.plan import SteeringPlan
 from llm_entropy.store import manifest

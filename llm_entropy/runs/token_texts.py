@@ -8,7 +8,7 @@ from typing import Optional
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from llm_entropy.schema import NO_TOKEN
+from llm_entropy.schema.batches import NO_TOKEN
 
 REPLACEMENT = "\ufffd"
 """What decoding makes of a token that is only a part of a character."""

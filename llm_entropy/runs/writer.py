@@ -18,7 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from llm_entropy.runs.carried import with_kept
 from llm_entropy.runs.rows import records_table
 from llm_entropy.runs.token_texts import TokenTexts
-from llm_entropy.schema import POSITION, SENTENCE, SENTENCE_ID, Batch, BatchKey, Records, WindowNotes
+from llm_entropy.schema.batches import Batch, BatchKey, WindowNotes
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.shards import POSITION, SENTENCE, SENTENCE_ID
 from llm_entropy.store.files import checksum, written_whole
 from llm_entropy.store.ledger import PART_SUFFIX, Marker
 from llm_entropy.store.session import Session
@@ -38,7 +40,7 @@ class ShardWriter(BasePredictionWriter):
     A thread of its own does that, beside the next batch; it is never more than `MOST_WAITING` batches behind.
 
     Args:
-        schema: `schema.shard_schema` of the model.
+        schema: `shards.shard_schema` of the model.
         tokenizer: Of the model, for the texts of tokens.
         model: The model's key.
         session: This process's part in the run.

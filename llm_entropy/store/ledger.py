@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import BatchKey, Slice, WindowNotes
+from llm_entropy.schema.batches import BatchKey, Slice, WindowNotes
 from llm_entropy.store import files
 from llm_entropy.store.windows import WINDOWS_PER_FILE, Task
 

@@ -11,7 +11,7 @@ from llm_entropy.corpus.answers import answer_examples, joined
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import FOIL_ANSWER, NO_ANSWER, TARGET_ANSWER, Example
+from llm_entropy.schema.batches import FOIL_ANSWER, NO_ANSWER, TARGET_ANSWER, Example
 
 
 def read(encoder: Encoder, sentence: str, answer: str, delimiter: str = " ") -> tuple[Example, bool]:

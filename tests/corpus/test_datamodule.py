@@ -25,7 +25,7 @@ from llm_entropy.corpus.datamodule import SentenceDataModule, WindowBatches
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.corpus.picking import corpus_of_sentences, load_corpus
 from llm_entropy.measuring.budget import CPU_TOKENS
-from llm_entropy.schema import Batch, BatchKey
+from llm_entropy.schema.batches import Batch, BatchKey
 from llm_entropy.settings import DataSettings
 from llm_entropy.store import windows
 from llm_entropy.store.ledger import Done

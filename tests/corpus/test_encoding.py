@@ -14,7 +14,7 @@ from llm_entropy.corpus.draws import sampling_uniforms
 from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import PREDICTED, Example, narrowed
+from llm_entropy.schema.batches import PREDICTED, Example, narrowed
 
 WORDS = ["the", "cat", "sat", "on", "mat", "it", "is", "##s", "50", "%", ".", ",", "!", '"', "[", "]", "\uff1f"]
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from llm_entropy.corpus.encoding import Encoder
 from llm_entropy.corpus.words import Words, special_ids, without_cut, word_starts, words_of
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import CUT_WORD, NO_WORD
+from llm_entropy.schema.batches import CUT_WORD, NO_WORD
 
 PIECES = ["the", "cat", "sat", ".", ",", "s"]
 

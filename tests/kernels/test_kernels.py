@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llm_entropy import kernels
 from llm_entropy.kernels import compiled, reference
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 SLOTS, ROWS, WIDTH, VOCAB = 6, 5, 16, 103
 PAIRS = [(3, 0), (3, 1), (5, 0), (1, 4), (2, 5)]
@@ -195,7 +195,7 @@ def test_loops_just_compiled_give_the_bytes_of_loops_read_from_the_disk(tmp_path
     program = """
         import sys, torch
         from llm_entropy.kernels import lens_statistics
-        from llm_entropy.schema import Unembedding
+        from llm_entropy.schema.statistics import Unembedding
         torch.manual_seed(0)
         states, decoder = torch.randn(4, 30, 16), Unembedding(torch.randn(3001, 16))
         wanted = {"top_slots": [3], "square": True, "order": 0.5, "top1": True, "pairs": [(0, 3), (3, 1)]}
@@ -354,7 +354,7 @@ def test_half_precision_weights_give_statistics_of_float32_products(dtype: torch
 
 @pytest.mark.parametrize("vocab_size", [VOCAB, 20_000])
 def test_a_device_without_float64_keeps_within_the_budget(vocab_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_entropy.schema.WITHOUT_FLOAT64", {"cpu"})
+    monkeypatch.setattr("llm_entropy.schema.batches.WITHOUT_FLOAT64", {"cpu"})
     monkeypatch.setattr(reference, "VOCAB_CHUNK", 64)
     states, weight = make_states(), torch.randn(vocab_size, WIDTH, generator=torch.Generator().manual_seed(1))
     unembedding = Unembedding(weight, torch.full((vocab_size,), -8.0), softcap=20.0, temperature=1.3)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm_entropy.schema import RowStatistics, Unembedding
+from llm_entropy.schema.statistics import RowStatistics, Unembedding
 
 triton = pytest.importorskip("triton")
 

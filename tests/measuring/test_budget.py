@@ -15,7 +15,9 @@ from llm_entropy.measuring.budget import FEWEST_TOKENS, MOST_TOKENS, gpu_tokens
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
-from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, ModelShape
+from llm_entropy.schema.batches import PREDICTED, Batch, Example
+from llm_entropy.schema.records import ConditionRecords
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import METRICS, AnalysisSettings
 
 LENGTHS = (3, 9, 4, 6, 5, 8, 7)

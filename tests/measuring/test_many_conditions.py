@@ -16,7 +16,8 @@ from llm_entropy.measuring.budget import conditions_together, rows_together
 from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import view_model
-from llm_entropy.schema import PREDICTED, Batch, ConditionRecords, Example, Records
+from llm_entropy.schema.batches import PREDICTED, Batch, Example
+from llm_entropy.schema.records import ConditionRecords, Records
 from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
 from llm_entropy.steering.conditions import plan_conditions
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from llm_entropy.measuring.metrics import FROM_STATISTICS
 from llm_entropy.measuring.readout import Slots, Wanted, decode
-from llm_entropy.schema import PREDICTED, NamedTokens, Unembedding
+from llm_entropy.schema.batches import PREDICTED
+from llm_entropy.schema.records import NamedTokens
+from llm_entropy.schema.statistics import Unembedding
 from llm_entropy.settings import COMPARISON_METRICS
 from llm_entropy.settings.sections import LEAST_FROM_SHANNON
 

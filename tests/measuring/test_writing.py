@@ -22,7 +22,9 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.measuring.writing import sample_nucleus
 from llm_entropy.models.families import ModelView, view_model
-from llm_entropy.schema import NO_TOKEN, PREDICTED, Batch, Example, Records, Unembedding
+from llm_entropy.schema.batches import NO_TOKEN, PREDICTED, Batch, Example
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.statistics import Unembedding
 from llm_entropy.settings import STANDARD_SURPRISAL, AnalysisSettings
 from llm_entropy.steering.conditions import plan_conditions
 from llm_entropy.steering.plan import SteeringPlan

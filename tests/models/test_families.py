@@ -29,7 +29,7 @@ from llm_entropy.models.attention import about_attention, check_sinks, open_atte
 from llm_entropy.models.families import ModelView, find_architecture, most_tokens, run_base, view_model
 from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.models.tracing import probe_tokens
-from llm_entropy.schema import Batch, Example
+from llm_entropy.schema.batches import Batch, Example
 from llm_entropy.settings import CONTROL, METRICS, STANDARD, AnalysisSettings, ControlSettings
 
 LENGTHS = (12, 1, 7)

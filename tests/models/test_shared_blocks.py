@@ -16,7 +16,8 @@ from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.families import run_base, view_model
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.shared_blocks import keep_outputs, start_behind
-from llm_entropy.schema import PREDICTED, Batch, Example, Records
+from llm_entropy.schema.batches import PREDICTED, Batch, Example
+from llm_entropy.schema.records import Records
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 LENGTHS = (7, 4, 6)

@@ -17,7 +17,7 @@ from llm_entropy.outputs.lens_grids import MOST_COLUMNS, grid_of_sentence, read_
 from llm_entropy.outputs.plots.lens_grid import MOST_BESIDE, figures_of_lens
 from llm_entropy.outputs.plots.lettering import token_label
 from llm_entropy.outputs.tables import LensGrid, ModelTables
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import AnalysisSettings, OutputSettings, Settings
 
 TEXTS = [f"{shards.SENTENCES[index % 10]} {index}" for index in range(30)]

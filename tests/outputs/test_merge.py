@@ -25,7 +25,8 @@ from llm_entropy.outputs.results import ModelResult
 from llm_entropy.outputs.sinks import ComparisonSinks
 from llm_entropy.outputs.summaries import effect_rows, summary_rows
 from llm_entropy.outputs.tables import ModelTables
-from llm_entropy.schema import Slice, WindowNotes, shard_schema
+from llm_entropy.schema.batches import Slice, WindowNotes
+from llm_entropy.schema.shards import shard_schema
 from llm_entropy.settings import METRICS, AnalysisSettings, ControlSettings
 
 MANY = [f"{SENTENCES[index % len(SENTENCES)]} {index}" for index in range(300)]

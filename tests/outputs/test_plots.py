@@ -29,7 +29,7 @@ from llm_entropy.outputs.plots import (
 from llm_entropy.outputs.plots import condition as condition_plots
 from llm_entropy.outputs.plots.condition import draw_trajectories, spread
 from llm_entropy.outputs.tables import Curves, ModelTables
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import COMPARISON_METRICS, METRICS, AnalysisSettings, ControlSettings
 
 PRINT_DPI = canvas.DPI

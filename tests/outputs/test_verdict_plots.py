@@ -24,7 +24,7 @@ from llm_entropy.outputs.merge import MergeOptions, MergeSource, merge_model
 from llm_entropy.outputs.places import placebos_path
 from llm_entropy.outputs.plots import canvas, comparative, dose_response, draw_model, impact, overview, verdict
 from llm_entropy.outputs.tables import Curves, ModelTables
-from llm_entropy.schema import column
+from llm_entropy.schema.shards import column
 from llm_entropy.settings import COMPARISON_METRICS, AnalysisSettings, Condition, ControlSettings, compared
 
 METRICS = ["entropy", "perplexity", "attention_entropy"]

@@ -10,7 +10,8 @@ import torch
 
 from llm_entropy.corpus.batching import collate
 from llm_entropy.runs.progress import SentenceProgress
-from llm_entropy.schema import NO_ANSWER, PREDICTED, TARGET_ANSWER, Batch, Example, Records
+from llm_entropy.schema.batches import NO_ANSWER, PREDICTED, TARGET_ANSWER, Batch, Example
+from llm_entropy.schema.records import Records
 
 
 def batch_of(lengths: list[int]) -> Batch:

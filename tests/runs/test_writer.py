@@ -30,7 +30,9 @@ from llm_entropy.runs.rows import records_table
 from llm_entropy.runs.stopping import Stopped
 from llm_entropy.runs.token_texts import TokenTexts
 from llm_entropy.runs.writer import ShardWriter
-from llm_entropy.schema import Batch, BatchKey, Records, WindowNotes, column, shard_schema
+from llm_entropy.schema.batches import Batch, BatchKey, WindowNotes
+from llm_entropy.schema.records import Records
+from llm_entropy.schema.shards import column, shard_schema
 from llm_entropy.settings import (
     CONTROL,
     KL_FROM_STANDARD,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.schema import BatchKey, WindowNotes
+from llm_entropy.schema.batches import BatchKey, WindowNotes
 from llm_entropy.store.files import checksum
 from llm_entropy.store.ledger import (
     Done,

@@ -14,7 +14,8 @@ from llm_entropy.measuring.lens import Lens
 from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention.interface import READABLE
 from llm_entropy.models.families import view_model
-from llm_entropy.schema import PREDICTED, ConditionRecords, Example
+from llm_entropy.schema.batches import PREDICTED, Example
+from llm_entropy.schema.records import ConditionRecords
 from llm_entropy.settings import METRICS, STANDARD, AnalysisSettings
 from llm_entropy.store import session
 from llm_entropy.store.session import Session

@@ -22,7 +22,7 @@ from llm_entropy.outputs.extraction.states import PairStates, find_states
 from llm_entropy.outputs.making import report_reading
 from llm_entropy.outputs.opening import merging, open_and_make
 from llm_entropy.outputs.plots.quality import draw_quality
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import ExtractionSettings
 from llm_entropy.store import manifest
 from llm_entropy.store.files import written_whole

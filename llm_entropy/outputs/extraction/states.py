@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.outputs.parts import check_parts
-from llm_entropy.schema import SENTENCE_ID, STATE_NORMS, STATES, ModelShape, column, state_column, states_schema
+from llm_entropy.schema.shape import ModelShape
+from llm_entropy.schema.shards import SENTENCE_ID, STATE_NORMS, STATES, column, state_column, states_schema
 from llm_entropy.store.ledger import Ledger
 
 FEWEST_PAIRS = 6

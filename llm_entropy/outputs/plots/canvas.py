@@ -25,7 +25,7 @@ from PIL.Image import Image, fromarray
 from llm_entropy.outputs.plots.lettering import FAMILY, plain, shorten
 from llm_entropy.outputs.points import Places, drawn_points, num_points
 from llm_entropy.outputs.tables import Curves, ModelTables
-from llm_entropy.schema import ModelShape
+from llm_entropy.schema.shape import ModelShape
 from llm_entropy.settings import ALL_METRICS, Condition
 from llm_entropy.settings.conditions import Role
 from llm_entropy.store.files import written_whole

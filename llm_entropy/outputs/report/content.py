@@ -19,7 +19,7 @@ from llm_entropy.outputs.points import with_points
 from llm_entropy.outputs.report.numbers import short
 from llm_entropy.outputs.report.sentences import shown_sentences
 from llm_entropy.outputs.tables import Curves, ModelTables
-from llm_entropy.schema import measured_of
+from llm_entropy.schema.shape import measured_of
 from llm_entropy.settings import ALL_METRICS, Condition, Settings
 from llm_entropy.store.manifest import CONFIG
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from llm_entropy.outputs.chunk import Chunk
 from llm_entropy.outputs.tables import SentenceSample
-from llm_entropy.schema import CONTINUATION, LENS_TOKENS, SENTENCE, SENTENCE_ID, WORD_START, column
+from llm_entropy.schema.shards import CONTINUATION, LENS_TOKENS, SENTENCE, SENTENCE_ID, WORD_START, column
 from llm_entropy.settings import LOG_BOUNDARY, Condition
 
 MOST_SENTENCES = 200

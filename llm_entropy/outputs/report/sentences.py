@@ -15,7 +15,7 @@ from llm_entropy.outputs.report.pieces import pieces, shortened
 from llm_entropy.outputs.report.words import shown_words
 from llm_entropy.outputs.tables import ModelTables, SentenceSample
 from llm_entropy.outputs.views import View
-from llm_entropy.schema import (
+from llm_entropy.schema.shards import (
     CONTINUATION,
     LENS_PROBABILITIES,
     LENS_TOKENS,
