@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import re
@@ -30,7 +31,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from llm_entropy.builtin import BUILTIN_MODELS, model_folder
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.adapters import find_adapter, merge_adapter
+from llm_entropy.models.adapters import check_adapter, find_adapter, merge_adapter
 from llm_entropy.models.attention.interface import EAGER, READABLE, in_language_model
 from llm_entropy.models.checkpoints import (
     ADAPTER_CONFIG,
@@ -176,7 +177,7 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         raise ReportedError(
             f"{name}: tokenizer_config.json says model_max_length {longest!r}; expected a number; correct it"
         )
-    return ModelSource(
+    source = ModelSource(
         key=key,
         name=settings.name,
         location=location,
@@ -191,6 +192,14 @@ def find_model(key: str, settings: ModelSettings) -> ModelSource:
         adapter=adapter,
         code=code,
     )
+    if adapter is not None:
+        skeleton = load_skeleton(replace(source, config=copy.deepcopy(config)))  # peft writes into it
+        check_adapter(skeleton, source.tokenizer, adapter, _adapter_name(source), source.name)
+    return source
+
+
+def _adapter_name(source: ModelSource) -> str:
+    return f"models.{source.key}.adapter: {source.settings.adapter}"
 
 
 def _find_class(
@@ -271,7 +280,7 @@ def load_model(source: ModelSource, *, precision: str, needs_attention: bool) ->
             log.info("models.%s: %s: its compressed weights were made whole", source.key, source.name)
     _check_weights(source, model, loading)
     if source.adapter is not None:
-        merged: Any = merge_adapter(model, source.adapter, f"models.{source.key}: {source.name}")
+        merged: Any = merge_adapter(model, source.adapter, _adapter_name(source), source.name)
         model = merged.to(dtype)
     if restore_head_(model, dtype):
         log.info("models.%s: %s: its quantised decoder was dequantised once, to %s", source.key, source.name, dtype)

@@ -86,27 +86,6 @@ def test_an_adapter_is_part_of_what_a_run_is(llama: Path, adapter: Path):
     assert len(adapted["adapter"]) == 32
 
 
-def test_an_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path):
-    with pytest.raises(ReportedError, match=r"models\.mine: .*the adapter .* cannot be merged into it .*give its base"):
-        load_model(
-            find(save_model("gpt2", tmp_path / "gpt2"), adapter=str(adapter)),
-            precision="32-true",
-            needs_attention=False,
-        )
-
-
-def test_an_adapter_with_weights_that_have_no_place_is_refused(llama: Path, adapter: Path, tmp_path: Path):
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(adapter / "adapter_model.safetensors")
-    gone = sorted(name for name in weights if "layers.0" in name)
-    save_file({name.replace("layers.0", "layers.7"): value for name, value in weights.items()}, tmp_path / "a.st")
-    (tmp_path / "a.st").rename(tmp_path / "adapter_model.safetensors")
-    (tmp_path / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    with pytest.raises(ReportedError, match=rf"another model: {len(gone)} of its weights have no place .*layers\.7"):
-        load_model(find(llama, adapter=str(tmp_path)), precision="32-true", needs_attention=False)
-
-
 def test_what_is_no_adapter_is_refused_before_weights_are_read(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
