@@ -15,8 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.library import LanguageModel, key_of
+from llm_entropy.models.finding import ModelSource
 from llm_entropy.models.loaded import loaded_source
-from llm_entropy.models.loading import ModelSource
 from llm_entropy.settings import ControlSettings, ControlVectors, ModelSettings
 from llm_entropy.settings.fields import holds_arrays, plain_value
 from llm_entropy.steering.tensors import as_vector

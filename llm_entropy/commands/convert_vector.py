@@ -77,7 +77,7 @@ def _target(chosen: Namespace) -> Target:
     if chosen.num_blocks is not None or chosen.hidden_size is not None:
         raise ReportedError("got --model beside --num-blocks or --hidden-size, which it tells; give one of the two")
     from llm_entropy.models.families import outline_model
-    from llm_entropy.models.loading import find_model, load_skeleton
+    from llm_entropy.models.finding import find_model, load_skeleton
 
     found = find_model("model", ModelSettings(chosen.model))
     blocks = outline_model(load_skeleton(found)).path

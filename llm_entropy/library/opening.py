@@ -19,9 +19,10 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import Lens, check_lens
 from llm_entropy.models.attention import about_attention, check_attention, with_right_counts
 from llm_entropy.models.families import ModelView, run_base, view_model
+from llm_entropy.models.finding import ModelSource, find_model, limit_of
 from llm_entropy.models.layers import read_layers
 from llm_entropy.models.loaded import borrowed, loaded_source
-from llm_entropy.models.loading import ModelSource, find_model, limit_of, load_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.models.proofs import check_parts, check_size
 from llm_entropy.runs.plan import Plan, plan_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings

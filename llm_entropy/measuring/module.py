@@ -23,13 +23,7 @@ from llm_entropy.schema.batches import Batch
 from llm_entropy.schema.records import ConditionRecords, Records
 from llm_entropy.schema.shape import measured_of
 from llm_entropy.schema.statistics import AttentionStatistics
-from llm_entropy.settings import (
-    BASELINE_METRICS,
-    COMPARISON_METRICS,
-    WORD_METRICS,
-    compared,
-    needs_of,
-)
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, WORD_METRICS, compared, needs_of
 from llm_entropy.steering.plan import SteeringPlan
 
 log = logging.getLogger("llm_entropy")

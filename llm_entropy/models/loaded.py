@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import EAGER, READABLE, attention_implementation, in_language_model
 from llm_entropy.models.families import find_architecture, fused_activations, most_tokens, shape_of
-from llm_entropy.models.loading import DTYPES, ModelSource, find_model, limit_of
+from llm_entropy.models.finding import DTYPES, ModelSource, find_model, limit_of
 from llm_entropy.models.own_code import code_name
 from llm_entropy.settings import LOADED_PREFIX, ModelSettings
 

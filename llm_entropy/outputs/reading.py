@@ -15,13 +15,7 @@ from llm_entropy.outputs.comparison import difference, percent_change, quantitie
 from llm_entropy.outputs.effects import DOSE_COLUMNS
 from llm_entropy.outputs.inference.summary import Summary
 from llm_entropy.outputs.placebos import SCHEMA
-from llm_entropy.outputs.places import (
-    doses_path,
-    place_of_comparison,
-    place_of_condition,
-    placebos_path,
-    summary_path,
-)
+from llm_entropy.outputs.places import doses_path, place_of_comparison, place_of_condition, placebos_path, summary_path
 from llm_entropy.outputs.points import mean_over_heads
 from llm_entropy.schema.shards import SENTENCE, SENTENCE_ID
 from llm_entropy.settings import ALL_METRICS, COMPARISON_METRICS, Comparison, Condition

@@ -25,14 +25,7 @@ from llm_entropy.schema.shards import (
     column,
     kept_column,
 )
-from llm_entropy.settings import (
-    BASELINE_METRICS,
-    COMPARISON_METRICS,
-    WORD_METRICS,
-    Comparison,
-    Condition,
-    DataSettings,
-)
+from llm_entropy.settings import BASELINE_METRICS, COMPARISON_METRICS, WORD_METRICS, Comparison, Condition, DataSettings
 
 MOST_DICTIONARY = 2**30
 """Bytes of texts in a row group up to which each is stored once."""

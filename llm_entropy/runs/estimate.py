@@ -18,7 +18,7 @@ from llm_entropy.corpus.encoded import EncodedSentences
 from llm_entropy.measuring.forwards import shared_layers
 from llm_entropy.measuring.generated import measuring_module
 from llm_entropy.models.families import outline_model
-from llm_entropy.models.loading import load_skeleton, weights_dtype
+from llm_entropy.models.finding import load_skeleton, weights_dtype
 from llm_entropy.runs.launch import checkpoint_root
 from llm_entropy.runs.opening import open_corpus, open_model
 from llm_entropy.runs.plan import Plan, for_corpus, plan_model

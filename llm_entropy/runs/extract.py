@@ -10,7 +10,7 @@ from typing import Any, Optional
 from llm_entropy.corpus.own_tokens import StateEncoder
 from llm_entropy.corpus.pairs import Pairs, load_pairs, pairs_in_memory
 from llm_entropy.measuring.states import StatesModule
-from llm_entropy.models.loading import ModelSource
+from llm_entropy.models.finding import ModelSource
 from llm_entropy.outputs.extraction.making import make_vectors
 from llm_entropy.outputs.extraction.result import ExtractionResult
 from llm_entropy.runs.beginning import take_up

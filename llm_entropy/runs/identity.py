@@ -13,8 +13,8 @@ from typing import Any, Optional
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.checkpoints import weight_files
+from llm_entropy.models.finding import ModelSource
 from llm_entropy.models.loaded import content_of
-from llm_entropy.models.loading import ModelSource
 from llm_entropy.runs.plan import Plan
 from llm_entropy.settings import ControlSettings, Settings, to_plain
 from llm_entropy.steering.plan import SteeringPlan

@@ -17,7 +17,7 @@ from llm_entropy.corpus.words import word_starts
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.asked import Asked
 from llm_entropy.measuring.lens import read_translators
-from llm_entropy.models.loading import ModelSource, find_model
+from llm_entropy.models.finding import ModelSource, find_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, Settings
 from llm_entropy.steering.conditions import plan_conditions
 from llm_entropy.steering.plan import SteeringPlan

@@ -11,8 +11,8 @@ import lightning as L
 from datasets import Dataset
 
 from llm_entropy.errors import ReportedError
+from llm_entropy.models.finding import ModelSource
 from llm_entropy.models.loaded import borrowed
-from llm_entropy.models.loading import ModelSource
 from llm_entropy.outputs.results import RunResult
 from llm_entropy.runs.beginning import take_up
 from llm_entropy.runs.ending import end_by, ended_well, finish

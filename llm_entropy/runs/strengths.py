@@ -25,13 +25,7 @@ from llm_entropy.corpus.sample import sample_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.budget import CPU_TOKENS
 from llm_entropy.measuring.module import EntropyModule
-from llm_entropy.measuring.target_kl import (
-    MOST_STEPS,
-    PERCENT,
-    SENTENCES,
-    LastLayerKL,
-    find_strength,
-)
+from llm_entropy.measuring.target_kl import MOST_STEPS, PERCENT, SENTENCES, LastLayerKL, find_strength
 from llm_entropy.runs.launch import is_first_process
 from llm_entropy.runs.opening import OpenedModel, open_model
 from llm_entropy.runs.plan import Plan

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.families import view_model
-from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.models.finding import find_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.settings import ModelSettings
 
 peft = pytest.importorskip("peft")

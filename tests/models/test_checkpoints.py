@@ -14,7 +14,8 @@ from tiny_models import make_model, make_tokenizer, save_model
 
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.checkpoints import quick_fault, thorough_fault, weight_files
-from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.models.finding import find_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.settings import ModelSettings
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"

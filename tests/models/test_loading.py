@@ -20,7 +20,8 @@ from tiny_models import FAMILIES, HIDDEN, MAX_POSITIONS, make_model, make_tokeni
 from llm_entropy.corpus.picking import corpus_of_sentences
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
-from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.models.finding import find_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.runs.identity import model_identity
 from llm_entropy.runs.plan import check_tokens, plan_model
 from llm_entropy.settings import DataSettings, ModelSettings, Settings

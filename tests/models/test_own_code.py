@@ -24,8 +24,9 @@ from transformers import dynamic_module_utils
 from llm_entropy import measure, open_model, run_analysis
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.attention.interface import attention_implementation
+from llm_entropy.models.finding import find_model, load_skeleton
 from llm_entropy.models.loaded import loaded_source
-from llm_entropy.models.loading import find_model, load_model, load_skeleton
+from llm_entropy.models.loading import load_model
 from llm_entropy.models.own_code import LOCK
 from llm_entropy.runs import opening
 from llm_entropy.runs.identity import model_identity

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from llm_entropy import measure, open_model
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.loading import find_model
+from llm_entropy.models.finding import find_model
 from llm_entropy.models.quantised import PACKAGES
 from llm_entropy.settings import ModelSettings
 

@@ -17,7 +17,8 @@ from llm_entropy.builtin import model_folder
 from llm_entropy.errors import ReportedError
 from llm_entropy.measuring.lens import check_lens
 from llm_entropy.models.families import view_model
-from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.models.finding import find_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.models.quantised import restore_head_
 from llm_entropy.runs.identity import model_identity
 from llm_entropy.runs.plan import plan_model
@@ -275,7 +276,7 @@ def test_a_quantised_decoder_becomes_the_numbers_that_it_multiplies_with(family:
 def test_an_adapter_is_not_merged_into_quantised_weights(
     llama: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("llm_entropy.models.loading.method_of", lambda config: "bitsandbytes")
+    monkeypatch.setattr("llm_entropy.models.finding.method_of", lambda config: "bitsandbytes")
     with pytest.raises(
         ReportedError, match=r"is quantised \(bitsandbytes\), and an adapter is merged in full precision"
     ):

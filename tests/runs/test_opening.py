@@ -15,7 +15,8 @@ from llm_entropy.errors import ReportedError
 from llm_entropy.models import families
 from llm_entropy.models.attention.interface import READABLE, attention_implementation
 from llm_entropy.models.families import find_architecture, shape_of
-from llm_entropy.models.loading import find_model, load_model
+from llm_entropy.models.finding import find_model
+from llm_entropy.models.loading import load_model
 from llm_entropy.runs.opening import open_model
 from llm_entropy.runs.plan import plan_model
 from llm_entropy.settings import AnalysisSettings, DataSettings, ModelSettings, OutputSettings, Settings

@@ -33,14 +33,7 @@ from llm_entropy.runs.writer import ShardWriter
 from llm_entropy.schema.batches import Batch, BatchKey, WindowNotes
 from llm_entropy.schema.records import Records
 from llm_entropy.schema.shards import column, shard_schema
-from llm_entropy.settings import (
-    CONTROL,
-    KL_FROM_STANDARD,
-    METRICS,
-    STANDARD,
-    AnalysisSettings,
-    ControlSettings,
-)
+from llm_entropy.settings import CONTROL, KL_FROM_STANDARD, METRICS, STANDARD, AnalysisSettings, ControlSettings
 from llm_entropy.store import files
 from llm_entropy.store.ledger import Ledger, read_ledger
 from llm_entropy.store.session import Session
