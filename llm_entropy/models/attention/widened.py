@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Optional
 
 import torch
 from torch import Tensor, nn
+
+ROWS = 2**8
+"""Rows of a linear layer's matrix that are widened together: few enough to be used while they are in the cache."""
 
 
 @contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Let a model compute in float32 inside of the context; one that does so in any case is left as it is.
 
-    A module's own weights are widened while it runs and narrow again behind it, so that of a large model one matrix is
-    held twice, and in one place: memory that is fresh for each matrix takes longer to get than to fill. Embeddings are
-    looked up as they are, and what was found is widened.
+    The matrix of a linear layer is widened a few rows at a time. Any other module's own weights are widened while it
+    runs and narrow again behind it, so that of a large model one matrix is held twice, and in one place: memory that is
+    fresh for each matrix takes longer to get than to fill. Embeddings are looked up as they are, and what was found is
+    widened.
 
     Args:
         model: Its forward passes are changed, its weights are not.
@@ -26,6 +31,9 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, nn.Embedding):
                 hooks.callback(module.register_forward_hook(_widen_output).remove)
+            elif type(module) is nn.Linear and _is_narrow(module.weight) and "forward" not in vars(module):
+                module.forward = partial(_linear, module)  # type: ignore[method-assign]
+                hooks.callback(delattr, module, "forward")
             elif any(_is_narrow(weight) for weight in module.parameters(recurse=False)):
                 weights = _Weights(room)
                 hooks.callback(module.register_forward_pre_hook(weights.widen).remove)
@@ -39,6 +47,13 @@ def _is_narrow(weight: Tensor) -> bool:
 
 def _widen_output(module: nn.Module, args: Any, output: Tensor) -> Tensor:
     return output.float()
+
+
+def _linear(module: nn.Linear, input: Tensor) -> Tensor:
+    """Return what a linear layer does, in float32; its argument has the name that it has there."""
+    product = torch.cat([nn.functional.linear(input, rows.float()) for rows in module.weight.split(ROWS)], dim=-1)
+    bias: Optional[Tensor] = module.bias
+    return product if bias is None else product.add_(bias.float())
 
 
 class _Room:
