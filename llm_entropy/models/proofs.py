@@ -150,7 +150,7 @@ def check_steering(view: ModelView, name: str) -> None:
         pattern[..., 1::2] = -1  # a norm would take out what all numbers have in common
         pattern[..., 2::3] *= 2
         change[block] = pattern * size
-        added[block] = change[block]
+        added[block] = change[block].clone()  # else it would hold all of the change
         return exchanged(output, hidden, hidden + change)
 
     first = partial(nn.Module.register_forward_hook, prepend=True)

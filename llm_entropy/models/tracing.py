@@ -209,8 +209,9 @@ def _watching(model: nn.Module, also: set[nn.Module]) -> Iterator[list[_Call]]:
 
     def end(module: nn.Module, args: Any, output: Any) -> None:
         call = running[module].pop()
-        # Whatever is done to the output in place is not to be taken for the module's work.
-        call.outputs, call.end = [states.clone() for states in _states(output)], len(calls)
+        # Whatever is done to the output in place is not to be taken for the module's work; to the model's, nothing is.
+        call.outputs = [states if module is model else states.clone() for states in _states(output)]
+        call.end = len(calls)
 
     with ExitStack() as hooks:
         for name, module in model.named_modules():
