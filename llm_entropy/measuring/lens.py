@@ -32,7 +32,7 @@ ROUNDINGS = 3
 again behind a scale or a softcap."""
 SCALE_ERROR = 2e-3
 """Largest error of the scale of the logits; over all of the probe the rounding of bfloat16 leaves less than a tenth."""
-CHUNK = 2**12
+CHUNK = 2**9
 """Tokens of the vocabulary whose logits are made together: weights in half precision are widened for it."""
 MASKED = -1e4
 """Logits below are those of masked tokens, whatever the number: minus infinity, or the least of a type."""
@@ -169,10 +169,12 @@ def check_lens(view: ModelView, name: str) -> LensProof:
         ReportedError: It does not: the family's row, or the checkpoint, is not what it seems.
     """
     last = len(PROBES) - 1
-    probes = [_probe(view, name, seed, lengths, by_base=seed == last) for seed, lengths in enumerate(PROBES)]
-    seen, truth = (torch.cat(logits) for logits in zip(*probes, strict=True))
-    probes.clear()
-    proof, wrong = _compare(seen, truth, view.decoder.weight.dtype)
+    # One probe after the other: of a large vocabulary logits are larger than all else that the probes take.
+    dtype = view.decoder.weight.dtype
+    compared = [
+        _compare(*_probe(view, name, seed, lengths, by_base=seed == last), dtype) for seed, lengths in enumerate(PROBES)
+    ]
+    proof, wrong = _judge(compared, dtype)
     if wrong is not None:
         raise ReportedError(
             f"{name}: the logit lens at the last layer misses the model's own logits by {proof.error:.3g} ({wrong}), "
@@ -216,43 +218,64 @@ def _probe(view: ModelView, name: str, seed: int, lengths: tuple[int, ...], *, b
     return seen, truth
 
 
-def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> tuple[LensProof, Optional[str]]:
-    """Compare logits that were computed in float32 with those of a model.
+class _Compared(NamedTuple):
+    """How logits of a lens, computed in float32, differ from those of a model; numbers of several probes add up."""
+
+    extremes: Tensor
+    """The largest difference, and the largest logit of the lens."""
+    sums: Tensor
+    """Sums of squares: of differences, logits of the lens, their rounding, and what deviates from a record's mean; the
+    sum of products of that with differences; and how many logits there are. All float64."""
+
+
+def _compare(seen: Tensor, truth: Tensor, dtype: torch.dtype) -> Optional[_Compared]:
+    """Compare logits that were computed in float32 with those of a model; None: other tokens are masked.
+
+    Args:
+        seen: [record, vocab], float32; overwritten.
+        truth: As `seen`, turned to float32; overwritten.
+        dtype: The model's, to which `truth` was rounded.
+    """
+    masked = truth < MASKED
+    if not torch.equal(seen < MASKED, masked):
+        return None
+    if masked.any():
+        kept = ~masked.any(dim=0)
+        seen, truth = seen[:, kept], truth[:, kept]
+    del masked
+    largest, usual = _largest(seen), _sum_of_squares(seen)
+    rounding = _sum_of_squares(seen.to(dtype).float().sub_(seen)) if dtype.itemsize == 2 else 0.0
+    difference = truth.sub_(seen)
+    deviation = seen.sub_(seen.mean(dim=-1, keepdim=True)).flatten()
+    common = float(deviation.dot(difference.flatten()))
+    sums = [_sum_of_squares(difference), usual, rounding, _sum_of_squares(deviation), common, float(seen.numel())]
+    return _Compared(torch.tensor([_largest(difference), largest]), torch.tensor(sums, dtype=torch.float64))
+
+
+def _judge(compared: Sequence[Optional[_Compared]], dtype: torch.dtype) -> tuple[LensProof, Optional[str]]:
+    """Return the largest error of all probes and what is allowed, and what is wrong; None if nothing is.
 
     Rounding hides an error of one logit, but not what thousands have in common: errors of half precision have a known
     size, and no part in common with the logits themselves.
 
     Args:
-        seen: [record, vocab], float32.
-        truth: As `seen`, turned to float32.
-        dtype: The model's, to which `truth` was rounded.
-
-    Returns:
-        The largest error and what is allowed, and what is wrong; None if nothing is.
+        compared: Of each probe.
+        dtype: The model's.
     """
-    masked = truth < MASKED
-    if not torch.equal(seen < MASKED, masked):
+    known = [own for own in compared if own is not None]
+    if len(known) < len(compared):
         return LensProof(float("inf"), 0.0), "other tokens are masked"
-    if masked.any():
-        kept = ~masked.any(dim=0)
-        seen, truth = seen[:, kept], truth[:, kept]
-    # One matrix beside the two at a time: of a large vocabulary each is larger than all that the probe takes.
-    difference = truth - seen
-    error, typical = _largest(difference), _root_mean_square(difference)
-    del difference
-    largest, usual = _largest(seen), _root_mean_square(seen)
-    is_half = dtype.itemsize == 2
-    of_rounding = ROUNDINGS * torch.finfo(dtype).eps if is_half else 0.0
-    rounding = _root_mean_square(seen.to(dtype).float().sub_(seen)) if is_half else 0.0
-    deviation = (seen - seen.mean(dim=-1, keepdim=True)).flatten()
-    spread = float(deviation.dot(deviation))
-    # What deviates from its mean has none: the mean of the other side counts nothing in a product with it.
-    scale = float(deviation.dot(truth.flatten())) / spread if spread else 1.0
+    error, largest = torch.stack([own.extremes for own in known]).amax(dim=0).tolist()  # NaN where one is
+    *squares, spread, common, number = torch.stack([own.sums for own in known]).sum(dim=0).tolist()
+    typical, usual, rounding = (math.sqrt(square / max(1.0, number)) for square in squares)
+    of_rounding = ROUNDINGS * torch.finfo(dtype).eps if dtype.itemsize == 2 else 0.0
+    # The model's logits are the lens's and the difference; what deviates from its mean has none in common with a mean.
+    scale = common / spread if spread else 0.0
     proof = LensProof(error, LARGEST_ERROR * max(1.0, largest) + of_rounding * largest)
     for what, value, allowed in (
         ("largest error", *proof),
         ("root mean square", typical, TYPICAL_ERROR * max(1.0, usual) + ROUNDINGS * rounding),
-        ("error of the scale", abs(scale - 1.0), SCALE_ERROR),
+        ("error of the scale", abs(scale), SCALE_ERROR),
     ):
         if not value <= allowed:
             return proof, f"{what} {value:.3g}, at most {allowed:.3g} expected"
@@ -264,5 +287,5 @@ def _largest(values: Tensor) -> float:
     return max(-float(least), float(most))
 
 
-def _root_mean_square(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values)) / math.sqrt(max(1, values.numel()))
+def _sum_of_squares(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values)) ** 2
