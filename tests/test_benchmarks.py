@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from benchmarks import attention, auto_batches, end_to_end, lens, precision, products, report, subjects
+from benchmarks import attention, auto_batches, end_to_end, lens, opening, precision, products, report, subjects
 from benchmarks.peers import hugging_face, ours, usual_script
 from benchmarks.peers.__main__ import measure_peer
 from benchmarks.peers.environments import PEERS
@@ -198,3 +198,43 @@ def test_the_script_for_a_gpu_runs_its_parts_on_a_cpu_and_one_that_fails_stops_n
     assert "attention: done" in ended.stdout
     (table,) = tmp_path.glob("attention-*.md")
     assert "The attention of one block" in table.read_text()
+
+
+@pytest.mark.parametrize(("size", "dtype"), opening.TINY.items())
+def test_what_runs_through_a_model_while_it_is_opened_is_counted(size, dtype):
+    model = opening.make_model(size, dtype)
+    counts = opening.count(model)
+    assert counts[opening.FORWARD] == opening.Count(1, 14, 14)
+    assert counts["check_parts"].tokens == 5 + 2 + 5 + 2 * 5 + model.config.num_hidden_layers + 1
+    parts = [counts[name] for name in counts if name not in (opening.FORWARD, opening.ALL)]
+    assert counts[opening.ALL] == pytest.approx([sum(numbers) for numbers in zip(*parts, strict=True)])
+    weights = opening.weights_of(view_model(model))
+    assert weights.tokens(counts[opening.FORWARD]) == pytest.approx(14)
+
+
+def test_the_memory_of_opening_is_that_of_tensors_at_the_highest():
+    def hold_and_let_go() -> None:
+        for _ in range(3):
+            torch.ones(2**20)
+
+    assert 2**22 <= opening._peak(hold_and_let_go) < 2**22 + 2**12
+
+
+def test_a_large_model_is_reckoned_by_its_tokens_and_the_rates_of_a_smaller_one(monkeypatch):
+    monkeypatch.setattr(opening, "best_rate", lambda *_, **__: 1e12)
+    monkeypatch.setitem(opening.LARGE, "num_hidden_layers", 4)
+    model = opening.make_model("tiny-llama", torch.bfloat16)
+    costs = {name: opening.Cost(counted, 0.5, 2**20) for name, counted in opening.count(model).items()}
+    rows = {row[0]: row for row in cells(opening.costs_table(costs, opening.weights_of(view_model(model))))}
+    assert rows[opening.FORWARD][1:5] == ["1", "14", "14", "14.0"]
+    table = opening.reckon(costs, opening.Weights(10**9, 10**8), torch.bfloat16).partition("\n\n")[2]
+    rows = {row[0]: row for row in cells(table)}
+    blocks, decoder = 4 * (4 * 4096**2 + 3 * 4096 * 11_008), 4096 * 32_000
+    assert rows[opening.FORWARD][1:5] == ["1", "14.0", "26", "0.03"]  # 14 x 2 x (blocks + decoder) = 26.3e9
+    assert float(rows["check_parts"][2]) == pytest.approx((5 + 2 + 5 + 10 + 5) * blocks / (blocks + decoder), abs=0.1)
+
+
+def test_opening_holds_few_times_what_one_pass_over_its_probe_does():
+    parts = opening.parts_of(opening.make_model("tiny", torch.float32))
+    held = {name: opening._peak(way) for name, way in parts.items()}
+    assert held[opening.ALL] < 3 * held[opening.FORWARD]
