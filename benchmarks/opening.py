@@ -36,7 +36,7 @@ from llm_entropy.models.attention import open_attention
 from llm_entropy.models.attention.interface import READABLE
 from llm_entropy.models.families import ModelView, hooks_on_applications, stream_of, view_model
 from llm_entropy.models.proofs import check_parts, check_size
-from llm_entropy.models.tracing import PROBE_SHAPE, probe_tokens
+from llm_entropy.models.tracing.probe import PROBE_SHAPE, probe_tokens
 
 FORWARD, ALL = "one pass over the probe", "all of opening"
 ROUNDS = 3

@@ -19,7 +19,7 @@ from llm_entropy import kernels
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.families import ModelView, run_base
 from llm_entropy.models.layers import read_layers
-from llm_entropy.models.tracing import probe_tokens
+from llm_entropy.models.tracing.probe import probe_tokens
 
 log = logging.getLogger("llm_entropy")
 

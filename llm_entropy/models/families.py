@@ -30,7 +30,11 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from llm_entropy.errors import ReportedError
-from llm_entropy.models.tracing import Attending, HeadStep, NotFound, find_attention, outline, trace
+from llm_entropy.models.tracing.attending import Attending, find_attention
+from llm_entropy.models.tracing.blocks import outline
+from llm_entropy.models.tracing.head import HeadStep
+from llm_entropy.models.tracing.not_found import NotFound
+from llm_entropy.models.tracing.trace import trace
 from llm_entropy.schema.shape import ModelShape
 from llm_entropy.schema.statistics import Unembedding
 from llm_entropy.settings import Kind

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_entropy.models.families import ModelView, hooks_on_applications, stream_of
-from llm_entropy.models.tracing import stream_in
+from llm_entropy.models.tracing.stream import stream_in
 
 
 class LayerStates:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from llm_entropy.errors import ReportedError
 from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, shape_of
 from llm_entropy.models.layers import read_layers
-from llm_entropy.models.tracing import exchanged, probe_tokens, stream_in
+from llm_entropy.models.tracing.probe import probe_tokens
+from llm_entropy.models.tracing.stream import exchanged, stream_in
 
 log = logging.getLogger("llm_entropy")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from llm_entropy.models.families import hooks_on_applications, stream_of
-from llm_entropy.models.tracing import exchanged, stream_in
+from llm_entropy.models.tracing.stream import exchanged, stream_in
 from llm_entropy.steering.operators import OPERATORS
 from llm_entropy.steering.plan import SteeringPlan
 from llm_entropy.steering.token_weights import token_weights_for

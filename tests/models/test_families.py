@@ -28,7 +28,7 @@ from llm_entropy.measuring.module import EntropyModule
 from llm_entropy.models.attention import about_attention, check_sinks, open_attention, read_attention_entropy
 from llm_entropy.models.families import ModelView, find_architecture, most_tokens, run_base, view_model
 from llm_entropy.models.proofs import check_parts, check_size
-from llm_entropy.models.tracing import probe_tokens
+from llm_entropy.models.tracing.probe import probe_tokens
 from llm_entropy.schema.batches import Batch, Example
 from llm_entropy.settings import CONTROL, METRICS, STANDARD, AnalysisSettings, ControlSettings
 

@@ -27,7 +27,7 @@ from llm_entropy.models.attention.interface import (
 from llm_entropy.models.attention.rows import RowEntropies
 from llm_entropy.models.attention.widened import in_float32
 from llm_entropy.models.families import ModelView, hooks_on_applications, run_base, view_model
-from llm_entropy.models.tracing import probe_tokens
+from llm_entropy.models.tracing.probe import probe_tokens
 from llm_entropy.schema.batches import widest_float
 from llm_entropy.settings import SINK_MASS
 

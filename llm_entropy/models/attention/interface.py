@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from llm_entropy.models.tracing import READER
+from llm_entropy.models.tracing.attending import READER
 
 EAGER = "eager"
 READABLE = "sdpa_and_entropy"

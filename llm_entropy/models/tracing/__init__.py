@@ -1,0 +1,1 @@
+"""Finding the parts of any language model by watching a probe of random tokens go through it."""
