@@ -45,7 +45,8 @@ def expected_files(settings: Settings) -> set[str]:
         names = ["data/{}_summary.csv", "data/{}_dose.csv", "data/{}_placebos.parquet", "plots/{}_summary.png"]
         names += [f"plots/{{}}_{metric}_dose_response.png" for metric in metrics]
         paths |= {f"comparative/{name.format(model)}" for name in names}
-    return paths
+    silent = {f"{own}/plots/" for one in shown if not one.has_plots for own in (one.folder, one.comparison_folder)}
+    return {path for path in paths if not path.startswith(tuple(silent))}
 
 
 def problem_of(path: Path) -> str | None:
