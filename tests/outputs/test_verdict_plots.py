@@ -286,8 +286,8 @@ def test_a_dose_response_shows_the_last_layer_and_that_of_the_largest_effect_wit
     drawn = [figure.save() for figure in dose_response.figures_of_doses(changed, tmp_path)]
     assert [path.name for path in drawn] == [f"tiny_{metric}_dose_response.png" for metric in METRICS]
     assert [axes.get_title(loc="left") for axes in quick[0].axes] == [
-        "Last layer (4)\nslope per unit +1,234, 95 % [+1,000, +2e+06]",
-        "Layer 2, of the largest effect\nslope per unit -0.25, 95 % [-0.5, +0.125]".replace("-", canvas.MINUS),
+        "Last layer (4)\nslope +1,234, 95 % [+1,000, +2e+06]",
+        "Layer 2, of the largest effect\nslope -0.25, 95 % [-0.5, +0.125]".replace("-", canvas.MINUS),
     ]
 
 

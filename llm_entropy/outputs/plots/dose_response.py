@@ -135,13 +135,13 @@ def _panel_title(tables: ModelTables, conditions: Sequence[Condition], metric: s
 
 
 def _slope(doses: DoseTable, vector: str, metric: str, layer: int) -> str:
-    """Return the slope with its interval, in words; the unit of the metric is on the axis."""
+    """Return the slope per unit of strength, with its interval, in words short enough for the width of a panel."""
     (row,) = np.flatnonzero((doses.vector == vector) & (doses.metric == metric) & (doses.layer == layer))
     slope, low, high = doses.slope[row], doses.slope_ci_low[row], doses.slope_ci_high[row]
     if np.isnan(slope):
         return "slope: no sentence has finite numbers"
     interval = "" if np.isnan(low) else f", 95 % [{_number(low)}, {_number(high)}]"
-    return f"slope per unit {_number(slope)}{interval}"
+    return f"slope {_number(slope)}{interval}"
 
 
 def _number(value: float) -> str:
