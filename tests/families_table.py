@@ -45,8 +45,8 @@ Kind: *unpadded* says that padding would change what the model computes, so that
 
 Attention: *fused* is read beside transformers' fused attention; *eager* from the maps of eager attention, which takes
 longer; *none* cannot be read, and is null in every table. "in 1 of 3" blocks: the others have none, or one that shows
-neither scores nor weights. "sinks apart": a part of the attention goes to what is no token, which is `sink_mass`; the
-entropy is that of the rest. "without sinks": so it is, and the maps do not show how large that part is.
+neither scores nor weights. "sinks apart": a part of the attention goes to sinks, which are no tokens. `sink_mass` is
+that part, and the entropy is that of the rest. "without sinks": there are sinks, but the maps do not show their part.
 """
 COLUMNS = "| model_type | kind | lens | steering | attention |\n|---|---|---|---|---|"
 REFUSED = """
